@@ -1,0 +1,1 @@
+//! Everything goprof knows of Go binaries: finding and reading pclntab, moduledata, build info.

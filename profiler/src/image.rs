@@ -1,0 +1,1 @@
+//! Files of profiled programs, mapped and safe to read while they change.

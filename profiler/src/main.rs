@@ -1,0 +1,3 @@
+//! The `goprof` command: parse, run, exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the tests share: building Go programs, running goprof, reading profiles.
