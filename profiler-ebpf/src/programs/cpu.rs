@@ -95,26 +95,21 @@ fn sample(ctx: &PerfEventContext, scratch: &mut Scratch) {
         header: header(kind::SAMPLE),
         cgroup_id,
         comm: bpf_get_current_comm().unwrap_or_default(),
-        ip: 0,
-        sp: 0,
-        fp: 0,
-        lr: 0,
+        ip: registers.ip,
+        sp: registers.sp,
+        fp: registers.fp,
+        lr: registers.lr,
         user_frames: 0,
         slice_words: 0,
         kernel_frames: 0,
         walk_end: WalkEnd::NoRegisters as u8,
         flags: if in_user { flags::IN_USER } else { 0 },
     };
-    match registers {
-        Some(registers) => {
-            scratch.sample.ip = registers.ip;
-            scratch.sample.sp = registers.sp;
-            scratch.sample.fp = registers.fp;
-            scratch.sample.lr = registers.lr;
-            scratch.sample.walk_end = walk(&CurrentTask, registers.fp, &mut &mut *scratch) as u8;
-            copy_slice(scratch, &registers);
-        }
-        None => count(Counter::NoUserRegisters),
+    if registers.ip == 0 {
+        count(Counter::NoUserRegisters);
+    } else {
+        scratch.sample.walk_end = walk(&CurrentTask, registers.fp, &mut &mut *scratch) as u8;
+        copy_slice(scratch, &registers);
     }
     kernel_stack(ctx, scratch, in_user);
 

@@ -18,8 +18,10 @@ static ARM64: u8 = 0;
 /// at most 52 bits on arm64.
 const USER_END: u64 = 1 << 56;
 
-/// What a stack walk starts from.
-#[derive(Clone, Copy)]
+/// What a stack walk starts from; all zero where it could not be had. (No
+/// `Option`: the compiler would leave the fields of `None` unset, which the
+/// verifier refuses to see copied.)
+#[derive(Clone, Copy, Default)]
 pub struct UserRegisters {
     pub ip: u64,
     pub sp: u64,
@@ -28,16 +30,13 @@ pub struct UserRegisters {
     pub lr: u64,
 }
 
-/// Words of `struct pt_regs` up to the last that is wanted, and the place of
-/// each register: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.
+/// The place of each register in `struct pt_regs`, in words: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.
 mod x86 {
-    pub const WORDS: usize = 20;
     pub const FP: usize = 4;
     pub const IP: usize = 16;
     pub const SP: usize = 19;
 }
 mod arm64 {
-    pub const WORDS: usize = 33;
     pub const FP: usize = 29;
     pub const LR: usize = 30;
     pub const SP: usize = 31;
@@ -52,12 +51,17 @@ fn is_arm64() -> bool {
 
 /// The registers of user mode, and whether the tick interrupted user mode.
 #[inline(always)]
-pub fn user_registers(ctx: &PerfEventContext) -> (Option<UserRegisters>, bool) {
+pub fn user_registers(ctx: &PerfEventContext) -> (UserRegisters, bool) {
     let interrupted = interrupted(ctx);
     if is_user(&interrupted) {
-        return (Some(interrupted), true);
+        return (interrupted, true);
     }
-    (at_kernel_entry().filter(is_user), false)
+    let saved = at_kernel_entry();
+    if is_user(&saved) {
+        (saved, false)
+    } else {
+        (UserRegisters::default(), false)
+    }
 }
 
 #[inline(always)]
@@ -91,35 +95,37 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
 
 /// The registers that the kernel saved when the thread entered it.
 #[inline(always)]
-fn at_kernel_entry() -> Option<UserRegisters> {
-    let mut words = [0u64; arm64::WORDS];
-    let count = if is_arm64() { arm64::WORDS } else { x86::WORDS };
-    // SAFETY: both helpers are valid for the current task (Linux 5.15), and
-    // the read does not fault.
-    let failed = unsafe {
-        let saved = bpf_task_pt_regs(bpf_get_current_task_btf());
-        bpf_probe_read_kernel(
-            words.as_mut_ptr().cast::<c_void>(),
-            (count * 8) as u32,
-            saved as *const c_void,
-        )
-    };
-    if failed != 0 {
-        return None;
-    }
-    Some(if is_arm64() {
+fn at_kernel_entry() -> UserRegisters {
+    // SAFETY: both helpers are valid for the current task (Linux 5.15).
+    let saved = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u64;
+    if is_arm64() {
         UserRegisters {
-            ip: words[arm64::IP],
-            sp: words[arm64::SP],
-            fp: words[arm64::FP],
-            lr: words[arm64::LR],
+            ip: saved_word(saved, arm64::IP),
+            sp: saved_word(saved, arm64::SP),
+            fp: saved_word(saved, arm64::FP),
+            lr: saved_word(saved, arm64::LR),
         }
     } else {
         UserRegisters {
-            ip: words[x86::IP],
-            sp: words[x86::SP],
-            fp: words[x86::FP],
+            ip: saved_word(saved, x86::IP),
+            sp: saved_word(saved, x86::SP),
+            fp: saved_word(saved, x86::FP),
             lr: 0,
         }
-    })
+    }
+}
+
+#[inline(always)]
+fn saved_word(saved: *const u64, index: usize) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: a kernel address; the helper does not fault, and writes zero
+    // where it fails.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut word).cast::<c_void>(),
+            8,
+            saved.wrapping_add(index).cast::<c_void>(),
+        );
+    }
+    word
 }
