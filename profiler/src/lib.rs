@@ -2,10 +2,15 @@
 //! profiled program. Modules stand in pipeline order; `ARCHITECTURE.md` says
 //! what each may know.
 
-pub mod decode;
 pub mod probe;
 pub mod ringbuf;
+pub mod decode;
+pub mod unwind;
+pub mod aggregate;
 pub mod symbolize;
 
 pub mod gobinary;
 pub mod image;
+pub mod process;
+
+pub mod session;

@@ -31,13 +31,22 @@ impl Clock {
     }
 }
 
+fn program(ebpf: &mut Ebpf) -> Result<&mut PerfEvent> {
+    let program = ebpf
+        .program_mut("cpu_sample")
+        .ok_or_else(|| anyhow!("the eBPF object has no program cpu_sample"))?;
+    Ok(program.try_into()?)
+}
+
+/// Takes the sampler off every CPU.
+pub(super) fn detach(ebpf: &mut Ebpf) -> Result<()> {
+    program(ebpf)?.unload().context("cannot detach the CPU sampler")
+}
+
 /// Attaches the sampler to every online CPU, by hardware cycles where the
 /// first CPU has them.
 pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Clock> {
-    let program: &mut PerfEvent = ebpf
-        .program_mut("cpu_sample")
-        .ok_or_else(|| anyhow!("the eBPF object has no program cpu_sample"))?
-        .try_into()?;
+    let program = program(ebpf)?;
     program
         .load()
         .context("the kernel refuses the eBPF program cpu_sample")?;

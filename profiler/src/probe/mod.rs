@@ -72,6 +72,14 @@ impl Probes {
         cpu::attach(&mut self.ebpf, rate_hz)
     }
 
+    /// Detaches the CPU sampler.
+    ///
+    /// # Errors
+    /// The program is not loaded.
+    pub fn detach_cpu(&mut self) -> Result<()> {
+        cpu::detach(&mut self.ebpf)
+    }
+
     /// The ring buffer; to be taken once.
     ///
     /// # Errors

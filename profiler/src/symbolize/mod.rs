@@ -3,9 +3,373 @@
 //! The result, [`SymbolizedWindow`], is what every output format reads. It is
 //! typed data throughout; no stage passes text to the next.
 
+mod native;
+mod tables;
 mod window;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    aggregate::{StackCount, Window},
+    gobinary::{FuncKind, GoFrame},
+    process::{Mapped, Object, ProcessIndex, ProcessTable},
+};
+
+use native::{NativeFrame, NativeSymbols};
+use tables::Tables;
 
 pub use window::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
     Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread,
 };
+
+/// When and how a window was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Taken {
+    /// What was sampled.
+    pub event: Event,
+    /// When sampling began.
+    pub start: SystemTime,
+    /// How long it went on.
+    pub duration: Duration,
+    /// What one sample stands for, in nanoseconds.
+    pub period_ns: u64,
+}
+
+/// How many frames have a name, counted once for each sample they are in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Naming {
+    /// Frames with a name, inlined ones included.
+    pub named: u64,
+    /// Frames without, by reason.
+    pub unnamed: BTreeMap<Reason, u64>,
+}
+
+impl Naming {
+    /// The share of frames that have a name; 1 where there are none.
+    pub fn share(&self) -> f64 {
+        let unnamed: u64 = self.unnamed.values().sum();
+        match self.named + unnamed {
+            0 => 1.0,
+            all => self.named as f64 / all as f64,
+        }
+    }
+}
+
+/// Names addresses. Keeps what it learned of each file from window to window.
+#[derive(Default)]
+pub struct Symbolizer {
+    native: NativeSymbols,
+}
+
+impl Symbolizer {
+    /// Names every frame of `window`.
+    pub fn symbolize(
+        &mut self,
+        taken: Taken,
+        window: &Window,
+        processes: &ProcessTable,
+    ) -> (SymbolizedWindow, Naming) {
+        let stacks = window.stacks();
+        let kernel = self.native.kernel(stacks.iter().flat_map(|stack| {
+            kernel_calls(stack.kernel)
+        }));
+        let mut naming_window = NamingWindow {
+            native: &mut self.native,
+            processes,
+            kernel,
+            tables: Tables::default(),
+            places: HashMap::new(),
+            process_ids: HashMap::new(),
+            changed: HashMap::new(),
+            naming: Naming::default(),
+        };
+        let samples = stacks
+            .iter()
+            .map(|stack| naming_window.sample(stack))
+            .collect();
+        let NamingWindow { tables, naming, .. } = naming_window;
+        (tables.into_window(taken, samples), naming)
+    }
+}
+
+/// Where the calls of a kernel stack are: its leaf, then each return address
+/// less one.
+fn kernel_calls(stack: &[u64]) -> impl Iterator<Item = u64> + '_ {
+    stack
+        .iter()
+        .enumerate()
+        .map(|(index, address)| address - u64::from(index > 0 && *address > 0))
+}
+
+/// What an address came to.
+#[derive(Clone, Copy)]
+struct Place {
+    location: LocationId,
+    /// Hidden, as Go's own profiles hide the wrappers that the compiler makes,
+    /// unless a panic called from it is on the stack.
+    wrapper: bool,
+    /// A function of the panic machinery.
+    panics: bool,
+    lines: u32,
+    reason: Option<Reason>,
+}
+
+/// The work of naming one window.
+struct NamingWindow<'a> {
+    native: &'a mut NativeSymbols,
+    processes: &'a ProcessTable,
+    kernel: HashMap<u64, Option<NativeFrame>>,
+    tables: Tables,
+    places: HashMap<(Option<ProcessIndex>, u64), Place>,
+    process_ids: HashMap<ProcessIndex, ProcessId>,
+    changed: HashMap<*const Object, bool>,
+    naming: Naming,
+}
+
+impl NamingWindow<'_> {
+    fn sample(&mut self, stack: &StackCount<'_>) -> Sample {
+        let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
+        for address in kernel_calls(stack.kernel) {
+            let place = self.kernel_place(address);
+            self.tally(place, stack.count);
+            locations.push(place.location);
+        }
+        let mut callee_panics = false;
+        for address in stack.user {
+            let place = self.user_place(stack.process, *address);
+            if place.wrapper && !callee_panics {
+                continue;
+            }
+            callee_panics = place.panics;
+            self.tally(place, stack.count);
+            locations.push(place.location);
+        }
+        Sample {
+            process: self.process(stack.process),
+            thread: stack.thread.clone(),
+            stack: locations,
+            count: stack.count,
+        }
+    }
+
+    fn tally(&mut self, place: Place, count: u64) {
+        match place.reason {
+            None => self.naming.named += u64::from(place.lines) * count,
+            Some(reason) => *self.naming.unnamed.entry(reason).or_default() += count,
+        }
+    }
+
+    fn process(&mut self, index: ProcessIndex) -> ProcessId {
+        if let Some(id) = self.process_ids.get(&index) {
+            return *id;
+        }
+        let process = self.processes.get(index);
+        let go_version = process
+            .go_object()
+            .and_then(|object| object.go())
+            .map(|binary| binary.version().to_string());
+        let id = self.tables.process(Process {
+            pid: process.pid,
+            comm: process.comm.clone(),
+            exe: process.exe.clone(),
+            cgroup_id: process.cgroup_id,
+            go_version: go_version.unwrap_or_default(),
+        });
+        self.process_ids.insert(index, id);
+        id
+    }
+
+    fn kernel_place(&mut self, address: u64) -> Place {
+        if let Some(place) = self.places.get(&(None, address)) {
+            return *place;
+        }
+        let mapping = self.tables.kernel_mapping();
+        let frame = self.kernel.get(&address).cloned().flatten();
+        let place = self.native_place(address, mapping, FrameKind::Kernel, frame, "kernel");
+        self.places.insert((None, address), place);
+        place
+    }
+
+    fn user_place(&mut self, process: ProcessIndex, address: u64) -> Place {
+        if let Some(place) = self.places.get(&(Some(process), address)) {
+            return *place;
+        }
+        let processes = self.processes;
+        let place = match processes.get(process).locate(address) {
+            None => self.unnamed(address, None, Reason::NoMapping, ""),
+            Some(mapped) => self.mapped_place(mapped, address),
+        };
+        self.places.insert((Some(process), address), place);
+        place
+    }
+
+    fn mapped_place(&mut self, mapped: &Mapped, address: u64) -> Place {
+        let (mapping, address_in_mapping) = self.tables.mapping(mapped, address);
+        let Some(object) = &mapped.object else {
+            if mapped.path == "[vdso]" {
+                let frame = self.native.vdso(mapped.file_offset(address));
+                return self.native_place(
+                    address_in_mapping,
+                    mapping,
+                    FrameKind::Native,
+                    frame,
+                    "[vdso]",
+                );
+            }
+            let reason = if mapped.has_file {
+                Reason::FileUnavailable
+            } else {
+                Reason::Anonymous
+            };
+            return self.unnamed(address_in_mapping, Some(mapping), reason, &mapped.path);
+        };
+        if self.object_changed(object) {
+            let reason = Reason::FileChanged;
+            return self.unnamed(address_in_mapping, Some(mapping), reason, &mapped.path);
+        }
+        if let (Some(binary), Some(vaddr)) = (object.go(), mapped.go_address(address))
+            && binary.text().contains(&vaddr)
+        {
+            let mut frames = Vec::new();
+            return match binary.frames(vaddr, &mut frames) {
+                Ok(()) => self.go_place(address_in_mapping, mapping, &frames),
+                Err(reason) => {
+                    self.unnamed(address_in_mapping, Some(mapping), reason, &mapped.path)
+                }
+            };
+        }
+        let frame = self.native.object(object, mapped.file_offset(address));
+        self.native_place(
+            address_in_mapping,
+            mapping,
+            FrameKind::Native,
+            frame,
+            &mapped.path,
+        )
+    }
+
+    fn object_changed(&mut self, object: &Arc<Object>) -> bool {
+        *self
+            .changed
+            .entry(Arc::as_ptr(object))
+            .or_insert_with(|| object.changed())
+    }
+
+    fn go_place(&mut self, address: u64, mapping: MappingId, frames: &[GoFrame<'_>]) -> Place {
+        let shown = frames
+            .iter()
+            .filter(|frame| frame.kind != FuncKind::Wrapper)
+            .count();
+        let wrapper = shown == 0;
+        let lines: Vec<Line> = frames
+            .iter()
+            .filter(|frame| wrapper || frame.kind != FuncKind::Wrapper)
+            .map(|frame| Line {
+                function: self.tables.function(&frame.name, &frame.file, frame.start_line),
+                line: frame.line,
+            })
+            .collect();
+        let panics = frames.last().is_some_and(|frame| {
+            matches!(
+                frame.kind,
+                FuncKind::GoPanic | FuncKind::SigPanic | FuncKind::PanicWrap
+            )
+        });
+        let place = Place {
+            location: LocationId(0),
+            wrapper,
+            panics,
+            lines: lines.len() as u32,
+            reason: None,
+        };
+        let location = self.tables.location(Location {
+            address,
+            mapping: Some(mapping),
+            kind: FrameKind::Go,
+            lines,
+            reason: None,
+        });
+        Place { location, ..place }
+    }
+
+    fn native_place(
+        &mut self,
+        address: u64,
+        mapping: MappingId,
+        kind: FrameKind,
+        frame: Option<NativeFrame>,
+        file: &str,
+    ) -> Place {
+        let Some(frame) = frame else {
+            return self.unnamed_of_kind(address, Some(mapping), kind, Reason::NoSymbol, file);
+        };
+        let lines: Vec<Line> = frame
+            .lines
+            .iter()
+            .map(|line| Line {
+                function: self.tables.function(&line.name, &line.file, 0),
+                line: line.line,
+            })
+            .collect();
+        let count = lines.len() as u32;
+        let location = self.tables.location(Location {
+            address,
+            mapping: Some(mapping),
+            kind,
+            lines,
+            reason: None,
+        });
+        Place {
+            location,
+            wrapper: false,
+            panics: false,
+            lines: count,
+            reason: None,
+        }
+    }
+
+    fn unnamed(
+        &mut self,
+        address: u64,
+        mapping: Option<MappingId>,
+        reason: Reason,
+        file: &str,
+    ) -> Place {
+        self.unnamed_of_kind(address, mapping, FrameKind::Native, reason, file)
+    }
+
+    fn unnamed_of_kind(
+        &mut self,
+        address: u64,
+        mapping: Option<MappingId>,
+        kind: FrameKind,
+        reason: Reason,
+        file: &str,
+    ) -> Place {
+        let file = file.rsplit('/').next().unwrap_or(file);
+        let name = match file {
+            "" => format!("[unknown: {}]", reason.describe()),
+            file => format!("[{file}: {}]", reason.describe()),
+        };
+        let function = self.tables.function(&name, "", 0);
+        let location = self.tables.location(Location {
+            address,
+            mapping,
+            kind,
+            lines: vec![Line { function, line: 0 }],
+            reason: Some(reason),
+        });
+        Place {
+            location,
+            wrapper: false,
+            panics: false,
+            lines: 1,
+            reason: Some(reason),
+        }
+    }
+}

@@ -132,6 +132,20 @@ pub enum Reason {
     Damaged,
 }
 
+impl Reason {
+    /// In words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Reason::NoMapping => "no mapping",
+            Reason::Anonymous => "not in a file",
+            Reason::FileUnavailable => "file not readable",
+            Reason::FileChanged => "file changed",
+            Reason::NoSymbol => "no symbol",
+            Reason::Damaged => "damaged tables",
+        }
+    }
+}
+
 /// A function.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Function {

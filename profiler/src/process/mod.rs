@@ -1,0 +1,231 @@
+//! Processes: who they are, what code they have mapped. Reads `/proc`; knows
+//! nothing of samples.
+
+mod maps;
+mod object;
+mod select;
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub use object::{Code, Object, Objects};
+pub use select::{Considered, Selection, all_pids, is_alive, process_of_thread};
+
+/// How long to wait before a process's mappings are read again because an
+/// address lay in none of them.
+const REREAD_AFTER: Duration = Duration::from_millis(200);
+
+/// A program that runs in a process: what stands between an exec and the next,
+/// or the exit.
+pub struct Process {
+    /// Process id, in the pid namespace goprof runs in.
+    pub pid: u32,
+    /// Its name at first sight.
+    pub comm: String,
+    /// The executable, as the process sees it.
+    pub exe: String,
+    /// The id of its cgroup, from its first sample; 0 before.
+    pub cgroup_id: u64,
+    mappings: Vec<Mapped>,
+    read_at: Instant,
+}
+
+/// An executable mapping and what is behind it.
+#[derive(Clone)]
+pub struct Mapped {
+    /// First address.
+    pub start: u64,
+    /// Address past the last.
+    pub end: u64,
+    /// Offset of `start` in the file, in bytes.
+    pub offset: u64,
+    /// The file, `[vdso]` and the like, or empty.
+    pub path: String,
+    /// Whether there is a file.
+    pub has_file: bool,
+    /// The file, where it could be opened.
+    pub object: Option<Arc<Object>>,
+    /// What to subtract from an address to get the file's own (link-time)
+    /// address; for Go objects only.
+    bias: Option<u64>,
+}
+
+impl Mapped {
+    /// The link-time address in the Go object behind this mapping.
+    pub fn go_address(&self, address: u64) -> Option<u64> {
+        Some(address.wrapping_sub(self.bias?))
+    }
+
+    /// The offset in the file of an address.
+    pub fn file_offset(&self, address: u64) -> u64 {
+        (address - self.start).wrapping_add(self.offset)
+    }
+}
+
+impl Process {
+    /// Looks at a process as it is now.
+    ///
+    /// # Errors
+    /// It is gone, or `/proc` does not let us see it.
+    pub fn read(pid: u32, objects: &mut Objects) -> std::io::Result<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let exe = fs::read_link(folder.join("exe"))?;
+        let exe = exe.to_string_lossy();
+        let mut process = Self {
+            pid,
+            comm: comm(&folder),
+            exe: exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned(),
+            cgroup_id: 0,
+            mappings: Vec::new(),
+            read_at: Instant::now(),
+        };
+        process.mappings = read_mappings(pid, objects)?;
+        Ok(process)
+    }
+
+    /// The executable's object; `None` where it is not mapped or unreadable.
+    pub fn main_object(&self) -> Option<&Arc<Object>> {
+        self.mappings
+            .iter()
+            .filter(|mapped| mapped.path == self.exe)
+            .find_map(|mapped| mapped.object.as_ref())
+    }
+
+    /// The first Go object mapped: of a Go program the program itself.
+    pub fn go_object(&self) -> Option<&Arc<Object>> {
+        let go = |object: &&Arc<Object>| object.go().is_some();
+        self.main_object().filter(go).or_else(|| {
+            self.mappings
+                .iter()
+                .filter_map(|mapped| mapped.object.as_ref())
+                .find(go)
+        })
+    }
+
+    /// The mapping that holds `address`.
+    pub fn locate(&self, address: u64) -> Option<&Mapped> {
+        let after = self.mappings.partition_point(|m| m.start <= address);
+        let mapped = self.mappings.get(after.checked_sub(1)?)?;
+        (address < mapped.end).then_some(mapped)
+    }
+
+    /// Reads the mappings again, unless that was done a moment ago. What was
+    /// known stays known: earlier samples may lie in mappings gone since. Says
+    /// whether they were read.
+    pub fn refresh(&mut self, objects: &mut Objects) -> bool {
+        if self.read_at.elapsed() < REREAD_AFTER {
+            return false;
+        }
+        self.read_at = Instant::now();
+        let Ok(fresh) = read_mappings(self.pid, objects) else {
+            return false;
+        };
+        for mapped in fresh {
+            let known = self
+                .mappings
+                .iter()
+                .any(|old| old.start < mapped.end && mapped.start < old.end);
+            if !known {
+                self.mappings.push(mapped);
+            }
+        }
+        self.mappings.sort_by_key(|mapped| mapped.start);
+        true
+    }
+}
+
+fn comm(folder: &Path) -> String {
+    let bytes = fs::read(folder.join("comm")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim_end().to_owned()
+}
+
+fn read_mappings(pid: u32, objects: &mut Objects) -> std::io::Result<Vec<Mapped>> {
+    let text = fs::read(format!("/proc/{pid}/maps"))?;
+    let mapped = maps::parse(&text).into_iter().map(|line| {
+        let object = (line.inode != 0)
+            .then(|| objects.of_mapping(pid, &line))
+            .flatten();
+        let bias = object
+            .as_ref()
+            .and_then(|object| object.go()?.file_offset_to_vaddr(line.offset))
+            .map(|vaddr| line.start.wrapping_sub(vaddr));
+        Mapped {
+            start: line.start,
+            end: line.end,
+            offset: line.offset,
+            path: line.path,
+            has_file: line.inode != 0,
+            object,
+            bias,
+        }
+    });
+    Ok(mapped.collect())
+}
+
+/// Index of a [`Process`] in a [`ProcessTable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessIndex(pub u32);
+
+/// Every process seen, and which of them runs under each pid now.
+#[derive(Default)]
+pub struct ProcessTable {
+    processes: Vec<Process>,
+    current: HashMap<u32, ProcessIndex>,
+    /// The files they have mapped.
+    pub objects: Objects,
+}
+
+impl ProcessTable {
+    /// Adds a process; samples of its pid are its own from now on.
+    pub fn insert(&mut self, process: Process) -> ProcessIndex {
+        let index = ProcessIndex(self.processes.len() as u32);
+        self.current.insert(process.pid, index);
+        self.processes.push(process);
+        index
+    }
+
+    /// Samples of `pid` belong to nobody from now on.
+    pub fn forget(&mut self, pid: u32) {
+        self.current.remove(&pid);
+    }
+
+    /// The process that runs under `pid` now.
+    pub fn current(&self, pid: u32) -> Option<ProcessIndex> {
+        self.current.get(&pid).copied()
+    }
+
+    /// The pids that belong to a process now.
+    pub fn pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.current.keys().copied()
+    }
+
+    /// A process by its index.
+    pub fn get(&self, index: ProcessIndex) -> &Process {
+        &self.processes[index.0 as usize]
+    }
+
+    /// Notes the cgroup that a sample of the process named.
+    pub fn note_cgroup(&mut self, index: ProcessIndex, cgroup_id: u64) {
+        self.processes[index.0 as usize].cgroup_id = cgroup_id;
+    }
+
+    /// Reads a process's mappings again; see [`Process::refresh`].
+    pub fn refresh(&mut self, index: ProcessIndex) -> bool {
+        self.processes[index.0 as usize].refresh(&mut self.objects)
+    }
+
+    /// How many were seen.
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Whether none was seen.
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+}

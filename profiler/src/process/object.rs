@@ -1,0 +1,159 @@
+//! Files with code that processes have mapped: opened when first seen, so that
+//! they can be read after the process is gone and the file deleted or
+//! replaced. Shared by all processes that map the same file.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::maps::MapsLine;
+use crate::{
+    gobinary::{GoBinary, GoBinaryError},
+    image::Image,
+};
+
+/// A mapped file, held open.
+pub struct Object {
+    /// The file as the first process that mapped it sees it.
+    pub path: String,
+    /// What is in it.
+    pub code: Code,
+    image: Arc<Image>,
+}
+
+/// What kind of code a file holds.
+pub enum Code {
+    /// A Go program or library.
+    Go(Box<GoBinary>),
+    /// Something else, or a Go program that cannot be read; why is said.
+    Native(GoBinaryError),
+}
+
+impl Object {
+    /// Opens and looks at a file.
+    ///
+    /// # Errors
+    /// It cannot be opened or mapped.
+    pub fn open(file: File, path: String) -> anyhow::Result<Self> {
+        let image = Arc::new(Image::open(file)?);
+        let code = match GoBinary::parse(Arc::clone(&image)) {
+            Ok(binary) => Code::Go(Box::new(binary)),
+            Err(error) => Code::Native(error),
+        };
+        Ok(Self { path, code, image })
+    }
+
+    /// The Go side of it.
+    pub fn go(&self) -> Option<&GoBinary> {
+        match &self.code {
+            Code::Go(binary) => Some(binary),
+            Code::Native(_) => None,
+        }
+    }
+
+    /// The GNU build id in lower-case hex, empty where there is none.
+    pub fn build_id(&self) -> String {
+        match &self.code {
+            Code::Go(binary) => binary.build_id().to_owned(),
+            Code::Native(_) => blazesym::helper::read_elf_build_id(&self.fd_path())
+                .ok()
+                .flatten()
+                .map_or(String::new(), |id| {
+                    id.iter().map(|byte| format!("{byte:02x}")).collect()
+                }),
+        }
+    }
+
+    /// Whether the file is no longer as it was when it was opened.
+    pub fn changed(&self) -> bool {
+        self.image.changed()
+    }
+
+    /// A path under which this process can open the very same file again.
+    pub fn fd_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.image.file().as_raw_fd()))
+    }
+}
+
+/// Device and inode.
+type Key = ((u32, u32), u64);
+
+/// How many files are remembered before those not in use are forgotten.
+const MAX_OBJECTS: usize = 512;
+
+/// The files seen so far, by device and inode. An inode is not given to
+/// another file while this one is held open; a file written anew in place is
+/// noticed by its size and time.
+#[derive(Default)]
+pub struct Objects {
+    by_inode: HashMap<Key, Option<Arc<Object>>>,
+}
+
+impl Objects {
+    /// The object of the program that process `pid` runs.
+    ///
+    /// # Errors
+    /// The process is gone, has no program (a kernel thread: `NotFound`), or
+    /// its file cannot be opened or mapped.
+    pub fn of_executable(&mut self, pid: u32) -> io::Result<Arc<Object>> {
+        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let status = fs::metadata(&link)?;
+        let device = status.dev();
+        let key = ((libc::major(device), libc::minor(device)), status.ino());
+        if let Some(Some(object)) = self.by_inode.get(&key)
+            && !object.changed()
+        {
+            return Ok(Arc::clone(object));
+        }
+        let path = fs::read_link(&link)?.to_string_lossy().into_owned();
+        let object = Object::open(File::open(&link)?, path).map_err(io::Error::other)?;
+        let object = Arc::new(object);
+        self.keep(key, Some(Arc::clone(&object)));
+        Ok(object)
+    }
+
+    /// Remembers an object, and forgets those that no process uses once they
+    /// are many: each holds a file open.
+    fn keep(&mut self, key: Key, object: Option<Arc<Object>>) {
+        if self.by_inode.len() >= MAX_OBJECTS {
+            self.by_inode
+                .retain(|_, object| object.as_ref().is_some_and(|o| Arc::strong_count(o) > 1));
+        }
+        self.by_inode.insert(key, object);
+    }
+
+    /// The object behind a mapping of process `pid`; `None` where the file
+    /// cannot be opened.
+    pub fn of_mapping(&mut self, pid: u32, line: &MapsLine) -> Option<Arc<Object>> {
+        let key = (line.device, line.inode);
+        if let Some(Some(object)) = self.by_inode.get(&key)
+            && !object.changed()
+        {
+            return Some(Arc::clone(object));
+        }
+        let object = open_mapped(pid, line)
+            .and_then(|file| Object::open(file, line.path.clone()).ok())
+            .map(Arc::new);
+        self.keep(key, object.clone());
+        object
+    }
+}
+
+/// Opens the mapped file itself, which may have no name any more; else the
+/// file of that name, as the process sees it.
+fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    File::open(process.join("map_files").join(line.map_files_name()))
+        .or_else(|_| {
+            let inside = Path::new(&line.path)
+                .strip_prefix("/")
+                .unwrap_or(Path::new(&line.path));
+            File::open(process.join("root").join(inside))
+        })
+        .ok()
+}
