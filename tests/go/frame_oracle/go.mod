@@ -1,0 +1,3 @@
+module example.com/frame_oracle
+
+go 1.19
