@@ -4,5 +4,9 @@
 
 pub mod symbolize;
 
+pub mod profile;
+
+pub mod sink;
+
 pub mod gobinary;
 pub mod image;
