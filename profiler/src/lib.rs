@@ -9,6 +9,10 @@ pub mod unwind;
 pub mod aggregate;
 pub mod symbolize;
 
+pub mod profile;
+
+pub mod sink;
+
 pub mod gobinary;
 pub mod image;
 pub mod process;

@@ -1,0 +1,69 @@
+//! Frames: a sample's stack as the text and picture formats show it, outermost
+//! frame first, inlined frames included. Knows nothing of any one format.
+
+use crate::symbolize::{FrameKind, FunctionId, Location, Sample, SymbolizedWindow};
+
+/// A source frame of a sample.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame<'w> {
+    /// The function.
+    pub function: FunctionId,
+    /// The line being executed, 0 where unknown.
+    pub line: u32,
+    /// Whether the function was inlined into the next outer frame.
+    pub inlined: bool,
+    /// The code address the frame comes from.
+    pub location: &'w Location,
+}
+
+impl Frame<'_> {
+    /// What kind of code it is.
+    pub(super) fn kind(&self) -> FrameKind {
+        self.location.kind
+    }
+}
+
+/// The frames of a sample, outermost first.
+pub(super) fn outermost_first<'w>(
+    window: &'w SymbolizedWindow,
+    sample: &'w Sample,
+) -> impl Iterator<Item = Frame<'w>> {
+    sample.stack.iter().rev().flat_map(move |id| {
+        let location = &window.locations[id.0 as usize];
+        let physical = location.lines.len() - 1;
+        location
+            .lines
+            .iter()
+            .enumerate()
+            .rev()
+            .map(move |(i, line)| Frame {
+                function: line.function,
+                line: line.line,
+                inlined: i < physical,
+                location,
+            })
+    })
+}
+
+/// The name under which a sample's process is shown: `comm` for the only one,
+/// `comm-pid` among several, as `stackcollapse-perf.pl` has them.
+pub(super) fn process_label(window: &SymbolizedWindow, sample: &Sample) -> String {
+    let process = &window.processes[sample.process.0 as usize];
+    let comm = if process.comm.is_empty() {
+        "unknown"
+    } else {
+        &process.comm
+    };
+    if window.processes.len() > 1 {
+        format!("{comm}-{}", process.pid)
+    } else {
+        comm.to_owned()
+    }
+}
+
+/// The name under which a sample's thread is shown, `name-tid`, where threads
+/// are told apart.
+pub(super) fn thread_label(sample: &Sample) -> Option<String> {
+    let thread = sample.thread.as_ref()?;
+    Some(format!("{}-{}", thread.name, thread.tid))
+}

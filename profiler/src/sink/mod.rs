@@ -1,0 +1,1 @@
+//! Sink: where encoded profiles go.
