@@ -2,6 +2,9 @@
 //! profiled program. Modules stand in pipeline order; `ARCHITECTURE.md` says
 //! what each may know.
 
+pub mod decode;
+pub mod probe;
+pub mod ringbuf;
 pub mod symbolize;
 
 pub mod gobinary;

@@ -1,0 +1,48 @@
+//! Processes that begin a program or exit. Userspace decides whether a new
+//! program is wanted; until then it is sampled, so that nothing of its start
+//! is lost.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
+};
+use profiler_ebpf::wire::{Counter, kind, target};
+
+use super::emit::{TARGETS, count, emit_event};
+
+/// Not zero where programs that begin during the recording may be wanted.
+#[unsafe(no_mangle)]
+static WATCH_EXECS: u8 = 0;
+
+fn watch_execs() -> bool {
+    // SAFETY: set before the load and never after; volatile, so that the
+    // compiler does not take the initial value for the final one.
+    unsafe { core::ptr::read_volatile(&raw const WATCH_EXECS) != 0 }
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is an integer that is copied at once.
+    let known = unsafe { TARGETS.get(&pid) }.is_some();
+    if !known {
+        if !watch_execs() {
+            return 0;
+        }
+        if TARGETS.insert(&pid, &target::PENDING, 0).is_err() {
+            count(Counter::TargetsFull);
+        }
+    }
+    emit_event(kind::EXEC);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (pid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    // SAFETY: as above.
+    if pid == tid && unsafe { TARGETS.get(&pid) }.is_some() {
+        emit_event(kind::EXIT);
+    }
+    0
+}

@@ -1,0 +1,131 @@
+//! The user registers of the interrupted thread, on both architectures. One
+//! object serves both: userspace says which at load, and the verifier drops
+//! the branch that is never taken.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
+    programs::PerfEventContext,
+};
+
+/// Not zero on arm64.
+#[unsafe(no_mangle)]
+static ARM64: u8 = 0;
+
+/// User addresses lie below this: half of the canonical space on x86-64, and
+/// at most 52 bits on arm64.
+const USER_END: u64 = 1 << 56;
+
+/// What a stack walk starts from; all zero where it could not be had. (No
+/// `Option`: the compiler would leave the fields of `None` unset, which the
+/// verifier refuses to see copied.)
+#[derive(Clone, Copy, Default)]
+pub struct UserRegisters {
+    pub ip: u64,
+    pub sp: u64,
+    pub fp: u64,
+    /// The link register; 0 on x86-64.
+    pub lr: u64,
+}
+
+/// The place of each register in `struct pt_regs`, in words: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.
+mod x86 {
+    pub const FP: usize = 4;
+    pub const IP: usize = 16;
+    pub const SP: usize = 19;
+}
+mod arm64 {
+    pub const FP: usize = 29;
+    pub const LR: usize = 30;
+    pub const SP: usize = 31;
+    pub const IP: usize = 32;
+}
+
+fn is_arm64() -> bool {
+    // SAFETY: set before the load and never after; volatile, so that the
+    // compiler does not take the initial value for the final one.
+    unsafe { core::ptr::read_volatile(&raw const ARM64) != 0 }
+}
+
+/// The registers of user mode, and whether the tick interrupted user mode.
+#[inline(always)]
+pub fn user_registers(ctx: &PerfEventContext) -> (UserRegisters, bool) {
+    let interrupted = interrupted(ctx);
+    if is_user(&interrupted) {
+        return (interrupted, true);
+    }
+    let saved = at_kernel_entry();
+    if is_user(&saved) {
+        (saved, false)
+    } else {
+        (UserRegisters::default(), false)
+    }
+}
+
+#[inline(always)]
+fn is_user(registers: &UserRegisters) -> bool {
+    registers.ip != 0 && registers.ip < USER_END
+}
+
+#[inline(always)]
+fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
+    let words = ctx.as_ptr() as *const u64;
+    // SAFETY: the context of a perf-event program begins with the interrupted
+    // registers; the verifier allows a load of each at its constant offset.
+    unsafe {
+        if is_arm64() {
+            UserRegisters {
+                ip: core::ptr::read_volatile(words.add(arm64::IP)),
+                sp: core::ptr::read_volatile(words.add(arm64::SP)),
+                fp: core::ptr::read_volatile(words.add(arm64::FP)),
+                lr: core::ptr::read_volatile(words.add(arm64::LR)),
+            }
+        } else {
+            UserRegisters {
+                ip: core::ptr::read_volatile(words.add(x86::IP)),
+                sp: core::ptr::read_volatile(words.add(x86::SP)),
+                fp: core::ptr::read_volatile(words.add(x86::FP)),
+                lr: 0,
+            }
+        }
+    }
+}
+
+/// The registers that the kernel saved when the thread entered it.
+#[inline(always)]
+fn at_kernel_entry() -> UserRegisters {
+    // SAFETY: both helpers are valid for the current task (Linux 5.15).
+    let saved = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u64;
+    if is_arm64() {
+        UserRegisters {
+            ip: saved_word(saved, arm64::IP),
+            sp: saved_word(saved, arm64::SP),
+            fp: saved_word(saved, arm64::FP),
+            lr: saved_word(saved, arm64::LR),
+        }
+    } else {
+        UserRegisters {
+            ip: saved_word(saved, x86::IP),
+            sp: saved_word(saved, x86::SP),
+            fp: saved_word(saved, x86::FP),
+            lr: 0,
+        }
+    }
+}
+
+#[inline(always)]
+fn saved_word(saved: *const u64, index: usize) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: a kernel address; the helper does not fault, and writes zero
+    // where it fails.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut word).cast::<c_void>(),
+            8,
+            saved.wrapping_add(index).cast::<c_void>(),
+        );
+    }
+    word
+}

@@ -1,0 +1,167 @@
+//! Layouts that cross the kernel boundary, written once: ring-buffer records,
+//! map keys and values, counters. All integers are in the machine's byte order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Most user frames walked for one sample.
+pub const MAX_USER_FRAMES: usize = 1024;
+/// Most kernel frames taken for one sample; the kernel's own limit
+/// (`kernel.perf_event_max_stack`, 127 by default) may be lower.
+pub const MAX_KERNEL_FRAMES: usize = 127;
+/// Most words of the stack above `sp` copied with a sample whose frame pointer
+/// looks sound; fewer where the frame is smaller. They hold the return address
+/// in a prologue or a leaf.
+pub const SLICE_WORDS_SOUND: usize = 32;
+/// Most words copied when the frame pointer is not in the stack above `sp`,
+/// where assembly uses the register for something else (in Go's standard
+/// library the AVX2 parts of `crypto/sha256` and others) or C was built without
+/// frame pointers. The walk goes on inside them, in userspace.
+pub const SLICE_WORDS_CLOBBERED: usize = 1024;
+/// The words above are read in chunks of this many, so that the end of the
+/// readable memory costs no more than one chunk.
+pub const SLICE_CHUNK_WORDS: usize = 128;
+/// How far above `sp` a frame pointer may lie to look sound, in bytes. Go
+/// functions with larger frames exist, but then the chain is broken for this
+/// sample only in how many words it costs.
+pub const FRAME_SOUND_BYTES: u64 = 64 * 1024;
+
+/// The words that can follow a [`Sample`] header.
+pub const MAX_PAYLOAD_WORDS: usize = MAX_USER_FRAMES + MAX_KERNEL_FRAMES + SLICE_WORDS_CLOBBERED;
+
+/// The `kind` of a record.
+pub mod kind {
+    /// A [`super::Sample`], followed by its words.
+    pub const SAMPLE: u32 = 1;
+    /// A bare [`super::Header`]: the process `pid` has begun a new program.
+    pub const EXEC: u32 = 2;
+    /// A bare [`super::Header`]: the main thread of the process `pid` is exiting.
+    pub const EXIT: u32 = 3;
+}
+
+/// What every record begins with.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// The CPU it was taken on.
+    pub cpu: u32,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    /// Process id (the kernel's tgid) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id (the kernel's pid) in the initial pid namespace.
+    pub tid: u32,
+}
+
+/// A sampled stack. The record goes on with, in this order, `user_frames`
+/// return addresses (callers, leaf first, without the interrupted `ip`),
+/// `slice_words` words of the stack from `sp` up, and `kernel_frames`
+/// addresses, leaf first; eight bytes each.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Sample {
+    /// `kind` is [`kind::SAMPLE`].
+    pub header: Header,
+    /// The id of the thread's cgroup: the inode of its directory in the v2
+    /// hierarchy.
+    pub cgroup_id: u64,
+    /// The thread's name, padded with zeros.
+    pub comm: [u8; 16],
+    /// User instruction pointer at the interrupt, or at the entry into the
+    /// kernel.
+    pub ip: u64,
+    /// User stack pointer.
+    pub sp: u64,
+    /// User frame pointer (x86-64 `rbp`, arm64 `x29`).
+    pub fp: u64,
+    /// The link register on arm64, else 0.
+    pub lr: u64,
+    /// Return addresses that follow.
+    pub user_frames: u16,
+    /// Stack words that follow the return addresses.
+    pub slice_words: u16,
+    /// Kernel addresses that follow the stack words.
+    pub kernel_frames: u16,
+    /// How the user walk ended, a [`WalkEnd`].
+    pub walk_end: u8,
+    /// [`flags`].
+    pub flags: u8,
+}
+
+/// Bits of [`Sample::flags`].
+pub mod flags {
+    /// The thread was in user code; else in the kernel on its behalf.
+    pub const IN_USER: u8 = 1;
+}
+
+/// How a walk along frame pointers ended.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WalkEnd {
+    /// The chain ended in a null frame pointer, as a thread's or goroutine's
+    /// first frame does.
+    Root = 0,
+    /// [`MAX_USER_FRAMES`] were taken and there are more.
+    DepthLimit = 1,
+    /// The frame pointer led to memory that could not be read without
+    /// faulting.
+    Unreadable = 2,
+    /// The frame pointer was not a multiple of eight or pointed to itself.
+    Malformed = 3,
+    /// The registers of user mode could not be had.
+    NoRegisters = 4,
+}
+
+impl WalkEnd {
+    /// Reads back what the kernel side wrote; `None` for an unknown value.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        [
+            Self::Root,
+            Self::DepthLimit,
+            Self::Unreadable,
+            Self::Malformed,
+            Self::NoRegisters,
+        ]
+        .into_iter()
+        .find(|end| *end as u8 == value)
+    }
+}
+
+/// What to do with a process: the value of the map `TARGETS`, keyed by pid.
+pub mod target {
+    /// Sampled until userspace has looked at the program it began.
+    pub const PENDING: u32 = 1;
+    /// Sampled.
+    pub const WANTED: u32 = 2;
+}
+
+/// Indices into the per-CPU map `COUNTERS`, each a count since the start.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// Samples taken of wanted processes, delivered or not.
+    Samples = 0,
+    /// Samples lost because the ring buffer was full.
+    SamplesRingFull = 1,
+    /// Exec and exit records lost because the ring buffer was full.
+    EventsRingFull = 2,
+    /// Processes not sampled from their start because `TARGETS` was full.
+    TargetsFull = 3,
+    /// Samples whose user registers could not be had.
+    NoUserRegisters = 4,
+    /// Samples whose kernel stack could not be taken.
+    NoKernelStack = 5,
+}
+
+impl Counter {
+    /// Every counter, in the order of the map.
+    pub const ALL: [Counter; 6] = [
+        Counter::Samples,
+        Counter::SamplesRingFull,
+        Counter::EventsRingFull,
+        Counter::TargetsFull,
+        Counter::NoUserRegisters,
+        Counter::NoKernelStack,
+    ];
+}

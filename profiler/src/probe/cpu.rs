@@ -1,0 +1,79 @@
+//! Faces `programs/cpu.rs`: one perf event on each online CPU.
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf,
+    programs::{
+        PerfEvent, ProgramError,
+        perf_event::{
+            HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
+        },
+    },
+    util::online_cpus,
+};
+
+/// What makes the sampler tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The processor's cycle counter.
+    Cycles,
+    /// The kernel's timer, where there is no such counter (in most virtual
+    /// machines).
+    CpuClock,
+}
+
+impl Clock {
+    fn config(self) -> PerfEventConfig {
+        match self {
+            Clock::Cycles => PerfEventConfig::Hardware(HardwareEvent::CpuCycles),
+            Clock::CpuClock => PerfEventConfig::Software(SoftwareEvent::CpuClock),
+        }
+    }
+}
+
+/// Attaches the sampler to every online CPU, by hardware cycles where the
+/// first CPU has them.
+pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Clock> {
+    let program: &mut PerfEvent = ebpf
+        .program_mut("cpu_sample")
+        .ok_or_else(|| anyhow!("the eBPF object has no program cpu_sample"))?
+        .try_into()?;
+    program
+        .load()
+        .context("the kernel refuses the eBPF program cpu_sample")?;
+    let cpus = online_cpus()
+        .map_err(|(_, error)| error).context("cannot list the online CPUs")?;
+    let (&first, rest) = cpus
+        .split_first()
+        .ok_or_else(|| anyhow!("the kernel lists no online CPU"))?;
+
+    let clock = match attach_one(program, Clock::Cycles, first, rate_hz) {
+        Ok(()) => Clock::Cycles,
+        Err(_) => {
+            attach_one(program, Clock::CpuClock, first, rate_hz)
+                .with_context(|| format!("cannot sample CPU {first} at {rate_hz} Hz"))?;
+            Clock::CpuClock
+        }
+    };
+    for &cpu in rest {
+        attach_one(program, clock, cpu, rate_hz)
+            .with_context(|| format!("cannot sample CPU {cpu} at {rate_hz} Hz"))?;
+    }
+    Ok(clock)
+}
+
+fn attach_one(
+    program: &mut PerfEvent,
+    clock: Clock,
+    cpu: u32,
+    rate_hz: u32,
+) -> Result<(), ProgramError> {
+    program
+        .attach(
+            clock.config(),
+            PerfEventScope::AllProcessesOneCpu { cpu },
+            SamplePolicy::Frequency(u64::from(rate_hz)),
+            false,
+        )
+        .map(|_| ())
+}

@@ -1,0 +1,102 @@
+//! Probes: loads the eBPF object and attaches its programs. Knows the maps by
+//! name and nothing of what the records mean.
+
+mod counters;
+mod cpu;
+mod lifecycle;
+mod targets;
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, RingBuf},
+};
+
+pub use counters::Counters;
+pub use cpu::Clock;
+pub use targets::Targets;
+
+/// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");
+
+/// What the programs are to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Take kernel stacks beside user stacks.
+    pub kernel_stacks: bool,
+    /// Report every process that begins a new program, and sample it until
+    /// told otherwise.
+    pub watch_execs: bool,
+    /// Size of the ring buffer in bytes: a power of two and a multiple of the
+    /// page size.
+    pub ring_bytes: u32,
+}
+
+/// The loaded programs. Dropping it detaches them all.
+pub struct Probes {
+    ebpf: Ebpf,
+}
+
+impl Probes {
+    /// Loads the object. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// The kernel refuses a map or the object does not fit this goprof.
+    pub fn load(options: &Options) -> Result<Self> {
+        let (kernel_stacks, watch_execs) =
+            (u8::from(options.kernel_stacks), u8::from(options.watch_execs));
+        let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+        let ebpf = EbpfLoader::new()
+            .override_global("KERNEL_STACKS", &kernel_stacks, true)
+            .override_global("WATCH_EXECS", &watch_execs, true)
+            .override_global("ARM64", &arm64, true)
+            .map_max_entries("RECORDS", options.ring_bytes)
+            .load(OBJECT)
+            .context("cannot load the eBPF object into the kernel")?;
+        Ok(Self { ebpf })
+    }
+
+    /// Attaches the programs that tell of processes which begin or exit.
+    ///
+    /// # Errors
+    /// The kernel refuses a program or its hook.
+    pub fn attach_lifecycle(&mut self) -> Result<()> {
+        lifecycle::attach(&mut self.ebpf)
+    }
+
+    /// Attaches the CPU sampler to every online CPU at `rate_hz`.
+    ///
+    /// # Errors
+    /// The kernel refuses the program or the event.
+    pub fn attach_cpu(&mut self, rate_hz: u32) -> Result<Clock> {
+        cpu::attach(&mut self.ebpf, rate_hz)
+    }
+
+    /// The ring buffer; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>> {
+        let map = self
+            .ebpf
+            .take_map("RECORDS")
+            .ok_or_else(|| anyhow!("the ring buffer was taken before"))?;
+        RingBuf::try_from(map).context("cannot map the ring buffer")
+    }
+
+    /// The table of processes to sample; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_targets(&mut self) -> Result<Targets> {
+        Targets::take(&mut self.ebpf)
+    }
+
+    /// The kernel side's counts so far, summed over all CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(&self.ebpf)
+    }
+}

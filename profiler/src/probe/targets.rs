@@ -1,0 +1,51 @@
+//! Which processes the kernel side samples.
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData, MapError},
+};
+use profiler_ebpf::wire::target;
+
+/// The map `TARGETS`.
+pub struct Targets {
+    map: HashMap<MapData, u32, u32>,
+}
+
+impl Targets {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let map = ebpf
+            .take_map("TARGETS")
+            .ok_or_else(|| anyhow!("the target table was taken before"))?;
+        Ok(Self {
+            map: HashMap::try_from(map).context("the target table has another layout")?,
+        })
+    }
+
+    /// Samples `pid` from now on.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn insert(&mut self, pid: u32) -> Result<()> {
+        self.map
+            .insert(pid, target::WANTED, 0)
+            .with_context(|| format!("cannot add process {pid} to the kernel's target table"))
+    }
+
+    /// No longer samples `pid`; nothing happens where it was not sampled.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn remove(&mut self, pid: u32) -> Result<()> {
+        match self.map.remove(&pid) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error)
+                .with_context(|| format!("cannot remove process {pid} from the target table")),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The ring buffer: waits for records and hands out their bytes. Knows nothing
+//! of what they mean.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::maps::{MapData, RingBuf};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// How long records may wait that did not wake us.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The records of the kernel side. Needs a tokio runtime.
+pub struct Records {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl Records {
+    /// Wraps the ring buffer.
+    ///
+    /// # Errors
+    /// Its descriptor cannot be polled.
+    pub fn new(ring: RingBuf<MapData>) -> Result<Self> {
+        // SAFETY: the ring buffer owns its descriptor, returns the same one each
+        // time, and keeps it open until it is dropped.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .context("cannot wait for the ring buffer")?;
+        Ok(Self { ring })
+    }
+
+    /// Waits until the kernel side wakes us, or until it is time to look for
+    /// the records that do not.
+    pub async fn ready(&mut self) {
+        if let Ok(Ok(mut guard)) = tokio::time::timeout(LOOK_EVERY, self.ring.readable_mut()).await {
+            guard.clear_ready();
+        }
+    }
+
+    /// Hands every record that is there to `take`, oldest first, and says how
+    /// many they were. Bounded by `limit`, so that a full ring cannot starve
+    /// the caller.
+    pub fn drain(&mut self, limit: usize, mut take: impl FnMut(&[u8])) -> usize {
+        let ring = self.ring.get_mut();
+        let mut taken = 0;
+        while taken < limit {
+            let Some(record) = ring.next() else { break };
+            take(&record);
+            taken += 1;
+        }
+        taken
+    }
+}
