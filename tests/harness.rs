@@ -1,1 +1,57 @@
-//! What the tests share: building Go programs, running goprof, reading profiles.
+//! What the tests share: building Go programs, running goprof, reading and
+//! comparing profiles. A missing prerequisite panics with the way to get it;
+//! nothing here skips.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
+
+#[path = "harness/command.rs"]
+pub mod command;
+#[path = "harness/compare.rs"]
+pub mod compare;
+#[path = "harness/debian.rs"]
+pub mod debian;
+#[path = "harness/go.rs"]
+pub mod go;
+#[path = "harness/goprof.rs"]
+pub mod goprof;
+#[path = "harness/http.rs"]
+pub mod http;
+#[path = "harness/pprof.rs"]
+pub mod pprof;
+#[path = "harness/quiet.rs"]
+pub mod quiet;
+#[path = "harness/target.rs"]
+pub mod target;
+
+use std::path::{Path, PathBuf};
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests lie in the workspace")
+        .to_path_buf()
+}
+
+/// Where cargo puts what it builds: `CARGO_TARGET_DIR`, else `target` of the
+/// workspace.
+pub fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => workspace().join(dir),
+        None => workspace().join("target"),
+    }
+}
+
+/// Where the tests keep what is costly to make: built Go programs, unpacked
+/// packages.
+pub fn cache_dir() -> PathBuf {
+    let dir = target_dir().join("go-fixtures");
+    std::fs::create_dir_all(&dir)
+        .unwrap_or_else(|e| panic!("create the cache {}: {e}", dir.display()));
+    dir
+}

@@ -1,0 +1,88 @@
+//! Comparing two profiles of one program function by function: the time in a
+//! function itself (flat) and in all it calls (cumulative), inlined functions
+//! counted as functions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use crate::pprof::{Frame, Profile, Stack};
+
+/// Samples by function name.
+pub type Counts = BTreeMap<String, f64>;
+
+/// The samples of one or more profiles, summed by function.
+#[derive(Default)]
+pub struct Totals {
+    /// Samples with the function as leaf.
+    pub flat: Counts,
+    /// Samples with the function anywhere, once per sample whatever the
+    /// recursion.
+    pub cumulative: Counts,
+    /// All samples.
+    pub samples: u64,
+}
+
+impl Totals {
+    /// Adds the samples of a profile.
+    pub fn add(&mut self, profile: &Profile) {
+        for stack in &profile.stacks {
+            self.add_stack(stack);
+        }
+    }
+
+    fn add_stack(&mut self, stack: &Stack) {
+        let frames: Vec<&Frame> = stack.frames.iter().filter(|f| !f.is_kernel()).collect();
+        let weight = stack.count as f64;
+        self.samples += stack.count;
+        if let Some(leaf) = frames.first() {
+            *self.flat.entry(leaf.function.clone()).or_default() += weight;
+        }
+        let distinct: BTreeSet<&str> = frames.iter().map(|f| f.function.as_str()).collect();
+        for name in distinct {
+            *self.cumulative.entry(name.to_owned()).or_default() += weight;
+        }
+    }
+}
+
+/// How alike two profiles are: 1 is the same distribution, 0 nothing in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Likeness {
+    /// Cosine similarity of the flat counts.
+    pub flat: f64,
+    /// Cosine similarity of the cumulative counts.
+    pub cumulative: f64,
+}
+
+/// Compares two profiles.
+pub fn likeness(a: &Totals, b: &Totals) -> Likeness {
+    Likeness {
+        flat: cosine(&a.flat, &b.flat),
+        cumulative: cosine(&a.cumulative, &b.cumulative),
+    }
+}
+
+/// The cosine of the angle between two profiles as vectors over functions; 0
+/// where one of them is empty.
+pub fn cosine(a: &Counts, b: &Counts) -> f64 {
+    let product: f64 = a.iter().map(|(name, x)| x * b.get(name).unwrap_or(&0.0)).sum();
+    let norm = |v: &Counts| v.values().map(|x| x * x).sum::<f64>().sqrt();
+    let norms = norm(a) * norm(b);
+    if norms == 0.0 { 0.0 } else { product / norms }
+}
+
+/// The functions whose shares differ most, one per line: the share in `a`, the
+/// share in `b`, the name.
+pub fn differences(a: &Counts, b: &Counts, samples: (u64, u64), count: usize) -> String {
+    let share = |v: &Counts, name: &str, all: u64| 100.0 * v.get(name).unwrap_or(&0.0) / all as f64;
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let mut rows: Vec<(f64, f64, &str)> = names
+        .into_iter()
+        .map(|name| (share(a, name, samples.0), share(b, name, samples.1), name.as_str()))
+        .collect();
+    rows.sort_by(|x, y| (y.0 - y.1).abs().total_cmp(&(x.0 - x.1).abs()));
+    let mut text = String::new();
+    for (in_a, in_b, name) in rows.into_iter().take(count) {
+        let _ = writeln!(text, "  {in_a:6.2}% {in_b:6.2}%  {name}");
+    }
+    text
+}
