@@ -2,19 +2,18 @@
 //! profiled program. Modules stand in pipeline order; `ARCHITECTURE.md` says
 //! what each may know.
 
-pub mod probe;
-pub mod ringbuf;
-pub mod decode;
-pub mod unwind;
 pub mod aggregate;
-pub mod symbolize;
-
+pub mod decode;
+pub mod probe;
 pub mod profile;
-
+pub mod ringbuf;
 pub mod sink;
+pub mod symbolize;
+pub mod unwind;
 
 pub mod gobinary;
 pub mod image;
 pub mod process;
 
+pub mod cli;
 pub mod session;

@@ -6,7 +6,7 @@ use profiler_ebpf::wire::WalkEnd;
 
 use crate::{
     decode::Sample,
-    gobinary::FuncKind,
+    gobinary::{FuncKind, GoFunction},
     process::{Mapped, Process},
 };
 
@@ -71,31 +71,29 @@ pub fn unwind(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> 
             unmapped = true;
             continue;
         };
-        match kind(mapped, frames[index]) {
-            // As in Go's own profiles, which leave it out.
-            Some(FuncKind::Goexit) => {
-                frames.truncate(index.max(1));
-                end = StackEnd::Whole;
-                break;
-            }
+        let Some(function) = go_function(mapped, frames[index]) else {
+            continue;
+        };
+        if function.kind == FuncKind::Goexit {
+            // Left out, as in Go's own profiles.
+            frames.truncate(index.max(1));
+            end = StackEnd::Whole;
+            break;
+        }
+        if function.top_frame || function.kind == FuncKind::Mcall {
             // Nothing called these: what the chain goes on to is whatever ran
             // before on this thread.
-            Some(
-                FuncKind::Mstart | FuncKind::Mcall | FuncKind::Rt0Go | FuncKind::SigTramp,
-            ) => {
-                frames.truncate(index + 1);
-                end = StackEnd::Whole;
-                break;
-            }
-            _ => {}
+            frames.truncate(index + 1);
+            end = StackEnd::Whole;
+            break;
         }
     }
     Unwound { end, unmapped }
 }
 
-fn kind(mapped: &Mapped, address: u64) -> Option<FuncKind> {
+fn go_function(mapped: &Mapped, address: u64) -> Option<GoFunction> {
     let binary = mapped.object.as_ref()?.go()?;
-    Some(binary.function(mapped.go_address(address)?)?.kind)
+    binary.function(mapped.go_address(address)?)
 }
 
 /// Appends the callers of the interrupted instruction.

@@ -3,6 +3,7 @@
 //! The result, [`SymbolizedWindow`], is what every output format reads. It is
 //! typed data throughout; no stage passes text to the next.
 
+mod filter;
 mod native;
 mod tables;
 mod window;
@@ -22,6 +23,7 @@ use crate::{
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
+pub use filter::Filter;
 pub use window::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
     Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread,
@@ -260,7 +262,7 @@ impl NamingWindow<'_> {
             .or_insert_with(|| object.changed())
     }
 
-    fn go_place(&mut self, address: u64, mapping: MappingId, frames: &[GoFrame<'_>]) -> Place {
+    fn go_place(&mut self, address: u64, mapping: MappingId, frames: &[GoFrame]) -> Place {
         let shown = frames
             .iter()
             .filter(|frame| frame.kind != FuncKind::Wrapper)

@@ -1,0 +1,81 @@
+//! The command line: one file per subcommand, each from arguments to one
+//! validated configuration and then to the session.
+
+pub mod record;
+
+use std::{fmt, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Profile Go programs on Linux from outside, with nothing changed in them.
+///
+/// Works on running processes, stripped or not, without an endpoint, an agent
+/// inside or a restart. Needs root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "goprof",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    after_help = "Start with:\n  goprof record -p PID -d 10     ten seconds of one process\n  goprof record -- CMD ARGS      a command from its start to its end\n  goprof doctor                  what this machine and process can give"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sample CPU stacks of Go processes and write a profile
+    Record(record::Args),
+}
+
+/// Why goprof ends without doing what it was asked to.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was asked makes no sense: exit code 2.
+    Usage(String),
+    /// It could not be done: exit code 1.
+    Failed(anyhow::Error),
+    /// It could not be done, and the code to exit with is another.
+    Code(u8, String),
+}
+
+impl Failure {
+    /// The code to exit with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Usage(_) => ExitCode::from(2),
+            Failure::Failed(_) => ExitCode::from(1),
+            Failure::Code(code, _) => ExitCode::from(*code),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// On one line, whatever the cause held.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Failure::Usage(text) | Failure::Code(_, text) => text.clone(),
+            Failure::Failed(error) => format!("{error:#}"),
+        };
+        let first = text.lines().map(str::trim).find(|line| !line.is_empty());
+        f.write_str(first.unwrap_or("failed"))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::Failed(error)
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Why it could not be done, with the exit code for it.
+pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    match cli.command {
+        Command::Record(args) => record::run(args),
+    }
+}

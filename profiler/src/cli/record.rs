@@ -1,0 +1,204 @@
+//! `goprof record`: arguments to a [`Config`], a session, a profile in a file,
+//! and the words around it.
+
+mod args;
+mod report;
+mod target;
+
+use std::{
+    io::IsTerminal,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use args::Args;
+
+use super::Failure;
+use crate::{
+    image,
+    profile::{self, Format},
+    session::{Config, Recording, Session, Stopped},
+    sink::FileSink,
+};
+use args::Plan;
+use target::Target;
+
+/// How often the line of progress is written anew.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Records and writes a profile.
+///
+/// # Errors
+/// Why that could not be done; nothing is written then.
+pub fn run(args: Args) -> Result<ExitCode, Failure> {
+    let plan = args.into_plan()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(record(plan))
+}
+
+async fn record(plan: Plan) -> Result<ExitCode, Failure> {
+    raise_file_limit();
+    image::guard_against_truncation();
+    let mut target = Target::prepare(&plan)?;
+    let sink = FileSink::prepare(&plan.output)?;
+    let config = Config {
+        selection: target.selection(),
+        rate_hz: plan.rate_hz,
+        duration: plan.duration,
+        kernel_stacks: plan.kernel,
+        threads: plan.threads,
+        ring_bytes: 8 * 1024 * 1024,
+    };
+    let mut stop = StopSignals::new()?;
+    let mut session = Session::prepare(config)?;
+    session.start()?;
+    target.start()?;
+
+    let mut progress = Progress::new(&plan, &target, session.processes());
+    let stopped = session
+        .run(stop.first(), target.child(), |session| progress.show(session))
+        .await;
+    progress.clear();
+
+    // From here on a second signal ends goprof at once.
+    let write = async {
+        let recording = session.finish(stopped)?;
+        publish(&plan, &target, recording, sink)
+    };
+    let written = tokio::select! {
+        biased;
+        () = stop.second() => return Err(Failure::Code(130, "aborted: nothing was written".into())),
+        written = write => written,
+    };
+    written?;
+    tokio::select! {
+        () = stop.second() => Ok(ExitCode::from(130)),
+        code = target.exit_code(stopped, plan.quiet) => code,
+    }
+}
+
+/// Encodes the profile, writes it and says what it holds.
+fn publish(
+    plan: &Plan,
+    target: &Target,
+    mut recording: Recording,
+    sink: FileSink,
+) -> Result<(), Failure> {
+    if recording.samples == 0 && recording.stopped == Stopped::TargetsGone {
+        return target.gone_without_samples(plan.quiet);
+    }
+    let kept = plan.filter.apply(&mut recording.window);
+    let options = profile::Options {
+        subject: target.subject(),
+        notes: report::notes(&recording),
+    };
+    let bytes = profile::encode(&recording.window, plan.format, &options)
+        .context("cannot encode the profile")?;
+    sink.finish(&bytes)?;
+    if !plan.quiet {
+        report::print(plan, &recording, kept, bytes.len());
+    }
+    Ok(())
+}
+
+/// The signals that end a recording: the first stops it and writes, the second
+/// aborts.
+struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+
+    async fn second(&mut self) {
+        self.first().await;
+    }
+}
+
+/// The line of progress, on a terminal only.
+struct Progress {
+    shown: bool,
+    at: Instant,
+    started: Instant,
+}
+
+impl Progress {
+    fn new(plan: &Plan, target: &Target, processes: usize) -> Self {
+        let shown = !plan.quiet && std::io::stderr().is_terminal();
+        if shown {
+            let how_long = match plan.duration {
+                Some(duration) => format!("for {}", humantime::format_duration(duration)),
+                None => target.until().to_owned(),
+            };
+            eprintln!(
+                "Sampling {} ({processes} now) {} times a second {how_long}. Press Ctrl-C to stop and write.",
+                target.subject(),
+                plan.rate_hz,
+            );
+        }
+        Self {
+            shown,
+            at: Instant::now(),
+            started: Instant::now(),
+        }
+    }
+
+    fn show(&mut self, session: &Session) {
+        if self.shown && self.at.elapsed() >= PROGRESS_EVERY {
+            self.at = Instant::now();
+            eprint!(
+                "\r\x1b[K{:>5.1} s  {} samples  {} processes",
+                self.started.elapsed().as_secs_f64(),
+                session.samples(),
+                session.processes(),
+            );
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Every mapped file is held open: take what the hard limit allows.
+fn raise_file_limit() {
+    // SAFETY: plain calls with a structure of our own. A failure leaves the
+    // limit as it was.
+    unsafe {
+        let mut limit = std::mem::zeroed::<libc::rlimit>();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// The name of a file that nobody named.
+fn default_output(target: &str, format: Format) -> String {
+    crate::sink::default_name(target, "cpu", format.extension())
+}

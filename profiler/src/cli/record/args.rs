@@ -1,0 +1,192 @@
+//! The flags of `goprof record`, and the validated plan they come to.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{ArgAction, ValueEnum};
+use regex::Regex;
+
+use crate::{cli::Failure, profile::Format, symbolize::Filter};
+
+/// Highest rate, in samples a second and CPU: above, sampling itself becomes
+/// what is measured.
+const MAX_RATE_HZ: u32 = 10_000;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  goprof record -p 1234 -d 10
+  goprof record -p 1234 -d 30 -o - | go tool pprof -top -
+  goprof record -a -d 10 -f flamegraph -o all.html
+  goprof record -n '^etcd' -r 199 -d 1m
+  goprof record -o default.pgo -- ./server -load test
+
+Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
+/// What `goprof record` takes.
+pub struct Args {
+    /// Sample the process PID (may be given several times)
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), group = "who")]
+    pub pid: Vec<u32>,
+    /// Sample every Go process, also those that begin later (the default)
+    #[arg(short, long, group = "who")]
+    pub all: bool,
+    /// Sample Go processes whose name or executable's name matches REGEX
+    #[arg(short, long, value_name = "REGEX", group = "who")]
+    pub name: Option<Regex>,
+    /// Start CMD, sample it and the processes it starts, and exit as it does
+    #[arg(last = true, value_name = "CMD", group = "who")]
+    pub command: Vec<String>,
+
+    /// How long to sample: 10, 10s, 500ms, 1m30s (default: until Ctrl-C, or
+    /// until the processes exit)
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Samples a second on each CPU, 1 to 10000
+    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ", default_value_t = 99,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
+    pub rate: u32,
+
+    /// Where to write; - is stdout (default: NAME-PID-TIME.cpu.EXT)
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// What to write (default: by the output's extension, else pprof)
+    #[arg(short, long, value_enum)]
+    pub format: Option<FormatArg>,
+
+    /// Leave out kernel frames
+    #[arg(long, overrides_with = "kernel")]
+    pub no_kernel: bool,
+    /// Take kernel frames too (the default)
+    #[arg(long, overrides_with = "no_kernel")]
+    pub kernel: bool,
+    /// Tell threads apart
+    #[arg(short, long)]
+    pub threads: bool,
+    /// Keep only stacks with a function that matches RE
+    #[arg(long, value_name = "RE")]
+    pub include: Option<Regex>,
+    /// Drop stacks with a function that matches RE
+    #[arg(long, value_name = "RE")]
+    pub exclude: Option<Regex>,
+
+    /// Write nothing to stderr but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: how stacks end, why frames have no name, what was counted
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The formats, as the command line names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// Gzipped pprof: go tool pprof, go build -pgo, Pyroscope
+    Pprof,
+    /// One line per stack, for flame graph tools
+    Folded,
+    /// One HTML page that needs no network
+    Flamegraph,
+    /// JSON for speedscope
+    Speedscope,
+}
+
+impl From<FormatArg> for Format {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::Pprof => Format::Pprof,
+            FormatArg::Folded => Format::Folded,
+            FormatArg::Flamegraph => Format::Flamegraph,
+            FormatArg::Speedscope => Format::Speedscope,
+        }
+    }
+}
+
+/// Whose stacks, as asked.
+#[derive(Debug, Clone)]
+pub(super) enum Who {
+    Pids(Vec<u32>),
+    All,
+    Name(Regex),
+    Command(Vec<String>),
+}
+
+/// What to do, validated as far as the words alone allow.
+pub(super) struct Plan {
+    pub who: Who,
+    pub duration: Option<Duration>,
+    pub rate_hz: u32,
+    pub output: Option<PathBuf>,
+    pub format: Format,
+    pub kernel: bool,
+    pub threads: bool,
+    pub filter: Filter,
+    pub quiet: bool,
+    pub verbose: bool,
+}
+
+impl Args {
+    pub(super) fn into_plan(self) -> Result<Plan, Failure> {
+        let mut pids = self.pid;
+        pids.sort_unstable();
+        pids.dedup();
+        let who = match (self.name, self.command) {
+            (_, command) if !command.is_empty() => Who::Command(command),
+            (Some(name), _) => Who::Name(name),
+            _ if !pids.is_empty() => Who::Pids(pids),
+            _ => Who::All,
+        };
+        let format = match self.format {
+            Some(format) => format.into(),
+            None => self
+                .output
+                .as_deref()
+                .and_then(Format::from_path)
+                .unwrap_or(Format::Pprof),
+        };
+        Ok(Plan {
+            who,
+            duration: self.duration,
+            rate_hz: self.rate,
+            output: self.output,
+            format,
+            kernel: self.kernel || !self.no_kernel,
+            threads: self.threads,
+            filter: Filter {
+                include: self.include,
+                exclude: self.exclude,
+            },
+            quiet: self.quiet,
+            verbose: self.verbose > 0,
+        })
+    }
+}
+
+/// A bare number is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+    };
+    if duration < Duration::from_millis(10) || duration > Duration::from_secs(7 * 24 * 3600) {
+        return Err("must be between 10ms and 7days".into());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_numbers_are_seconds() {
+        assert_eq!(parse_duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn refuses_durations_that_make_no_sense() {
+        for text in ["0", "-1", "NaN", "1e300", "ten", "30d"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The last lines of `goprof record`: what was taken, what is missing and why,
+//! what it cost, and how to open it.
+
+use std::{path::Path, time::Duration};
+
+use super::args::Plan;
+use crate::{
+    probe::Clock,
+    profile::Format,
+    session::Recording,
+    unwind::StackEnd,
+};
+
+/// What a reader of the profile must know, one sentence each.
+pub(super) fn notes(recording: &Recording) -> Vec<String> {
+    let lost = recording.tally.lost();
+    let lost = lost
+        .iter()
+        .map(|(count, reason)| format!("lost {count} samples: {reason}"));
+    let incomplete = recording.tally.incomplete();
+    let incomplete = incomplete
+        .iter()
+        .map(|(count, what)| format!("{count} {what}"));
+    lost.chain(incomplete).collect()
+}
+
+/// Writes the summary to stderr.
+pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path, bytes: usize) {
+    let seconds = recording.window.duration.as_secs_f64();
+    let processes = recording.window.processes.len();
+    let lost: u64 = recording.tally.lost().iter().map(|(count, _)| count).sum();
+    eprintln!(
+        "{} samples of {processes} {} in {seconds:.1} s at {} Hz; {lost} lost",
+        recording.samples,
+        if processes == 1 { "process" } else { "processes" },
+        plan.rate_hz,
+    );
+    for note in notes(recording) {
+        eprintln!("  {note}");
+    }
+    if kept != recording.samples {
+        eprintln!("  {kept} samples kept by --include and --exclude");
+    }
+    if recording.samples == 0 {
+        eprintln!("  no samples: nothing that was recorded used the CPU");
+    }
+    eprintln!(
+        "{} of frames named, {} of stacks whole",
+        percent(recording.naming.share()),
+        percent(whole_share(recording)),
+    );
+    if plan.verbose {
+        details(recording);
+    }
+    let (cpu, memory_bytes) = own_cost();
+    eprintln!(
+        "goprof itself took {:.2} s of CPU time ({} of one CPU) and {} MB of memory",
+        cpu.as_secs_f64(),
+        percent(cpu.as_secs_f64() / seconds.max(0.001)),
+        memory_bytes / 1_000_000,
+    );
+    if output != Path::new("-") {
+        eprintln!("Wrote {} ({bytes} bytes). Open it with:", output.display());
+        eprintln!("  {}", open_command(plan.format, output));
+    }
+}
+
+fn details(recording: &Recording) {
+    let clock = match recording.clock {
+        Clock::Cycles => "hardware cycles",
+        Clock::CpuClock => "the kernel's cpu-clock (no hardware counter here)",
+    };
+    eprintln!("  sampled by {clock}");
+    for (end, count) in &recording.tally.ends {
+        eprintln!("  stacks {}: {count}", end.describe());
+    }
+    for (reason, count) in &recording.naming.unnamed {
+        eprintln!("  frames without a name, {}: {count}", reason.describe());
+    }
+    for process in &recording.window.processes {
+        eprintln!(
+            "  pid {} {} {} {}",
+            process.pid, process.comm, process.go_version, process.exe
+        );
+    }
+}
+
+fn whole_share(recording: &Recording) -> f64 {
+    let all: u64 = recording.tally.ends.values().sum();
+    let whole = recording.tally.ends.get(&StackEnd::Whole).copied();
+    match all {
+        0 => 1.0,
+        all => whole.unwrap_or(0) as f64 / all as f64,
+    }
+}
+
+/// Rounded down: 100% means all of them.
+fn percent(share: f64) -> String {
+    format!("{:.1}%", (share * 1000.0).floor() / 10.0)
+}
+
+fn open_command(format: Format, output: &Path) -> String {
+    let file = shell_word(&output.to_string_lossy());
+    match format {
+        Format::Pprof => format!("go tool pprof -http=: {file}"),
+        Format::Folded => format!("flamegraph.pl {file} > flame.svg"),
+        Format::Flamegraph => format!("xdg-open {file}"),
+        Format::Speedscope => format!("npx speedscope {file}"),
+    }
+}
+
+/// Quoted where the shell would take it for more than a word.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// CPU time of this process and the most memory it had at once, in bytes.
+fn own_cost() -> (Duration, u64) {
+    // SAFETY: fills a structure of our own.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    let time = |t: libc::timeval| {
+        Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64)
+    };
+    (
+        time(usage.ru_utime) + time(usage.ru_stime),
+        usage.ru_maxrss as u64 * 1024,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_rounded_down() {
+        assert_eq!(percent(1.0), "100.0%");
+        assert_eq!(percent(0.99999), "99.9%");
+    }
+
+    #[test]
+    fn quotes_file_names_for_the_shell() {
+        assert_eq!(shell_word("a-1.cpu.pb.gz"), "a-1.cpu.pb.gz");
+        assert_eq!(shell_word("it's; here"), r"'it'\''s; here'");
+    }
+}
