@@ -38,7 +38,7 @@ fn stack(window: &SymbolizedWindow, sample: &Sample) -> String {
     for frame in frames::outermost_first(window, sample) {
         out.push(';');
         push_name(&mut out, &window.functions[frame.function.0 as usize].name);
-        if frame.kind() == FrameKind::Kernel {
+        if frame.location.kind == FrameKind::Kernel {
             out.push_str("_[k]");
         } else if frame.inlined {
             out.push_str("_[i]");

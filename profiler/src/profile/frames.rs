@@ -1,7 +1,7 @@
 //! Frames: a sample's stack as the text and picture formats show it, outermost
 //! frame first, inlined frames included. Knows nothing of any one format.
 
-use crate::symbolize::{FrameKind, FunctionId, Location, Sample, SymbolizedWindow};
+use crate::symbolize::{FunctionId, Location, MappingId, Sample, SymbolizedWindow};
 
 /// A source frame of a sample.
 #[derive(Debug, Clone, Copy)]
@@ -14,13 +14,6 @@ pub(super) struct Frame<'w> {
     pub inlined: bool,
     /// The code address the frame comes from.
     pub location: &'w Location,
-}
-
-impl Frame<'_> {
-    /// What kind of code it is.
-    pub(super) fn kind(&self) -> FrameKind {
-        self.location.kind
-    }
 }
 
 /// The frames of a sample, outermost first.
@@ -43,6 +36,15 @@ pub(super) fn outermost_first<'w>(
                 location,
             })
     })
+}
+
+/// The mapping that stands for the source of a frame without a source file.
+pub(super) fn mapping_as_source(window: &SymbolizedWindow, frame: &Frame<'_>) -> Option<MappingId> {
+    let function = &window.functions[frame.function.0 as usize];
+    match function.file.is_empty() {
+        true => frame.location.mapping,
+        false => None,
+    }
 }
 
 /// The name under which a sample's process is shown: `comm` for the only one,

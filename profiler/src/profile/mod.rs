@@ -1,8 +1,8 @@
 //! Profile: a symbolized window in the formats that other tools read. Encoders
 //! turn data into bytes; they do no I/O and never drop a frame.
 
-//mod calltree;
-//mod flamegraph;
+mod calltree;
+mod flamegraph;
 mod folded;
 mod frames;
 pub mod pprof;
@@ -129,7 +129,7 @@ pub fn encode(window: &SymbolizedWindow, format: Format, options: &Options) -> R
     match format {
         Format::Pprof => pprof::encode(window, options),
         Format::Folded => Ok(folded::encode(window)),
-        Format::Flamegraph => anyhow::bail!("flame graphs are not written yet"),
+        Format::Flamegraph => flamegraph::encode(window, options),
         Format::Speedscope => speedscope::encode(window),
     }
 }

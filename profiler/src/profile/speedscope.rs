@@ -130,10 +130,7 @@ struct Frames<'w> {
 impl<'w> Frames<'w> {
     fn index(&mut self, window: &'w SymbolizedWindow, frame: &frames::Frame<'w>) -> usize {
         let function = &window.functions[frame.function.0 as usize];
-        let mapping = match function.file.is_empty() {
-            true => frame.location.mapping,
-            false => None,
-        };
+        let mapping = frames::mapping_as_source(window, frame);
         *self
             .index
             .entry((frame.function, mapping))
