@@ -1,1 +1,7 @@
-//! Sink: where encoded profiles go.
+//! Sink: where encoded profiles go. A sink sees bytes, never a sample.
+
+mod file;
+mod filename;
+
+pub use file::FileSink;
+pub use filename::{Subject, default_name};
