@@ -133,7 +133,7 @@ impl Server {
     fn add_location(&mut self, package: &str, kind: FrameKind, i: u32) {
         let verb = VERBS[(i as usize * 7 + package.len()) % VERBS.len()];
         let name = match kind {
-            FrameKind::Go if i % 3 == 0 => format!("{package}.(*T{i}).{verb}"),
+            FrameKind::Go if i.is_multiple_of(3) => format!("{package}.(*T{i}).{verb}"),
             FrameKind::Go => format!("{package}.{verb}{i}"),
             FrameKind::Native => format!("EVP_{verb}_{i}"),
             FrameKind::Kernel => format!("__x64_{}_{i}", verb.to_lowercase()),

@@ -119,7 +119,7 @@ fn mapping(file: &str, start: u64, end: u64, build_id: &str) -> Mapping {
 }
 
 /// A busy `loop`: 100 samples in `step`, 10 in the kernel, 5 in a library
-/// without symbols, 2 at an address without a mapping.
+/// without symbols, 2 at an address without a mapping, 1 without a stack.
 fn window(processes: u32) -> SymbolizedWindow {
     let stack = |ids: &[u32]| ids.iter().copied().map(LocationId).collect::<Vec<_>>();
     let mut window = SymbolizedWindow {
@@ -170,6 +170,7 @@ fn window(processes: u32) -> SymbolizedWindow {
             (&[4, 0, 2], 10),
             (&[5, 3], 5),
             (&[6], 2),
+            (&[], 1),
         ];
         window.samples.extend(stacks.map(|(ids, count)| Sample {
             process: ProcessId(pid - 1),

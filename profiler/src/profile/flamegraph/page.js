@@ -130,7 +130,7 @@ function writeStatus() {
   const i = view.hovered >= 0 ? view.hovered : view.selected >= 0 ? view.selected : view.zoom;
   const { tree } = view;
   const parts = [frameName(tree.frame[i]), where(tree, i)];
-  parts.push(`${count(tree.total[i])} samples, ${percent(tree.total[i], samples)}`);
+  parts.push(`${count(tree.total[i])} sample${tree.total[i] === 1 ? '' : 's'}, ${percent(tree.total[i], samples)}`);
   if (view.zoom > 0 && i !== view.zoom) parts.push(`${percent(tree.total[i], tree.total[view.zoom])} of the zoom`);
   byId('status').textContent = parts.filter(Boolean).join('  ·  ');
   byId('copy').hidden = i === 0;
