@@ -2,6 +2,12 @@
 //! `go tool pprof` and `go build -pgo`. Needs Go; the profile is synthetic, its
 //! names and lines are those of the program below.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "what a test cannot do without ends it"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
@@ -263,7 +269,7 @@ fn pprof_selects_a_process_and_a_thread_by_label() {
         1
     );
     assert_eq!(
-        pprof("-tagfocus=tid=9004")
+        pprof("-tagfocus=tid=9005")
             .matches("100   main.step")
             .count(),
         1
