@@ -80,6 +80,7 @@ function fitName(name, chars) {
 
 function resize() {
   const ratio = devicePixelRatio || 1;
+  const atEnd = graph.scrollTop + view.height >= graph.scrollHeight - 1;
   view.width = graph.clientWidth;
   view.height = graph.clientHeight;
   canvas.width = Math.round(view.width * ratio);
@@ -88,6 +89,7 @@ function resize() {
   canvas.style.height = `${view.height}px`;
   const full = view.tree.rows * ROW + 8;
   document.getElementById('spacer').style.height = `${Math.max(0, full - view.height)}px`;
+  if (view.inverted && atEnd) graph.scrollTop = graph.scrollHeight; // the root stays in sight
   draw();
 }
 
