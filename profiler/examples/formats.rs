@@ -133,7 +133,7 @@ impl Server {
     fn add_location(&mut self, package: &str, kind: FrameKind, i: u32) {
         let verb = VERBS[(i as usize * 7 + package.len()) % VERBS.len()];
         let name = match kind {
-            FrameKind::Go if i % 3 == 0 => format!("{package}.(*T{i}).{verb}"),
+            FrameKind::Go if i.is_multiple_of(3) => format!("{package}.(*T{i}).{verb}"),
             FrameKind::Go => format!("{package}.{verb}{i}"),
             FrameKind::Native => format!("EVP_{verb}_{i}"),
             FrameKind::Kernel => format!("__x64_{}_{i}", verb.to_lowercase()),
@@ -177,20 +177,22 @@ impl Server {
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
         let unit = (self.state >> 11) as f64 / (1_u64 << 53) as f64;
-        (unit.powi(4) * f64::from(bound)) as u32
+        (unit.powi(7) * f64::from(bound)) as u32
     }
 
-    /// A stack, leaf first: packages only ever call what stands further down.
+    /// A stack, leaf first. Packages only call what stands further down, and a
+    /// function has its favourites among what it calls.
     fn stack(&mut self) -> Vec<LocationId> {
         let mut stack = Vec::new();
-        let mut package = 0;
+        let (mut package, mut caller) = (0, 0);
         while package < PACKAGES.len() {
             for _ in 0..=self.pick(5) {
                 let (first, len) = self.ranges[package];
-                stack.push(LocationId(first + self.pick(len)));
+                caller = first + (caller * 7 + 3 + self.pick(len)) % len;
+                stack.push(LocationId(caller));
             }
-            package += 1 + self.pick(4) as usize;
-            if self.pick(100) > 55 {
+            package += 1 + (caller as usize + self.pick(4) as usize) % 3;
+            if self.pick(100) > 70 {
                 break;
             }
         }

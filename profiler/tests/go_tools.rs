@@ -2,6 +2,12 @@
 //! `go tool pprof` and `go build -pgo`. Needs Go; the profile is synthetic, its
 //! names and lines are those of the program below.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "what a test cannot do without ends it"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
@@ -119,7 +125,7 @@ fn mapping(file: &str, start: u64, end: u64, build_id: &str) -> Mapping {
 }
 
 /// A busy `loop`: 100 samples in `step`, 10 in the kernel, 5 in a library
-/// without symbols, 2 at an address without a mapping.
+/// without symbols, 2 at an address without a mapping, 1 without a stack.
 fn window(processes: u32) -> SymbolizedWindow {
     let stack = |ids: &[u32]| ids.iter().copied().map(LocationId).collect::<Vec<_>>();
     let mut window = SymbolizedWindow {
@@ -170,6 +176,7 @@ fn window(processes: u32) -> SymbolizedWindow {
             (&[4, 0, 2], 10),
             (&[5, 3], 5),
             (&[6], 2),
+            (&[], 1),
         ];
         window.samples.extend(stacks.map(|(ids, count)| Sample {
             process: ProcessId(pid - 1),
@@ -262,7 +269,7 @@ fn pprof_selects_a_process_and_a_thread_by_label() {
         1
     );
     assert_eq!(
-        pprof("-tagfocus=tid=9004")
+        pprof("-tagfocus=tid=9005")
             .matches("100   main.step")
             .count(),
         1

@@ -5,7 +5,7 @@ mod calltree;
 mod flamegraph;
 mod folded;
 mod frames;
-pub mod pprof;
+mod pprof;
 pub mod proto;
 mod speedscope;
 

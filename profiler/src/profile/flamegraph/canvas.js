@@ -13,7 +13,7 @@ const mono = getComputedStyle(document.documentElement).getPropertyValue('--mono
 // What is shown. `from` and `to` are the samples at the left and right edge.
 const view = {
   tree: null, from: 0, to: 1, zoom: 0, selected: -1, hovered: -1,
-  inverted: false, matches: null, width: 0, height: 0, charWidth: 7,
+  inverted: false, matches: null, width: 0, height: 0, scroll: 0, charWidth: 7,
 };
 
 // Hue, and for light and dark: saturation, lightness.
@@ -32,10 +32,15 @@ function colorName(frame) {
   return frameInlined(frame) && COLORS[`${kind} inlined`] ? `${kind} inlined` : kind;
 }
 
+// Where a name's import path ends: receivers and type arguments hold slashes too.
+function pathEnd(name) {
+  const end = name.search(/[([]/);
+  return name.lastIndexOf('/', end < 0 ? name.length : end) + 1;
+}
+
 // Frames of one package share a shade, so that neighbours can be told apart.
 function packageOf(name) {
-  const slash = name.lastIndexOf('/') + 1;
-  const dot = name.indexOf('.', slash);
+  const dot = name.indexOf('.', pathEnd(name));
   return dot < 0 ? name : name.slice(0, dot);
 }
 
@@ -52,7 +57,7 @@ function fillOf(frame) {
     const [hue, light, night] = COLORS[colorName(frame)];
     const [saturation, lightness] = dark.matches ? night : light;
     const shift = frameKind(frame) === 0 ? 0 : shade(packageOf(frameName(frame)));
-    fill = `hsl(${hue + shift * 14} ${saturation}% ${lightness + shift * 9}%)`;
+    fill = `hsl(${hue + shift * 22} ${saturation}% ${lightness + shift * 12}%)`;
     fills.set(frame, fill);
   }
   return fill;
@@ -68,13 +73,14 @@ function swatchColor(name) {
 function fitName(name, chars) {
   if (name.length <= chars) return name;
   if (chars < 3) return '';
-  const short = name.slice(name.lastIndexOf('/', name.indexOf('(') < 0 ? undefined : name.indexOf('(')) + 1);
+  const short = name.slice(pathEnd(name));
   if (short.length <= chars) return short;
   return short.slice(0, chars - 1) + '…';
 }
 
 function resize() {
   const ratio = devicePixelRatio || 1;
+  const atEnd = graph.scrollTop + view.height >= graph.scrollHeight - 1;
   view.width = graph.clientWidth;
   view.height = graph.clientHeight;
   canvas.width = Math.round(view.width * ratio);
@@ -83,6 +89,7 @@ function resize() {
   canvas.style.height = `${view.height}px`;
   const full = view.tree.rows * ROW + 8;
   document.getElementById('spacer').style.height = `${Math.max(0, full - view.height)}px`;
+  if (view.inverted && atEnd) graph.scrollTop = graph.scrollHeight; // the root stays in sight
   draw();
 }
 
@@ -92,7 +99,7 @@ function contentHeight() {
 
 function rowTop(depth) {
   const top = view.inverted ? contentHeight() - (depth + 1) * ROW - 4 : depth * ROW + 4;
-  return top - graph.scrollTop;
+  return top - view.scroll;
 }
 
 let pending = 0;
@@ -102,6 +109,7 @@ function redraw() {
 
 function draw() {
   pending = 0;
+  view.scroll = graph.scrollTop; // once: asking costs a layout check
   const { tree, width, height } = view;
   const ratio = canvas.width / Math.max(width, 1);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -130,11 +138,12 @@ function drawNode(i, left, right, top) {
   const hit = view.matches && view.matches.frames[frame];
   const dim = (view.matches && !hit) || view.tree.depth[i] < view.tree.depth[view.zoom];
   const gap = right - left > 3 ? 1 : 0;
-  context.globalAlpha = dim ? (view.matches ? 0.4 : 0.55) : 1;
+  context.globalAlpha = dim ? (view.matches ? 0.45 : 0.55) : 1;
   context.fillStyle = hit ? (dark.matches ? 'hsl(302 48% 42%)' : 'hsl(302 75% 80%)') : fillOf(frame);
   context.fillRect(left, top, right - left - gap, ROW - 1);
   const text = fitName(frameName(frame), Math.floor((right - left - 9) / view.charWidth));
   if (text) {
+    context.globalAlpha = dim ? 0.75 : 1;
     context.fillStyle = dark.matches ? '#f1f4f6' : '#14202a';
     context.fillText(text, left + 4, top + ROW / 2);
   }
@@ -160,8 +169,8 @@ function outline(i, weight) {
 // The node under a point of the canvas, -1 for none.
 function nodeAt(x, y) {
   const { tree } = view;
-  const content = y + graph.scrollTop - 4;
-  const depth = Math.floor((view.inverted ? contentHeight() - y - graph.scrollTop - 4 : content) / ROW);
+  const content = y + graph.scrollTop;
+  const depth = Math.floor(((view.inverted ? contentHeight() - content : content) - 4) / ROW);
   if (depth < 0) return -1;
   const sample = view.from + (x / view.width) * (view.to - view.from);
   for (let i = 0; i < tree.size; ) {
@@ -197,6 +206,7 @@ function moveTo(i, animated) {
 
 // Scrolls so that a row is in sight.
 function reveal(depth) {
+  view.scroll = graph.scrollTop;
   const top = rowTop(depth);
   if (top < 4) graph.scrollTop += top - 4;
   else if (top + ROW > view.height) graph.scrollTop += top + ROW + 4 - view.height;

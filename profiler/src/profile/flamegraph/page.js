@@ -8,13 +8,13 @@ const functions = sumFunctions(callees);
 let callers = null;
 
 const count = (n) => n.toLocaleString('en-US');
-const percent = (n, of) => (of > 0 ? `${((100 * n) / of).toFixed(n === of ? 0 : 2)}%` : '0%');
+const percent = (n, of, digits = 2) => (of > 0 ? `${((100 * n) / of).toFixed(n === of ? 0 : digits)}%` : '0%');
 
 function time(ns) {
   if (ns >= 60e9) return `${Math.floor(ns / 60e9)} min ${((ns % 60e9) / 1e9).toFixed(0)} s`;
   if (ns >= 1e9) return `${(ns / 1e9).toFixed(2)} s`;
   if (ns >= 1e6) return `${(ns / 1e6).toFixed(1)} ms`;
-  return `${(ns / 1e3).toFixed(0)} µs`;
+  return ns > 0 ? `${(ns / 1e3).toFixed(0)} µs` : '0';
 }
 
 function element(tag, text, className) {
@@ -65,7 +65,7 @@ function writeLegend() {
   for (const name of Object.keys(COLORS)) {
     if (name === 'process' || !shares.has(name)) continue;
     const item = element('li');
-    item.append(swatch(name), name, element('b', percent(shares.get(name), samples)));
+    item.append(swatch(name), name, element('b', percent(shares.get(name), samples, 1)));
     byId('legend').append(item);
   }
 }
@@ -107,9 +107,7 @@ function showTooltip(i, x, y) {
   const table = element('table');
   for (const [head, ...cells] of describe(i)) {
     const row = element('tr');
-    row.append(element('th', head), ...cells.map((c) => element(head ? 'td' : 'th', c)));
-    if (!head) for (const cell of row.cells) cell.style.textAlign = 'right';
-    if (!head) for (const cell of row.cells) cell.style.padding = '0 0 0 14px';
+    row.append(element('th', head), ...cells.map((c) => element('td', c)));
     table.append(row);
   }
   const kind = element('div', undefined, 'kind');
@@ -132,7 +130,7 @@ function writeStatus() {
   const i = view.hovered >= 0 ? view.hovered : view.selected >= 0 ? view.selected : view.zoom;
   const { tree } = view;
   const parts = [frameName(tree.frame[i]), where(tree, i)];
-  parts.push(`${count(tree.total[i])} samples, ${percent(tree.total[i], samples)}`);
+  parts.push(`${count(tree.total[i])} sample${tree.total[i] === 1 ? '' : 's'}, ${percent(tree.total[i], samples)}`);
   if (view.zoom > 0 && i !== view.zoom) parts.push(`${percent(tree.total[i], tree.total[view.zoom])} of the zoom`);
   byId('status').textContent = parts.filter(Boolean).join('  ·  ');
   byId('copy').hidden = i === 0;

@@ -89,6 +89,8 @@ function callersTree(tree) {
         total.push(0);
         children.push([]);
         children[node].push(child);
+      } else if (line[child] !== tree.line[at]) {
+        line[child] = 0; // it stands for several lines: name none of them
       }
       node = child;
       total[node] += tree.self[i];
