@@ -238,3 +238,6 @@ impl GoBinary {
         })
     }
 }
+
+#[cfg(test)]
+mod hostile_tests;
