@@ -102,6 +102,15 @@ pub(super) struct Section {
     pub range: Range<usize>,
 }
 
+impl Section {
+    /// The address of a file offset within the section. Wraps where the section
+    /// header lies; such an address is then found nowhere.
+    pub(super) fn vaddr_of(&self, offset: usize) -> u64 {
+        let distance = offset.wrapping_sub(self.range.start) as u64;
+        self.vaddr.wrapping_add(distance)
+    }
+}
+
 impl Elf {
     /// Reads the headers of a 64-bit little-endian ELF for amd64 or arm64.
     pub(super) fn parse(data: &[u8]) -> Result<Elf, GoBinaryError> {

@@ -187,14 +187,23 @@ impl GoBinary {
             .filter(|delta| *delta >= 0)
     }
 
-    /// The entry of a function that was compiled under this symbol name. Reads
-    /// every name until found: not for hot paths.
+    /// The entry of the first function that was compiled under this symbol name.
+    /// Reads every name until found: not for hot paths.
     pub fn function_by_name(&self, name: &str) -> Option<u64> {
+        self.functions_by_name(name)
+            .next()
+            .map(|function| function.entry)
+    }
+
+    /// Every function that was compiled under this symbol name. An assembly
+    /// function called from Go has a second one, which adapts the calling
+    /// convention; only the real one is [`GoFunction::asm`].
+    pub fn functions_by_name(&self, name: &str) -> impl Iterator<Item = GoFunction> {
         let view = self.view();
         (0..view.functions)
-            .filter_map(|index| view.func(index))
-            .find(|func| view.func_name_is(func, name.as_bytes()))
-            .and_then(|func| self.module.offset_to_vaddr(func.entry))
+            .filter_map(move |index| view.func(index))
+            .filter(move |func| view.func_name_is(func, name.as_bytes()))
+            .filter_map(|func| self.describe(&func))
     }
 
     /// Every function in address order. Those whose record is damaged are left
@@ -229,3 +238,6 @@ impl GoBinary {
         })
     }
 }
+
+#[cfg(test)]
+mod hostile_tests;

@@ -69,7 +69,7 @@ impl Module {
                 Box::new(magic_at(layouts[0].magic))
             };
             for offset in offsets {
-                let vaddr = section.vaddr + (offset - section.range.start) as u64;
+                let vaddr = section.vaddr_of(offset);
                 let min_instruction = elf.machine.min_instruction();
                 let range = offset..section.range.end;
                 let Some(pclntab) = Pclntab::parse(data, range, vaddr, min_instruction) else {
@@ -132,9 +132,10 @@ impl Module {
         let pcs = words.u64(at::MINPC)?..words.u64(at::MAXPC)?;
         let ordered = text.start <= pcs.start && pcs.start < pcs.end && pcs.end <= text.end;
         let mapped = elf.segments.iter().any(|segment| {
+            let end = text.end.checked_sub(segment.vaddr);
             segment.executable
                 && text.start >= segment.vaddr
-                && text.end - segment.vaddr <= segment.mem_size
+                && end.is_some_and(|end| end <= segment.mem_size)
         });
         if !right || !ordered || !mapped {
             return None;
@@ -212,7 +213,7 @@ fn moduledata_places(elf: &Elf, data: &[u8], pclntab: &Pclntab) -> Vec<u64> {
                     read_u64(data, *offset) == Some(header)
                         && read_u64(data, *offset + 8) == Some(names)
                 })
-                .map(|offset| section.vaddr + (offset - section.range.start) as u64)
+                .map(|offset| section.vaddr_of(offset))
                 .take(MAX_CANDIDATES)
                 .collect::<Vec<_>>()
         })

@@ -40,8 +40,9 @@ func main() {
 
 func tell(out *bufio.Writer, delta int64, pc uintptr) {
 	// The runtime takes return addresses. The byte after the last of a function
-	// belongs to the next one: the runtime cannot be asked about such a pc.
-	if f := runtime.FuncForPC(pc + 1); f != nil && f.Entry() == pc+1 {
+	// belongs to the next one or to none: it cannot be asked about such a pc.
+	next := runtime.FuncForPC(pc + 1)
+	if next == nil && runtime.FuncForPC(pc) != nil || next != nil && next.Entry() == pc+1 {
 		fmt.Fprintf(out, "%x\tboundary\n", delta)
 		return
 	}

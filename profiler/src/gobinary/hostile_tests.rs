@@ -1,0 +1,331 @@
+//! A real Go binary, damaged in every way that comes to mind: each damage must
+//! end in an answer or an error, soon and without a panic.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// Longer than any lookup may take, on a busy machine and without optimisation.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const PROGRAM: &str = r#"package main
+
+import "fmt"
+
+func inner(n int) int { return n * 3 }
+func outer(n int) int { return inner(n) + 1 }
+
+func main() { fmt.Println(outer(4)) }
+"#;
+
+/// Builds a Go program once for all tests here, with the Go that is installed.
+fn binary() -> &'static [u8] {
+    static BINARY: OnceLock<Vec<u8>> = OnceLock::new();
+    BINARY.get_or_init(|| std::fs::read(build(&[])).unwrap())
+}
+
+fn build(arguments: &[&str]) -> PathBuf {
+    let dir = tempfile::tempdir().unwrap().keep();
+    std::fs::write(dir.join("main.go"), PROGRAM).unwrap();
+    std::fs::write(
+        dir.join("go.mod"),
+        "module example.com/hostile\n\ngo 1.19\n",
+    )
+    .unwrap();
+    let output = Command::new("go")
+        .args(["build", "-o", "program"])
+        .args(arguments)
+        .arg(".")
+        .env("CGO_ENABLED", "0")
+        .current_dir(&dir)
+        .output()
+        .expect("Go is missing: install it and have `go` in PATH");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "go build: {message}");
+    dir.join("program")
+}
+
+fn temporary(bytes: &[u8]) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}
+
+fn parse(file: &File) -> Result<GoBinary, GoBinaryError> {
+    let file = file.try_clone().unwrap();
+    GoBinary::parse(Arc::new(Image::open(file).unwrap()))
+}
+
+/// Looks up addresses all over the text. Any answer will do; returns how many
+/// had names.
+fn look_up(binary: &GoBinary, count: u64) -> u64 {
+    let text = binary.text();
+    let mut frames = Vec::new();
+    let mut named = 0;
+    for index in 0..count {
+        let span = text.end.saturating_sub(text.start);
+        let vaddr = text.start.wrapping_add(span / count * index);
+        frames.clear();
+        match binary.frames(vaddr, &mut frames) {
+            Ok(()) => {
+                assert!(!frames.is_empty());
+                assert!(!frames.last().unwrap().inlined);
+                named += 1;
+            }
+            Err(_) => assert!(frames.is_empty()),
+        }
+        binary.function(vaddr);
+        binary.stack_delta(vaddr);
+    }
+    named
+}
+
+/// Parses and looks up what it can, within the time allowed.
+fn survive(file: &File, what: &str) {
+    let start = Instant::now();
+    if let Ok(binary) = parse(file) {
+        look_up(&binary, 20);
+    }
+    assert!(start.elapsed() < PATIENCE, "{what}: {:?}", start.elapsed());
+}
+
+/// File offset of a section. Before 1.26 moduledata had none of its own.
+fn section_start(binary: &GoBinary, name: &str) -> u64 {
+    let data = binary.image().bytes();
+    let section = binary.elf.section(data, name);
+    let section = section.or_else(|| binary.elf.section(data, ".noptrdata"));
+    section.unwrap().range.start as u64
+}
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+#[test]
+fn whole_binary_is_named() {
+    let binary = parse(&temporary(binary())).unwrap();
+    assert_eq!(look_up(&binary, 1000), 1000);
+    assert_eq!(binary.build_info().path, "example.com/hostile");
+    let main = binary.function_by_name("main.main").unwrap();
+    assert_eq!(binary.function(main).unwrap().entry, main);
+    let offset = binary.vaddr_to_file_offset(main).unwrap();
+    assert_eq!(binary.file_offset_to_vaddr(offset), Some(main));
+    let mut frames = Vec::new();
+    let text = binary.text();
+    assert_eq!(binary.frames(text.end, &mut frames), Err(Reason::NoSymbol));
+    assert_eq!(binary.frames(0, &mut frames), Err(Reason::NoSymbol));
+    assert_eq!(binary.frames(u64::MAX, &mut frames), Err(Reason::NoSymbol));
+    assert_eq!(binary.stack_delta(0), None);
+    assert_eq!(binary.function_by_name("main.main\0x"), None);
+    assert_eq!(binary.function_by_name(""), None);
+}
+
+#[test]
+fn file_cut_at_every_page_is_survived() {
+    let whole = binary();
+    let file = temporary(whole);
+    let mut errors = 0;
+    for length in (1..whole.len()).step_by(4096).rev() {
+        file.set_len(length as u64).unwrap();
+        errors += u64::from(parse(&file).is_err());
+        survive(&file, &format!("cut to {length} bytes"));
+    }
+    assert!(errors > 0, "a file of one byte is no program");
+}
+
+#[test]
+fn file_cut_while_open_is_survived() {
+    let file = temporary(binary());
+    let opened = parse(&file).unwrap();
+    assert!(!opened.image().changed());
+    for length in (0..binary().len()).step_by(64 << 10).rev() {
+        file.set_len(length as u64).unwrap();
+        look_up(&opened, 20);
+    }
+    assert!(opened.image().changed());
+    assert_eq!(look_up(&opened, 20), 0, "nothing is left to name them with");
+}
+
+#[test]
+fn flipped_bits_are_survived() {
+    let whole = binary();
+    let opened = parse(&temporary(whole)).unwrap();
+    let header_at = |name| section_start(&opened, name);
+    // Headers of everything, and the first functions' records.
+    let places = [
+        0..4096,
+        header_at(".gopclntab")..header_at(".gopclntab") + 72,
+        header_at(".go.buildinfo")..header_at(".go.buildinfo") + 64,
+        header_at(".go.module")..header_at(".go.module") + 400,
+        whole.len() as u64 - 4096..whole.len() as u64,
+        opened.module.gofunc.start as u64..opened.module.gofunc.start as u64 + 65536,
+        header_at(".gopclntab")..whole.len() as u64,
+    ];
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let file = temporary(whole);
+    for round in 0..1500 {
+        let place = &places[round % places.len()];
+        let flips: Vec<u64> = (0..1 + dice.roll(8))
+            .map(|_| place.start + dice.roll(place.end - place.start))
+            .collect();
+        for offset in &flips {
+            let byte = [dice.roll(256) as u8];
+            file.write_all_at(&byte, *offset).unwrap();
+        }
+        survive(&file, &format!("round {round}: bytes {flips:x?}"));
+        for offset in &flips {
+            let at = *offset as usize;
+            file.write_all_at(&whole[at..at + 1], *offset).unwrap();
+        }
+    }
+    assert_eq!(
+        look_up(&parse(&file).unwrap(), 100),
+        100,
+        "all was put back"
+    );
+}
+
+#[test]
+fn huge_claims_are_survived() {
+    let whole = binary();
+    let opened = parse(&temporary(whole)).unwrap();
+    let file = temporary(whole);
+    let sections = [".gopclntab", ".go.buildinfo", ".go.module"].map(|name| {
+        let start = section_start(&opened, name) as usize;
+        (start, start + 400)
+    });
+    let section_headers = (whole.len() - 4096, whole.len());
+    let places = [(0, 560), section_headers].into_iter().chain(sections);
+    for (start, end) in places {
+        for at in (start..end).step_by(8) {
+            for claim in [1u64 << 60, u64::MAX, 1 << 32] {
+                file.write_all_at(&claim.to_le_bytes(), at as u64).unwrap();
+                survive(&file, &format!("{claim:#x} at {at:#x}"));
+            }
+            file.write_all_at(&whole[at..at + 8], at as u64).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tables_full_of_one_byte_are_survived() {
+    let whole = binary();
+    let opened = parse(&temporary(whole)).unwrap();
+    let file = temporary(whole);
+    let pclntab = opened.elf.section(whole, ".gopclntab").unwrap().range;
+    let offsets = opened
+        .module
+        .pclntab
+        .part_offsets
+        .map(|offset| offset as usize);
+    let parts: Vec<_> = (0..4)
+        .map(|part| pclntab.start + offsets[part]..pclntab.start + offsets[part + 1])
+        .collect();
+    for part in parts.iter().chain([&opened.module.gofunc]) {
+        for byte in [0x00, 0x01, 0x02, 0x7f, 0x80, 0xff] {
+            let fill = vec![byte; part.len()];
+            file.write_all_at(&fill, part.start as u64).unwrap();
+            survive(&file, &format!("{byte:#x} in {part:x?}"));
+        }
+        file.write_all_at(&whole[part.clone()], part.start as u64)
+            .unwrap();
+    }
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    let check = |bytes: &[u8]| parse(&temporary(bytes)).unwrap_err();
+    assert_eq!(check(b"#!/bin/sh\n"), GoBinaryError::NotElf);
+    assert_eq!(check(b"\x7fELF"), GoBinaryError::Damaged("ELF header"));
+    let mut bits_32 = binary()[..4096].to_vec();
+    bits_32[4] = 1;
+    assert!(matches!(check(&bits_32), GoBinaryError::WrongArch(_)));
+    let mut riscv = binary().to_vec();
+    riscv[18] = 243;
+    assert!(matches!(check(&riscv), GoBinaryError::WrongArch(_)));
+    let this_test = File::open("/proc/self/exe").unwrap();
+    assert!(matches!(parse(&this_test), Err(GoBinaryError::NotGo(_))));
+}
+
+#[test]
+fn without_section_headers() {
+    // As sstrip leaves it: no section table at all.
+    let mut bytes = binary().to_vec();
+    bytes[40..48].fill(0);
+    bytes[58..64].fill(0);
+    let opened = parse(&temporary(&bytes)).unwrap();
+    assert!(!opened.elf.has_sections());
+    assert_eq!(look_up(&opened, 1000), 1000);
+}
+
+#[test]
+fn versions_beyond_the_known_are_tried() {
+    let patched = |from: &str, to: &str| {
+        let mut bytes = binary().to_vec();
+        let opened = parse(&temporary(&bytes)).unwrap();
+        let section = opened.elf.section(&bytes, ".go.buildinfo").unwrap().range;
+        let at = section.start
+            + bytes[section.clone()]
+                .windows(from.len())
+                .position(|window| window == from.as_bytes())
+                .unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        parse(&temporary(&bytes))
+    };
+    let (_, minor) = parse(&temporary(binary())).unwrap().version().major_minor();
+    let current = format!("go1.{minor}");
+    // With another layout than the version's nothing proves right: no names
+    // rather than wrong ones.
+    assert_eq!(
+        patched(&current, "go1.18")
+            .unwrap_err()
+            .to_string()
+            .get(..17),
+        Some("built with go1.18")
+    );
+    assert!(patched(&current, "go1.19").is_err());
+    assert!(patched(&current, "gopher").is_err());
+    match patched(&current, "go1.91") {
+        Ok(newer) => {
+            assert!(newer.version().is_newer_than_known());
+            assert_eq!(look_up(&newer, 100), 100);
+        }
+        Err(error) => assert!(matches!(error, GoBinaryError::UnsupportedVersion(_))),
+    }
+}
+
+#[test]
+fn opening_reads_little_memory() {
+    // The private memory of this process, in KiB.
+    let private = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon"));
+        let value = line.unwrap().split_whitespace().nth(1).unwrap();
+        value.parse::<u64>().unwrap()
+    };
+    let path = build(&["-ldflags=-s -w"]);
+    let open = |path: &Path| parse(&File::open(path).unwrap()).unwrap();
+    let _warm = open(&path);
+    let before = private();
+    let opened: Vec<GoBinary> = (0..200).map(|_| open(&path)).collect();
+    let grown = private().saturating_sub(before);
+    // Other tests run beside this one and grow too: 64 MiB for them.
+    let copies = opened.len() as u64 * opened[0].image().bytes().len() as u64 / 1024;
+    assert!(
+        grown < 65536 && copies > 4 * 65536,
+        "{grown} of {copies} KiB"
+    );
+}

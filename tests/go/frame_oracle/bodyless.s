@@ -1,1 +1,0 @@
-// Present so that the compiler accepts functions without a body.
