@@ -1,1 +1,193 @@
-//! TBD
+//! Two real servers under load, as Debian ships them (stripped, dynamically
+//! linked, cgo): prometheus and etcd.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use goprof_tests::pprof::Profile;
+use goprof_tests::target::Target;
+use goprof_tests::{debian, goprof, http, quiet};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Requests without end from two threads, until dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(request: impl Fn(u64) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        let request = Arc::new(request);
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicU64::new(0));
+        let threads = (0..2).map(|_| {
+            let (request, stop) = (Arc::clone(&request), Arc::clone(&stop));
+            let answered = Arc::clone(&answered);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if request(answered.load(Ordering::Relaxed)).is_ok() {
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+        });
+        Load {
+            threads: threads.collect(),
+            stop,
+            answered,
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A port nobody listens on now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Starts a server with its log in `dir` and waits until `url` answers.
+#[track_caller]
+fn start(command: &mut Command, dir: &Path, url: &str) -> Target {
+    let log = dir.join("log");
+    let file = std::fs::File::create(&log).expect("create the log");
+    let clone = file.try_clone().expect("share the log");
+    command.stdout(Stdio::from(clone)).stderr(Stdio::from(file));
+    let target = Target::spawn(command);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = http::request("GET", url, b"", LIMIT) {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(Instant::now() < deadline, "{url}: {error}\n{said}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    target
+}
+
+/// Records a server for three seconds under its load.
+#[track_caller]
+fn record(target: &Target, load: &Load, program: &str) -> Profile {
+    std::thread::sleep(Duration::from_secs(1));
+    let before = load.answered.load(Ordering::Relaxed);
+    let recording = goprof::record(&["-p", &target.pid_arg(), "-d", "3", "-r", "499"]);
+    let answered = load.answered.load(Ordering::Relaxed) - before;
+    assert!(answered > 10, "{program} answered {answered} requests");
+    let profile = recording.profile;
+    let (named, frames) = profile.named_share(program);
+    println!(
+        "{program}: {answered} requests, {} samples, {named} of {frames} frames named\n{}{}",
+        profile.total(),
+        recording.outcome.stderr,
+        profile.top(15)
+    );
+    assert!(profile.total() >= 200, "{} samples", profile.total());
+    assert!(named >= 0.99, "{named} of {frames} frames are named");
+    profile
+}
+
+#[track_caller]
+fn assert_present(profile: &Profile, functions: &[&str]) {
+    let present = profile.functions();
+    for function in functions {
+        assert!(
+            present.contains(function),
+            "{function} is not there\n{}",
+            profile.top(40)
+        );
+    }
+}
+
+#[test]
+fn prometheus_under_load_is_named() {
+    let server = debian::package("prometheus").join("usr/bin/prometheus");
+    let _turn = quiet::measuring();
+    let dir = tempfile::tempdir().expect("make a directory");
+    let port = free_port();
+    let config = dir.path().join("prometheus.yml");
+    let text = format!(
+        "global:\n  scrape_interval: 200ms\nscrape_configs:\n  - job_name: itself\n    \
+         static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
+    );
+    std::fs::write(&config, text).expect("write the configuration");
+    let mut command = Command::new(server);
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            dir.path().join("data").display()
+        ))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"));
+    let url = format!("http://127.0.0.1:{port}");
+    let target = start(&mut command, dir.path(), &format!("{url}/-/ready"));
+    let query = format!("{url}/api/v1/query?query=sum(rate({{job=\"itself\"}}[10s]))by(__name__)")
+        .replace('{', "%7B")
+        .replace('}', "%7D")
+        .replace('"', "%22");
+    let load = Load::start(move |_| http::request("GET", &query, b"", LIMIT).map(drop));
+    let profile = record(&target, &load, "prometheus");
+    assert_present(
+        &profile,
+        &[
+            "net/http.(*conn).serve",
+            "github.com/prometheus/prometheus/promql.(*Engine).exec",
+            "github.com/prometheus/prometheus/promql.(*evaluator).eval",
+            "github.com/prometheus/prometheus/scrape.(*scrapeLoop).run",
+        ],
+    );
+}
+
+#[test]
+fn etcd_under_load_is_named() {
+    let server = debian::package("etcd-server").join("usr/bin/etcd");
+    let _turn = quiet::measuring();
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (client, peer) = (free_port(), free_port());
+    let url = format!("http://127.0.0.1:{client}");
+    let peer_url = format!("http://127.0.0.1:{peer}");
+    let mut command = Command::new(server);
+    command.arg("--data-dir").arg(dir.path().join("data"));
+    command.args([
+        "--listen-client-urls",
+        &url,
+        "--advertise-client-urls",
+        &url,
+    ]);
+    command.args(["--listen-peer-urls", &peer_url]);
+    command.args(["--initial-advertise-peer-urls", &peer_url]);
+    command.arg(format!("--initial-cluster=default={peer_url}"));
+    let target = start(&mut command, dir.path(), &format!("{url}/health"));
+    let put = format!("{url}/v3/kv/put");
+    let range = format!("{url}/v3/kv/range");
+    // "key" and "value" in base64, as etcd's JSON wants them.
+    let load = Load::start(move |count| {
+        let (url, body): (_, &[u8]) = if count % 4 == 0 {
+            (&put, br#"{"key":"a2V5","value":"dmFsdWU="}"#)
+        } else {
+            (&range, br#"{"key":"a2V5"}"#)
+        };
+        http::request("POST", url, body, LIMIT).map(drop)
+    });
+    let profile = record(&target, &load, "etcd");
+    assert_present(
+        &profile,
+        &[
+            "net/http.(*conn).serve",
+            "google.golang.org/grpc.(*Server).handleStream",
+            "go.etcd.io/etcd/etcdserver.(*EtcdServer).Range",
+        ],
+    );
+}

@@ -20,7 +20,18 @@ pub struct Totals {
     pub cumulative: Counts,
     /// All samples.
     pub samples: u64,
+    /// Samples put down to the caller of `runtime.asyncPreempt`, see
+    /// [`PREEMPTED`].
+    pub folded: u64,
 }
+
+/// Where Go's own profiler finds a thread whose preemption signal (SIGURG) and
+/// profiling signal (SIGPROF) were both pending when it got the CPU back: the
+/// first handler has just made the thread call this function, and the second
+/// sees it at its first instruction (runtime/signal_unix.go, `doSigPreempt`).
+/// The time was spent in the caller, so both profiles count it there; on a busy
+/// machine it is a quarter of Go's samples, on a quiet one next to none.
+const PREEMPTED: &str = "runtime.asyncPreempt";
 
 impl Totals {
     /// Adds the samples of a profile.
@@ -31,7 +42,11 @@ impl Totals {
     }
 
     fn add_stack(&mut self, stack: &Stack) {
-        let frames: Vec<&Frame> = stack.frames.iter().filter(|f| !f.is_kernel()).collect();
+        let mut frames: Vec<&Frame> = stack.frames.iter().filter(|f| !f.is_kernel()).collect();
+        if frames.len() > 1 && frames[0].function == PREEMPTED {
+            frames.remove(0);
+            self.folded += stack.count;
+        }
         let weight = stack.count as f64;
         self.samples += stack.count;
         if let Some(leaf) = frames.first() {

@@ -9,7 +9,7 @@ var Sink uint64
 
 // mix is small enough to be inlined at every call; one call depends on the
 // one before it, so its cost cannot be hidden.
-func mix(x uint64) uint64 {
+func mix(x uint64) uint64 { // line:func_mix
 	x ^= x >> 33
 	x *= 0xff51afd7ed558ccd // line:mix
 	x ^= x >> 29
@@ -17,7 +17,7 @@ func mix(x uint64) uint64 {
 }
 
 //go:noinline
-func spinThree(x uint64) uint64 {
+func spinThree(x uint64) uint64 { // line:func_spinThree
 	for i := 0; i < 300_000; i++ {
 		x = mix(x) // line:spinThree
 	}
@@ -25,7 +25,7 @@ func spinThree(x uint64) uint64 {
 }
 
 //go:noinline
-func spinOne(x uint64) uint64 {
+func spinOne(x uint64) uint64 { // line:func_spinOne
 	for i := 0; i < 100_000; i++ {
 		x = mix(x) // line:spinOne
 	}
@@ -33,7 +33,7 @@ func spinOne(x uint64) uint64 {
 }
 
 //go:noinline
-func spin(x uint64) uint64 {
+func spin(x uint64) uint64 { // line:func_spin
 	x = spinThree(x) // line:callThree
 	return spinOne(x)
 }
