@@ -53,7 +53,10 @@ fn report(version: &str, what: &str, likeness: Likeness, totals: &(Totals, Total
     let samples = (a.samples, b.samples);
     print!("{}", compare::differences(&a.flat, &b.flat, samples, 6));
     println!("  cumulative:");
-    print!("{}", compare::differences(&a.cumulative, &b.cumulative, samples, 6));
+    print!(
+        "{}",
+        compare::differences(&a.cumulative, &b.cumulative, samples, 6)
+    );
 }
 
 /// Prints a row of the table for two of Go's own profiles, one after the other.

@@ -86,7 +86,13 @@ impl Window {
         for (stack, index) in &self.stacks {
             addresses[index.0 as usize] = stack;
         }
-        let mut threads: Vec<Thread> = vec![Thread { tid: 0, name: String::new() }; self.threads.len()];
+        let mut threads: Vec<Thread> = vec![
+            Thread {
+                tid: 0,
+                name: String::new()
+            };
+            self.threads.len()
+        ];
         for ((tid, comm), index) in &self.threads {
             threads[index.0 as usize] = Thread {
                 tid: *tid,
@@ -98,7 +104,8 @@ impl Window {
             .iter()
             .map(|(key, count)| {
                 let stack = addresses[key.stack.0 as usize];
-                let (kernel, user) = stack.split_at(usize::from(key.kernel_frames).min(stack.len()));
+                let (kernel, user) =
+                    stack.split_at(usize::from(key.kernel_frames).min(stack.len()));
                 StackCount {
                     process: key.process,
                     thread: key.thread.map(|index| threads[index.0 as usize].clone()),
@@ -109,13 +116,20 @@ impl Window {
             })
             .collect();
         stacks.sort_by(|a, b| {
-            (a.process, b.count, a.kernel, a.user, a.thread.as_ref().map(|t| t.tid)).cmp(&(
-                b.process,
-                a.count,
-                b.kernel,
-                b.user,
-                b.thread.as_ref().map(|t| t.tid),
-            ))
+            (
+                a.process,
+                b.count,
+                a.kernel,
+                a.user,
+                a.thread.as_ref().map(|t| t.tid),
+            )
+                .cmp(&(
+                    b.process,
+                    a.count,
+                    b.kernel,
+                    b.user,
+                    b.thread.as_ref().map(|t| t.tid),
+                ))
         });
         stacks
     }
@@ -142,8 +156,14 @@ mod tests {
         let stacks = window.stacks();
         assert_eq!(window.samples(), 3);
         assert_eq!(stacks.len(), 2);
-        assert_eq!((stacks[0].kernel, stacks[0].user, stacks[0].count), (&[1][..], &[2, 3][..], 2));
-        assert_eq!((stacks[1].kernel, stacks[1].user, stacks[1].count), (&[][..], &[2, 3][..], 1));
+        assert_eq!(
+            (stacks[0].kernel, stacks[0].user, stacks[0].count),
+            (&[1][..], &[2, 3][..], 2)
+        );
+        assert_eq!(
+            (stacks[1].kernel, stacks[1].user, stacks[1].count),
+            (&[][..], &[2, 3][..], 1)
+        );
     }
 
     #[test]
@@ -157,6 +177,10 @@ mod tests {
         window.add(ProcessIndex(1), Some((8, comm)), &[1, 2], 1);
         let stacks = window.stacks();
         assert_eq!(stacks.len(), 4);
-        assert!(stacks.iter().all(|s| s.thread.as_ref().is_some_and(|t| t.name == "go")));
+        assert!(
+            stacks
+                .iter()
+                .all(|s| s.thread.as_ref().is_some_and(|t| t.name == "go"))
+        );
     }
 }

@@ -31,7 +31,8 @@ impl Records {
     /// Waits until the kernel side wakes us, or until it is time to look for
     /// the records that do not.
     pub async fn ready(&mut self) {
-        if let Ok(Ok(mut guard)) = tokio::time::timeout(LOOK_EVERY, self.ring.readable_mut()).await {
+        if let Ok(Ok(mut guard)) = tokio::time::timeout(LOOK_EVERY, self.ring.readable_mut()).await
+        {
             guard.clear_ready();
         }
     }

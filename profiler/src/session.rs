@@ -74,7 +74,10 @@ impl Tally {
     /// Samples that were taken but are in no profile, by reason.
     pub fn lost(&self) -> Vec<(u64, &'static str)> {
         [
-            (self.kernel.get(Counter::SamplesRingFull), "ring buffer full"),
+            (
+                self.kernel.get(Counter::SamplesRingFull),
+                "ring buffer full",
+            ),
             (self.undecodable, "record not readable"),
             (self.unknown_process, "process gone before it was looked at"),
         ]
@@ -86,9 +89,18 @@ impl Tally {
     /// Anything else that is missing from the profile, by reason.
     pub fn incomplete(&self) -> Vec<(u64, &'static str)> {
         [
-            (self.kernel.get(Counter::EventsRingFull), "process starts or exits not seen: ring buffer full"),
-            (self.kernel.get(Counter::TargetsFull) + self.not_added, "processes not sampled: target table full"),
-            (self.kernel.get(Counter::NoKernelStack), "samples without their kernel stack"),
+            (
+                self.kernel.get(Counter::EventsRingFull),
+                "process starts or exits not seen: ring buffer full",
+            ),
+            (
+                self.kernel.get(Counter::TargetsFull) + self.not_added,
+                "processes not sampled: target table full",
+            ),
+            (
+                self.kernel.get(Counter::NoKernelStack),
+                "samples without their kernel stack",
+            ),
             (self.vanished, "processes gone before they were looked at"),
         ]
         .into_iter()
@@ -235,11 +247,8 @@ impl Session {
             duration,
             period_ns: 1_000_000_000 / u64::from(self.config.rate_hz),
         };
-        let (window, naming) = Symbolizer::default().symbolize(
-            taken,
-            &self.recorder.window,
-            &self.recorder.table,
-        );
+        let (window, naming) =
+            Symbolizer::default().symbolize(taken, &self.recorder.window, &self.recorder.table);
         Ok(Recording {
             window,
             naming,

@@ -146,7 +146,11 @@ fn callers(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> Sta
 }
 
 fn push_calls(return_addresses: &[u64], frames: &mut Vec<u64>) {
-    frames.extend(return_addresses.iter().map(|address| address.wrapping_sub(1)));
+    frames.extend(
+        return_addresses
+            .iter()
+            .map(|address| address.wrapping_sub(1)),
+    );
 }
 
 /// The stack word at `address`, if it was copied with the sample.
@@ -165,9 +169,10 @@ fn walk_slice(sample: &Sample<'_>, fp: u64, frames: &mut Vec<u64>) -> StackEnd {
         if fp == 0 {
             return StackEnd::Whole;
         }
-        let (Some(next), Some(return_address)) =
-            (slice_word(sample, fp), slice_word(sample, fp.wrapping_add(8)))
-        else {
+        let (Some(next), Some(return_address)) = (
+            slice_word(sample, fp),
+            slice_word(sample, fp.wrapping_add(8)),
+        ) else {
             return StackEnd::SliceTooShort;
         };
         if return_address == 0 {

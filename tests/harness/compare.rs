@@ -64,7 +64,10 @@ pub fn likeness(a: &Totals, b: &Totals) -> Likeness {
 /// The cosine of the angle between two profiles as vectors over functions; 0
 /// where one of them is empty.
 pub fn cosine(a: &Counts, b: &Counts) -> f64 {
-    let product: f64 = a.iter().map(|(name, x)| x * b.get(name).unwrap_or(&0.0)).sum();
+    let product: f64 = a
+        .iter()
+        .map(|(name, x)| x * b.get(name).unwrap_or(&0.0))
+        .sum();
     let norm = |v: &Counts| v.values().map(|x| x * x).sum::<f64>().sqrt();
     let norms = norm(a) * norm(b);
     if norms == 0.0 { 0.0 } else { product / norms }
@@ -77,7 +80,13 @@ pub fn differences(a: &Counts, b: &Counts, samples: (u64, u64), count: usize) ->
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let mut rows: Vec<(f64, f64, &str)> = names
         .into_iter()
-        .map(|name| (share(a, name, samples.0), share(b, name, samples.1), name.as_str()))
+        .map(|name| {
+            (
+                share(a, name, samples.0),
+                share(b, name, samples.1),
+                name.as_str(),
+            )
+        })
         .collect();
     rows.sort_by(|x, y| (y.0 - y.1).abs().total_cmp(&(x.0 - x.1).abs()));
     let mut text = String::new();

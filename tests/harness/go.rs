@@ -123,7 +123,9 @@ pub fn marked_line(program: &str, mark: &str) -> i64 {
 
 /// Where the sources of a program lie; of all programs for "".
 pub fn source_dir(program: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("go").join(program)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("go")
+        .join(program)
 }
 
 fn sources_hash(program: &str) -> u64 {
@@ -142,8 +144,7 @@ fn sources_hash(program: &str) -> u64 {
 }
 
 fn list_files(dir: &Path, files: &mut Vec<PathBuf>) {
-    let entries =
-        std::fs::read_dir(dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
     for entry in entries {
         let path = entry.expect("read a directory").path();
         if path.is_dir() {

@@ -95,8 +95,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 }
 
 fn newest_source(dir: &Path) -> (SystemTime, PathBuf) {
-    let entries =
-        std::fs::read_dir(dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display()));
     entries
         .map(|entry| {
             let path = entry.expect("read a directory").path();

@@ -15,12 +15,7 @@ pub fn get(url: &str) -> Vec<u8> {
 /// # Errors
 /// Says what went wrong: no connection, no answer in `limit`, or a status that
 /// is not 200.
-pub fn request(
-    method: &str,
-    url: &str,
-    body: &[u8],
-    limit: Duration,
-) -> Result<Vec<u8>, String> {
+pub fn request(method: &str, url: &str, body: &[u8], limit: Duration) -> Result<Vec<u8>, String> {
     let rest = url.strip_prefix("http://").ok_or("not an http:// URL")?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let answer = exchange(method, host, path, body, limit).map_err(|e| e.to_string())?;
@@ -48,9 +43,8 @@ fn exchange(
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let length = body.len();
-    let header = format!(
-        "{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
-    );
+    let header =
+        format!("{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(header.as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();

@@ -65,8 +65,7 @@ impl Profile {
     /// Reads a gzipped pprof file.
     #[track_caller]
     pub fn read(path: &Path) -> Self {
-        let bytes =
-            std::fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+        let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
         Self::decode(&bytes)
     }
 
@@ -99,7 +98,12 @@ impl Profile {
     #[track_caller]
     pub fn share(&self, wanted: impl Fn(&Stack) -> bool) -> f64 {
         assert_ne!(self.total(), 0, "the profile has no samples");
-        let found: u64 = self.stacks.iter().filter(|s| wanted(s)).map(|s| s.count).sum();
+        let found: u64 = self
+            .stacks
+            .iter()
+            .filter(|s| wanted(s))
+            .map(|s| s.count)
+            .sum();
         found as f64 / self.total() as f64
     }
 
@@ -122,7 +126,10 @@ impl Profile {
         let (mut named, mut all) = (0, 0);
         for stack in &self.stacks {
             for frame in &stack.frames {
-                if Path::new(&frame.mapping).file_name().is_some_and(|n| n == file_name) {
+                if Path::new(&frame.mapping)
+                    .file_name()
+                    .is_some_and(|n| n == file_name)
+                {
                     all += stack.count;
                     named += if frame.is_named() { stack.count } else { 0 };
                 }
@@ -147,7 +154,10 @@ impl Profile {
         }
         let mut rows: Vec<_> = flat.into_iter().collect();
         rows.sort_by_key(|&(name, samples)| (std::cmp::Reverse(samples), name));
-        let lines = rows.iter().take(count).map(|(name, samples)| format!("{samples:8} {name}\n"));
+        let lines = rows
+            .iter()
+            .take(count)
+            .map(|(name, samples)| format!("{samples:8} {name}\n"));
         lines.collect()
     }
 }
@@ -188,7 +198,10 @@ impl<'p> Tables<'p> {
 
     fn stack(&self, sample: &proto::Sample) -> Stack {
         let frames = sample.location_id.iter().flat_map(|id| {
-            let location = self.locations.get(id).expect("a sample names a known location");
+            let location = self
+                .locations
+                .get(id)
+                .expect("a sample names a known location");
             self.frames(location)
         });
         let labels = sample.label.iter().map(|label| {

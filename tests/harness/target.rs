@@ -124,7 +124,9 @@ fn find_descendant(pid: u32, name: &str) -> Option<u32> {
     if executable.file_name().is_some_and(|n| n == name) {
         return Some(pid);
     }
-    children(pid).into_iter().find_map(|c| find_descendant(c, name))
+    children(pid)
+        .into_iter()
+        .find_map(|c| find_descendant(c, name))
 }
 
 fn children(pid: u32) -> Vec<u32> {

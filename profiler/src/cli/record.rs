@@ -7,8 +7,9 @@ mod target;
 
 use std::{
     io::IsTerminal,
+    path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -18,10 +19,10 @@ pub use args::Args;
 
 use super::Failure;
 use crate::{
-    image,
-    profile::{self, Format},
+    profile,
     session::{Config, Recording, Session, Stopped},
-    sink::FileSink,
+    sink::{FileSink, default_name},
+    symbolize::Event,
 };
 use args::Plan;
 use target::Target;
@@ -44,9 +45,17 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
-    image::guard_against_truncation();
     let mut target = Target::prepare(&plan)?;
-    let sink = FileSink::prepare(&plan.output)?;
+    let output = plan.output.clone().unwrap_or_else(|| {
+        let name = default_name(
+            target.file_subject(),
+            SystemTime::now(),
+            Event::Cpu,
+            plan.format,
+        );
+        PathBuf::from(name)
+    });
+    let sink = FileSink::prepare(&output)?;
     let config = Config {
         selection: target.selection(),
         rate_hz: plan.rate_hz,
@@ -62,14 +71,16 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
 
     let mut progress = Progress::new(&plan, &target, session.processes());
     let stopped = session
-        .run(stop.first(), target.child(), |session| progress.show(session))
+        .run(stop.first(), target.child(), |session| {
+            progress.show(session)
+        })
         .await;
     progress.clear();
 
     // From here on a second signal ends goprof at once.
     let write = async {
         let recording = session.finish(stopped)?;
-        publish(&plan, &target, recording, sink)
+        publish(&plan, &target, recording, sink, &output)
     };
     let written = tokio::select! {
         biased;
@@ -89,6 +100,7 @@ fn publish(
     target: &Target,
     mut recording: Recording,
     sink: FileSink,
+    output: &Path,
 ) -> Result<(), Failure> {
     if recording.samples == 0 && recording.stopped == Stopped::TargetsGone {
         return target.gone_without_samples(plan.quiet);
@@ -102,7 +114,7 @@ fn publish(
         .context("cannot encode the profile")?;
     sink.finish(&bytes)?;
     if !plan.quiet {
-        report::print(plan, &recording, kept, bytes.len());
+        report::print(plan, &recording, kept, output, bytes.len());
     }
     Ok(())
 }
@@ -196,9 +208,4 @@ fn raise_file_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
-}
-
-/// The name of a file that nobody named.
-fn default_output(target: &str, format: Format) -> String {
-    crate::sink::default_name(target, "cpu", format.extension())
 }

@@ -5,9 +5,7 @@ use aya::{
     Ebpf,
     programs::{
         PerfEvent, ProgramError,
-        perf_event::{
-            HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
-        },
+        perf_event::{HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
 };
@@ -40,7 +38,9 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut PerfEvent> {
 
 /// Takes the sampler off every CPU.
 pub(super) fn detach(ebpf: &mut Ebpf) -> Result<()> {
-    program(ebpf)?.unload().context("cannot detach the CPU sampler")
+    program(ebpf)?
+        .unload()
+        .context("cannot detach the CPU sampler")
 }
 
 /// Attaches the sampler to every online CPU, by hardware cycles where the
@@ -51,7 +51,8 @@ pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Clock> {
         .load()
         .context("the kernel refuses the eBPF program cpu_sample")?;
     let cpus = online_cpus()
-        .map_err(|(_, error)| error).context("cannot list the online CPUs")?;
+        .map_err(|(_, error)| error)
+        .context("cannot list the online CPUs")?;
     let (&first, rest) = cpus
         .split_first()
         .ok_or_else(|| anyhow!("the kernel lists no online CPU"))?;

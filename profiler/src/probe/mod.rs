@@ -43,8 +43,10 @@ impl Probes {
     /// # Errors
     /// The kernel refuses a map or the object does not fit this goprof.
     pub fn load(options: &Options) -> Result<Self> {
-        let (kernel_stacks, watch_execs) =
-            (u8::from(options.kernel_stacks), u8::from(options.watch_execs));
+        let (kernel_stacks, watch_execs) = (
+            u8::from(options.kernel_stacks),
+            u8::from(options.watch_execs),
+        );
         let arm64 = u8::from(cfg!(target_arch = "aarch64"));
         let ebpf = EbpfLoader::new()
             .override_global("KERNEL_STACKS", &kernel_stacks, true)

@@ -34,9 +34,8 @@ impl Filter {
             };
             let (include, exclude) = (matches(&self.include), matches(&self.exclude));
             window.samples.retain(|sample| {
-                let any = |locations: &Vec<bool>| {
-                    sample.stack.iter().any(|id| locations[id.0 as usize])
-                };
+                let any =
+                    |locations: &Vec<bool>| sample.stack.iter().any(|id| locations[id.0 as usize]);
                 include.as_ref().is_none_or(any) && !exclude.as_ref().is_some_and(any)
             });
         }

@@ -77,9 +77,9 @@ impl Symbolizer {
         processes: &ProcessTable,
     ) -> (SymbolizedWindow, Naming) {
         let stacks = window.stacks();
-        let kernel = self.native.kernel(stacks.iter().flat_map(|stack| {
-            kernel_calls(stack.kernel)
-        }));
+        let kernel = self
+            .native
+            .kernel(stacks.iter().flat_map(|stack| kernel_calls(stack.kernel)));
         let mut naming_window = NamingWindow {
             native: &mut self.native,
             processes,
@@ -272,7 +272,9 @@ impl NamingWindow<'_> {
             .iter()
             .filter(|frame| wrapper || frame.kind != FuncKind::Wrapper)
             .map(|frame| Line {
-                function: self.tables.function(&frame.name, &frame.file, frame.start_line),
+                function: self
+                    .tables
+                    .function(&frame.name, &frame.file, frame.start_line),
                 line: frame.line,
             })
             .collect();

@@ -4,12 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use super::args::Plan;
-use crate::{
-    probe::Clock,
-    profile::Format,
-    session::Recording,
-    unwind::StackEnd,
-};
+use crate::{probe::Clock, profile::Format, session::Recording, unwind::StackEnd};
 
 /// What a reader of the profile must know, one sentence each.
 pub(super) fn notes(recording: &Recording) -> Vec<String> {
@@ -32,7 +27,11 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
     eprintln!(
         "{} samples of {processes} {} in {seconds:.1} s at {} Hz; {lost} lost",
         recording.samples,
-        if processes == 1 { "process" } else { "processes" },
+        if processes == 1 {
+            "process"
+        } else {
+            "processes"
+        },
         plan.rate_hz,
     );
     for note in notes(recording) {

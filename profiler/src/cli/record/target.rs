@@ -11,6 +11,7 @@ use crate::{
     cli::Failure,
     process::{Code, Object, Objects, Process, Selection, is_alive, process_of_thread},
     session::Stopped,
+    sink::Subject,
 };
 
 /// Whom to record.
@@ -72,7 +73,10 @@ impl Target {
                 127,
                 format!("cannot start {program}: no such command"),
             )),
-            Err(error) => Err(Failure::Code(126, format!("cannot start {program}: {error}"))),
+            Err(error) => Err(Failure::Code(
+                126,
+                format!("cannot start {program}: {error}"),
+            )),
         }
     }
 
@@ -109,17 +113,19 @@ impl Target {
     }
 
     /// What an output that nobody named is named after.
-    pub(super) fn file_stem(&self) -> String {
+    pub(super) fn file_subject(&self) -> Subject<'_> {
         match self {
             Target::Pids(processes) => match processes.as_slice() {
-                [one] => format!("{}-{}", one.comm, one.pid),
-                many => format!("{}-pids", many.len()),
+                [one] => Subject::Process {
+                    comm: &one.comm,
+                    pid: one.pid,
+                },
+                _ => Subject::Selected,
             },
-            Target::All => "all".into(),
-            Target::Name(_) => "named".into(),
+            Target::All => Subject::All,
+            Target::Name(_) => Subject::Selected,
             Target::Command { words, .. } => {
-                let program = words.first().map_or("cmd", String::as_str);
-                program.rsplit('/').next().unwrap_or("cmd").to_owned()
+                Subject::Command(words.first().map_or("", String::as_str))
             }
         }
     }
@@ -173,12 +179,16 @@ fn go_process(pid: u32, objects: &mut Objects) -> Result<Process, Failure> {
         return fail(format!("there is no process {pid}"));
     }
     if let Some(process) = process_of_thread(pid) {
-        return fail(format!("{pid} is a thread of process {process}: use -p {process}"));
+        return fail(format!(
+            "{pid} is a thread of process {process}: use -p {process}"
+        ));
     }
     let exe = match objects.of_executable(pid) {
         Ok(exe) => exe,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return fail(format!("process {pid} is a kernel thread, not a Go program"));
+            return fail(format!(
+                "process {pid} is a kernel thread, not a Go program"
+            ));
         }
         Err(error) => return fail(format!("cannot read the program of process {pid}: {error}")),
     };
