@@ -106,7 +106,11 @@ fn build(workspace: &Workspace, toolchain: &BpfToolchain, target: &Path) -> Resu
     let linked = target.join(TARGET).join("bpf").join(BINARY);
     let stripped = linked.with_extension("bpf.o");
     let mut objcopy = Command::new(&toolchain.objcopy);
-    objcopy.arg("--strip-debug").args([&linked, &stripped]);
+    objcopy
+        .arg("--strip-debug")
+        .args([&linked, &stripped])
+        // It does not find the compiler's LLVM by itself.
+        .env("LD_LIBRARY_PATH", toolchain.sysroot.join("lib"));
     command::output(&mut objcopy).context("strip the eBPF object")?;
     fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
 }

@@ -1,9 +1,14 @@
 //! `cargo xtask`: one file per subcommand.
 
 mod bpf_toolchain;
+mod ci;
 mod command;
 mod debian;
+mod demo;
 mod ebpf;
+mod go;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -17,8 +22,18 @@ use workspace::Workspace;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Xtask {
+    /// Record a realistic Go workload and show what comes out
+    Demo,
+    /// Run every test, after providing what they need
+    Test(test::Args),
     /// Build the eBPF object that is committed and embedded
     Ebpf(ebpf::Args),
+    /// Check the house rules
+    Tidy,
+    /// Run every check a change has to pass, the tests last
+    Ci,
+    /// Print the path of a Go toolchain, fetched if it is missing
+    Go(go::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,5 +52,10 @@ fn run(xtask: Xtask) -> Result<()> {
     let workspace = Workspace::find()?;
     match xtask {
         Xtask::Ebpf(args) => ebpf::run(&workspace, &args),
+        Xtask::Demo => demo::run(&workspace),
+        Xtask::Test(args) => test::run(&workspace, &args),
+        Xtask::Tidy => tidy::run(&workspace),
+        Xtask::Ci => ci::run(&workspace),
+        Xtask::Go(args) => go::run(&workspace, &args),
     }
 }

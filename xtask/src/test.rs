@@ -1,0 +1,120 @@
+//! `cargo xtask test`: provides what the tests need, then runs every one. Its
+//! last line is the test runner's own summary.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+use crate::go::{self, Go};
+use crate::workspace::Workspace;
+
+/// Debian's packages that the live tests unpack and profile.
+const SERVERS: [&str; 3] = ["prometheus", "etcd-server", "etcd-client"];
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Given to `cargo test --workspace`, such as `--test oracle`
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
+}
+
+/// Prepares the machine and runs the tests.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    require_root("cargo xtask test")?;
+    mount_tracefs()?;
+    require_c_compiler()?;
+    know_packages()?;
+    let go = Go::prepare(workspace)?;
+    for version in go::VERSIONS {
+        go.provide(version)?;
+    }
+    let goprof = build_goprof(workspace)?;
+
+    let cargo_test = |arguments: &[&str]| -> Result<Command> {
+        let mut test = workspace.cargo();
+        test.args(["test", "--workspace", "--no-fail-fast"])
+            .args(arguments)
+            .env("PATH", go.path()?)
+            .env("GOPROF_GO", &go.program)
+            .env("GOPROF_BIN", &goprof);
+        // Measurements side by side would compete for the CPU they measure.
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            test.env("RUST_TEST_THREADS", "1");
+        }
+        Ok(test)
+    };
+    if args.arguments.is_empty() {
+        command::run(&mut cargo_test(&["--doc", "--quiet"])?).context("documentation tests")?;
+        return command::run(&mut cargo_test(&["--all-targets"])?);
+    }
+    let arguments: Vec<&str> = args.arguments.iter().map(String::as_str).collect();
+    command::run(&mut cargo_test(&arguments)?)
+}
+
+/// Builds goprof as users get it and returns the binary's path.
+pub fn build_goprof(workspace: &Workspace) -> Result<std::path::PathBuf> {
+    command::run(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--package", "goprof"]),
+    )?;
+    Ok(workspace.target().join("release/goprof"))
+}
+
+/// Fails unless this process is root's; `command_line` is what to run instead.
+pub fn require_root(command_line: &str) -> Result<()> {
+    let uid = fs::metadata("/proc/self").context("read /proc/self")?.uid();
+    if uid != 0 {
+        bail!(
+            "goprof loads eBPF programs, for which it must be root: \
+             run `sudo --preserve-env=PATH,HOME {command_line}`"
+        );
+    }
+    Ok(())
+}
+
+/// Mounts tracefs, where the kernel describes its tracepoints, if nobody has.
+pub fn mount_tracefs() -> Result<()> {
+    let folder = Path::new("/sys/kernel/tracing");
+    let debugfs = Path::new("/sys/kernel/debug/tracing");
+    if folder.join("events").exists() || debugfs.join("events").exists() {
+        return Ok(());
+    }
+    eprintln!("xtask: mounting tracefs on {}", folder.display());
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tracefs", "tracefs"]).arg(folder);
+    command::run(&mut mount).context("goprof finds the kernel's tracepoints in tracefs")
+}
+
+fn require_c_compiler() -> Result<()> {
+    if command::find("cc").is_none() || command::find("gcc").is_none() {
+        bail!("the cgo test builds C: run `apt-get install gcc libc6-dev`");
+    }
+    Ok(())
+}
+
+/// Makes sure that apt's lists name the servers; the tests unpack them.
+fn know_packages() -> Result<()> {
+    let known = || {
+        let mut show = Command::new("apt-cache");
+        command::output(show.args(["show", "--no-all-versions"]).args(SERVERS))
+    };
+    if known().is_err() {
+        eprintln!("xtask: updating apt's package lists");
+        command::output(Command::new("apt-get").args(["update", "--quiet"]))
+            .and_then(|_| known())
+            .with_context(|| {
+                format!(
+                    "the live tests profile real servers from Debian's packages ({}), \
+                 and this machine's apt does not offer them",
+                    SERVERS.join(", ")
+                )
+            })?;
+    }
+    Ok(())
+}
