@@ -68,6 +68,8 @@ pub struct Tally {
     pub vanished: u64,
     /// Go processes that could not be added to the kernel's table.
     pub not_added: u64,
+    /// What the kernel side had to say, in words.
+    pub diagnostics: Vec<String>,
 }
 
 impl Tally {
@@ -241,6 +243,7 @@ impl Session {
         while self.drain() == DRAIN_LIMIT {}
         let mut tally = self.recorder.tally;
         tally.kernel = self.probes.counters()?;
+        tally.diagnostics = self.probes.diagnostics();
         let taken = Taken {
             event: symbolize::Event::Cpu,
             start: self.start,

@@ -5,6 +5,7 @@
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
 };
+use aya_log_ebpf::warn;
 use profiler_ebpf::wire::{Counter, kind, target};
 
 use super::emit::{TARGETS, count, emit_event};
@@ -20,7 +21,7 @@ fn watch_execs() -> bool {
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
+fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is an integer that is copied at once.
     let known = unsafe { TARGETS.get(&pid) }.is_some();
@@ -30,6 +31,7 @@ fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
         }
         if TARGETS.insert(&pid, &target::PENDING, 0).is_err() {
             count(Counter::TargetsFull);
+            warn!(&ctx, "target table full: process {} is not sampled", pid);
         }
     }
     emit_event(kind::EXEC);
