@@ -118,10 +118,13 @@ fn prometheus_under_load_is_named() {
     let dir = tempfile::tempdir().expect("make a directory");
     let port = free_port();
     let config = dir.path().join("prometheus.yml");
-    let text = format!(
-        "global:\n  scrape_interval: 200ms\nscrape_configs:\n  - job_name: itself\n    \
-         static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
-    );
+    let jobs = (0..10).map(|job| {
+        format!(
+            "  - job_name: self{job}\n    static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
+        )
+    });
+    let jobs: String = jobs.collect();
+    let text = format!("global:\n  scrape_interval: 100ms\nscrape_configs:\n{jobs}");
     std::fs::write(&config, text).expect("write the configuration");
     let mut command = Command::new(server);
     command
@@ -133,7 +136,7 @@ fn prometheus_under_load_is_named() {
         .arg(format!("--web.listen-address=127.0.0.1:{port}"));
     let url = format!("http://127.0.0.1:{port}");
     let target = start(&mut command, dir.path(), &format!("{url}/-/ready"));
-    let query = format!("{url}/api/v1/query?query=sum(rate({{job=\"itself\"}}[10s]))by(__name__)")
+    let query = format!("{url}/api/v1/query?query=sum(rate({{job=\"self0\"}}[10s]))by(__name__)")
         .replace('{', "%7B")
         .replace('}', "%7D")
         .replace('"', "%22");
