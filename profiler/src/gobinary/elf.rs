@@ -8,7 +8,7 @@ use object::elf;
 use object::read::elf::{Dyn, FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 
 use super::GoBinaryError;
-use super::bytes::{read_u32, read_u64};
+use super::bytes::read_u64;
 
 type Header = elf::FileHeader64<LittleEndian>;
 
@@ -375,7 +375,11 @@ pub(super) fn find_u32(
     word: u32,
 ) -> impl Iterator<Item = usize> {
     let start = range.start.next_multiple_of(step);
-    (start..range.end)
-        .step_by(step)
-        .filter(move |offset| read_u32(data, *offset) == Some(word))
+    let word = word.to_le_bytes();
+    data.get(start..range.end)
+        .unwrap_or_default()
+        .chunks_exact(step)
+        .enumerate()
+        .filter(move |(_, chunk)| chunk.starts_with(&word))
+        .map(move |(index, _)| start + index * step)
 }
