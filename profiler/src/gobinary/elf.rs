@@ -8,7 +8,7 @@ use object::elf;
 use object::read::elf::{Dyn, FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 
 use super::GoBinaryError;
-use super::bytes::{read_u32, read_u64};
+use super::bytes::read_u64;
 
 type Header = elf::FileHeader64<LittleEndian>;
 
@@ -21,6 +21,12 @@ const MAX_SECTIONS: usize = 1 << 16;
 const MAX_NOTE_BYTES: usize = 64 << 10;
 /// Build ids are 16 or 20 bytes; longer ones are cut.
 const MAX_BUILD_ID_BYTES: usize = 64;
+/// Larger tables are not read: a hundred times what large programs have would
+/// still fit.
+const MAX_RELOCATION_BYTES: u64 = 1 << 28;
+/// Bytes searched for one thing before giving up: sparse files may claim any
+/// size, and overlapping segments claim the same bytes many times.
+const MAX_SEARCH_BYTES: usize = 1 << 30;
 /// Entries of the dynamic table looked at.
 const MAX_DYNAMIC: usize = 1024;
 
@@ -268,8 +274,23 @@ impl Elf {
                 .map(|entry| entry.d_val(LittleEndian))
         };
         let (vaddr, size) = (value(elf::DT_RELA)?, value(elf::DT_RELASZ)?);
+        if size > MAX_RELOCATION_BYTES {
+            return None;
+        }
         in_file(data, self.vaddr_to_offset(vaddr)?, size)
     }
+}
+
+/// Ends a list of places to search where searching them would take too long.
+pub(super) fn searchable(
+    sections: impl Iterator<Item = Section>,
+    file_len: usize,
+) -> impl Iterator<Item = Section> {
+    let mut left = file_len.saturating_mul(2).min(MAX_SEARCH_BYTES);
+    sections.map_while(move |section| {
+        left = left.checked_sub(section.range.len())?;
+        Some(section)
+    })
 }
 
 /// A file range, where the file holds all of it.
@@ -375,7 +396,11 @@ pub(super) fn find_u32(
     word: u32,
 ) -> impl Iterator<Item = usize> {
     let start = range.start.next_multiple_of(step);
-    (start..range.end)
-        .step_by(step)
-        .filter(move |offset| read_u32(data, *offset) == Some(word))
+    let word = word.to_le_bytes();
+    data.get(start..range.end)
+        .unwrap_or_default()
+        .chunks_exact(step)
+        .enumerate()
+        .filter(move |(_, chunk)| chunk.starts_with(&word))
+        .map(move |(index, _)| start + index * step)
 }
