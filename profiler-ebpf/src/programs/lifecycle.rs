@@ -24,12 +24,12 @@ fn watch_execs() -> bool {
 fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is an integer that is copied at once.
-    let known = unsafe { TARGETS.get(&pid) }.is_some();
+    let known = unsafe { TARGETS.get(pid) }.is_some();
     if !known {
         if !watch_execs() {
             return 0;
         }
-        if TARGETS.insert(&pid, &target::PENDING, 0).is_err() {
+        if TARGETS.insert(pid, target::PENDING, 0).is_err() {
             count(Counter::TargetsFull);
             warn!(&ctx, "target table full: process {} is not sampled", pid);
         }
@@ -43,7 +43,7 @@ fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (pid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: as above.
-    if pid == tid && unsafe { TARGETS.get(&pid) }.is_some() {
+    if pid == tid && unsafe { TARGETS.get(pid) }.is_some() {
         emit_event(kind::EXIT);
     }
     0

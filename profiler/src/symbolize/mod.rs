@@ -23,10 +23,11 @@ use crate::{
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
+pub use crate::aggregate::Thread;
 pub use filter::Filter;
 pub use window::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
-    Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread,
+    Process, ProcessId, Reason, Sample, SymbolizedWindow,
 };
 
 /// When and how a window was taken.
