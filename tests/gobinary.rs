@@ -174,6 +174,7 @@ fn compare(version: &str, mode: Build, program: &Path) {
     assert_eq!(binary.build_info().path, "example.com/frame_oracle");
     assert!(!binary.version().is_newer_than_known());
 
+    check_build_id(&binary, mode, program);
     check_kinds(&binary);
 
     let anchor = binary.function_by_name("main.anchor").unwrap();
@@ -231,6 +232,23 @@ fn compare(version: &str, mode: Build, program: &Path) {
         "{inlined} of {asked} with inlined frames"
     );
     println!("go{version} {mode:?}: {asked} addresses identical, {inlined} with inlined frames");
+}
+
+/// Go's linker writes a GNU build id since 1.24, the C linker always does.
+fn check_build_id(binary: &GoBinary, mode: Build, program: &Path) {
+    let output = Command::new("readelf")
+        .arg("-n")
+        .arg(program)
+        .output()
+        .expect("readelf is missing: install it (apt-get install binutils)");
+    let notes = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = notes
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Build ID: "))
+        .unwrap_or_default();
+    assert_eq!(binary.build_id(), expected);
+    let written = binary.version().major_minor().1 >= 24 || mode == Build::CgoStrippedPie;
+    assert_eq!(!binary.build_id().is_empty(), written, "{expected}");
 }
 
 /// Function ids are numbers that differ between versions: the functions that

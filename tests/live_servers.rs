@@ -111,6 +111,21 @@ fn assert_present(profile: &Profile, functions: &[&str]) {
     }
 }
 
+/// Waits until prometheus scrapes: it first looks for targets after 5 s.
+#[track_caller]
+fn wait_for_scrapes(url: &str) {
+    let up = format!("{url}/api/v1/query?query=up");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = String::from_utf8(http::get(&up)).expect("JSON");
+        if answer.contains(r#""__name__":"up""#) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "nothing is scraped: {answer}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 #[test]
 fn prometheus_under_load_is_named() {
     let server = debian::package("prometheus").join("usr/bin/prometheus");
@@ -136,6 +151,7 @@ fn prometheus_under_load_is_named() {
         .arg(format!("--web.listen-address=127.0.0.1:{port}"));
     let url = format!("http://127.0.0.1:{port}");
     let target = start(&mut command, dir.path(), &format!("{url}/-/ready"));
+    wait_for_scrapes(&url);
     let query = format!("{url}/api/v1/query?query=sum(rate({{job=\"self0\"}}[10s]))by(__name__)")
         .replace('{', "%7B")
         .replace('}', "%7D")

@@ -148,12 +148,19 @@ impl Elf {
         let mut elf = Elf {
             machine,
             segments,
-            build_id: find_build_id(data, headers),
+            build_id: String::new(),
             relocations: None,
             section_headers: None,
         };
         elf.relocations = elf.find_relocations(data, headers);
         elf.section_headers = find_section_names(data, header);
+        elf.build_id = find_build_id(data, headers)
+            .or_else(|| {
+                // Go's linker leaves its GNU note outside the note segment.
+                let section = elf.section(data, ".note.gnu.build-id")?;
+                read_build_id(data.get(section.range)?, 4)
+            })
+            .unwrap_or_default();
         Ok(elf)
     }
 
@@ -322,29 +329,28 @@ fn find_section_names(data: &[u8], header: &Header) -> Option<SectionHeaders> {
     })
 }
 
-fn find_build_id(data: &[u8], headers: &[elf::ProgramHeader64<LittleEndian>]) -> String {
-    for header in headers {
-        if header.p_type(LittleEndian) != elf::PT_NOTE {
-            continue;
-        }
-        let notes = header.data(LittleEndian, data).unwrap_or_default();
-        let notes = &notes[..notes.len().min(MAX_NOTE_BYTES)];
-        let align = header.p_align(LittleEndian);
-        let Ok(notes) = NoteIterator::<Header>::new(LittleEndian, align, notes) else {
-            continue;
-        };
-        let build_id = notes.map_while(Result::ok).find(|note| {
+/// The GNU build id of the note segments.
+fn find_build_id(data: &[u8], headers: &[elf::ProgramHeader64<LittleEndian>]) -> Option<String> {
+    headers
+        .iter()
+        .filter(|header| header.p_type(LittleEndian) == elf::PT_NOTE)
+        .find_map(|header| {
+            let notes = header.data(LittleEndian, data).ok()?;
+            read_build_id(notes, header.p_align(LittleEndian))
+        })
+}
+
+fn read_build_id(notes: &[u8], align: u64) -> Option<String> {
+    let notes = &notes[..notes.len().min(MAX_NOTE_BYTES)];
+    let note = NoteIterator::<Header>::new(LittleEndian, align, notes)
+        .ok()?
+        .map_while(Result::ok)
+        .find(|note| {
             note.name() == elf::ELF_NOTE_GNU && note.n_type(LittleEndian) == elf::NT_GNU_BUILD_ID
-        });
-        if let Some(note) = build_id {
-            let id = note.desc();
-            return id[..id.len().min(MAX_BUILD_ID_BYTES)]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-        }
-    }
-    String::new()
+        })?;
+    let id = note.desc();
+    let id = &id[..id.len().min(MAX_BUILD_ID_BYTES)];
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The words of a small range of addresses as a loaded program has them, less
