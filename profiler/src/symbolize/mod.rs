@@ -279,12 +279,9 @@ impl NamingWindow<'_> {
                 line: frame.line,
             })
             .collect();
-        let panics = frames.last().is_some_and(|frame| {
-            matches!(
-                frame.kind,
-                FuncKind::GoPanic | FuncKind::SigPanic | FuncKind::PanicWrap
-            )
-        });
+        let panics = frames
+            .last()
+            .is_some_and(|frame| !frame.kind.elides_calling_wrapper());
         let place = Place {
             location: LocationId(0),
             wrapper,
