@@ -1,6 +1,8 @@
 //! Where a program's binary can be when it is profiled: deleted, replaced,
 //! in another mount namespace, under another root, in another pid namespace.
 
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
