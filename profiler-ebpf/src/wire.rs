@@ -25,8 +25,24 @@ pub const SLICE_CHUNK_WORDS: usize = 128;
 /// sample only in how many words it costs.
 pub const FRAME_SOUND_BYTES: u64 = 64 * 1024;
 
+/// Words of a goroutine's own stack copied where the sample was taken on
+/// another stack: enough for the return address of the function it left in.
+pub const SLICE_WORDS_PARKED: usize = 2;
+/// Most pprof labels taken with a sample.
+pub const MAX_LABELS: usize = 32;
+/// Most bytes taken of a label's key, and of its value.
+pub const MAX_LABEL_BYTES: usize = 256;
+/// Words that a label takes at most: a [`Label`] and both texts.
+pub const MAX_LABEL_WORDS: usize = 1 + 2 * MAX_LABEL_BYTES / 8;
+/// Words that all labels of a sample take at most.
+pub const MAX_LABELS_WORDS: usize = 512;
+
 /// The words that can follow a [`Sample`] header.
-pub const MAX_PAYLOAD_WORDS: usize = MAX_USER_FRAMES + MAX_KERNEL_FRAMES + SLICE_WORDS_CLOBBERED;
+pub const MAX_PAYLOAD_WORDS: usize = 2 * MAX_USER_FRAMES
+    + MAX_KERNEL_FRAMES
+    + SLICE_WORDS_CLOBBERED
+    + SLICE_WORDS_PARKED
+    + MAX_LABELS_WORDS;
 
 /// The `kind` of a record.
 pub mod kind {
@@ -54,10 +70,9 @@ pub struct Header {
     pub tid: u32,
 }
 
-/// A sampled stack. The record goes on with, in this order, `user_frames`
-/// return addresses (callers, leaf first, without the interrupted `ip`),
-/// `slice_words` words of the stack from `sp` up, and `kernel_frames`
-/// addresses, leaf first; eight bytes each.
+/// A sampled stack. The record goes on with words of eight bytes: for each
+/// segment its return addresses and its slice, then the kernel's addresses,
+/// then the labels.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Sample {
@@ -68,31 +83,72 @@ pub struct Sample {
     pub cgroup_id: u64,
     /// The thread's name, padded with zeros.
     pub comm: [u8; 16],
-    /// User instruction pointer at the interrupt, or at the entry into the
-    /// kernel.
+    /// The goroutine that runs on the thread, 0 for none.
+    pub goid: u64,
+    /// The stack that the thread was on.
+    pub thread: Segment,
+    /// The goroutine's own stack, where the thread was on the system stack; its
+    /// registers are those that the runtime saved when it left. Else all zero.
+    pub goroutine: Segment,
+    /// Kernel addresses, leaf first.
+    pub kernel_frames: u16,
+    /// Words of labels.
+    pub labels_words: u16,
+    /// Labels.
+    pub labels: u8,
+    /// Labels left out: more than [`MAX_LABELS`], too long together, or not
+    /// readable.
+    pub labels_missed: u8,
+    /// [`flags`].
+    pub flags: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// A piece of stack: registers, the chain of frame pointers from them, and the
+/// words above the stack pointer.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Segment {
+    /// Instruction pointer.
     pub ip: u64,
-    /// User stack pointer.
+    /// Stack pointer.
     pub sp: u64,
-    /// User frame pointer (x86-64 `rbp`, arm64 `x29`).
+    /// Frame pointer (x86-64 `rbp`, arm64 `x29`).
     pub fp: u64,
     /// The link register on arm64, else 0.
     pub lr: u64,
-    /// Return addresses that follow.
-    pub user_frames: u16,
-    /// Stack words that follow the return addresses.
+    /// Return addresses: callers, leaf first, without `ip`.
+    pub frames: u16,
+    /// Words from `sp` up.
     pub slice_words: u16,
-    /// Kernel addresses that follow the stack words.
-    pub kernel_frames: u16,
-    /// How the user walk ended, a [`WalkEnd`].
+    /// How the walk ended, a [`WalkEnd`].
     pub walk_end: u8,
-    /// [`flags`].
-    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// A pprof label of a goroutine; its key and value follow, each padded with
+/// zeros to a whole word.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Label {
+    /// Bytes of the key that follow.
+    pub key_bytes: u16,
+    /// Bytes of the value that follow.
+    pub value_bytes: u16,
+    /// Not zero where the key or the value was longer.
+    pub truncated: u32,
 }
 
 /// Bits of [`Sample::flags`].
 pub mod flags {
     /// The thread was in user code; else in the kernel on its behalf.
     pub const IN_USER: u8 = 1;
+    /// The thread was on its signal stack.
+    pub const ON_SIGNAL_STACK: u8 = 2;
 }
 
 /// How a walk along frame pointers ended.
@@ -129,11 +185,67 @@ impl WalkEnd {
 }
 
 /// What to do with a process: the value of the map `TARGETS`, keyed by pid.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Target {
+    /// One of [`target`].
+    pub state: u32,
+    /// Where the runtime keeps what; [`GoLayout::default`] where not known.
+    pub go: GoLayout,
+}
+
+/// States of a [`Target`].
 pub mod target {
     /// Sampled until userspace has looked at the program it began.
     pub const PENDING: u32 = 1;
     /// Sampled.
     pub const WANTED: u32 = 2;
+}
+
+/// Offsets in the structs of a Go runtime, in bytes; and where the current
+/// goroutine's `g` is. All from the process's binary.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct GoLayout {
+    /// Not zero where the rest is known.
+    pub known: u8,
+    /// How labels are kept, one of [`labels`].
+    pub labels: u8,
+    /// `g.m`.
+    pub g_m: u16,
+    /// `g.sched.sp`.
+    pub g_sched_sp: u16,
+    /// `g.sched.pc`.
+    pub g_sched_pc: u16,
+    /// `g.sched.bp`.
+    pub g_sched_bp: u16,
+    /// `g.goid`.
+    pub g_goid: u16,
+    /// `g.labels`.
+    pub g_labels: u16,
+    /// `m.gsignal`.
+    pub m_gsignal: u16,
+    /// `m.curg`.
+    pub m_curg: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// On x86-64: where `g` lies from the thread's `fs` base. On arm64 `g` is
+    /// in `x28`.
+    pub tls_offset: i32,
+}
+
+/// How a runtime keeps a goroutine's labels.
+pub mod labels {
+    /// Not known.
+    pub const UNKNOWN: u8 = 0;
+    /// `*map[string]string`: Go 1.19 to 1.23.
+    pub const MAP: u8 = 1;
+    /// `*[]struct{ key, value string }`: since Go 1.24.
+    pub const SLICE: u8 = 2;
 }
 
 /// Indices into the per-CPU map `COUNTERS`, each a count since the start.

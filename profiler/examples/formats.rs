@@ -211,6 +211,8 @@ impl Server {
             self.window.samples.push(Sample {
                 process: ProcessId(0),
                 thread: None,
+                goid: None,
+                labels: Vec::new(),
                 stack,
                 count,
             });

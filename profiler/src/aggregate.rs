@@ -10,19 +10,40 @@ use crate::process::ProcessIndex;
 pub struct Window {
     stacks: HashMap<Box<[u64]>, StackIndex>,
     threads: HashMap<(u32, [u8; 16]), ThreadIndex>,
+    labels: HashMap<Labels, LabelsIndex>,
     counts: HashMap<Key, u64>,
     samples: u64,
+}
+
+/// The pprof labels of a goroutine: keys and values, by key.
+pub type Labels = Vec<(String, String)>;
+
+/// Whose a sample is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// The process.
+    pub process: ProcessIndex,
+    /// The thread's id and name, where threads are told apart.
+    pub thread: Option<(u32, [u8; 16])>,
+    /// The goroutine, where goroutines are told apart.
+    pub goid: Option<u64>,
+    /// The goroutine's labels.
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct StackIndex(u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct ThreadIndex(u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct LabelsIndex(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     process: ProcessIndex,
     thread: Option<ThreadIndex>,
+    goid: Option<u64>,
+    labels: Option<LabelsIndex>,
     stack: StackIndex,
     /// How many of the stack's addresses, from the leaf, are the kernel's.
     kernel_frames: u16,
@@ -44,6 +65,10 @@ pub struct StackCount<'a> {
     pub process: ProcessIndex,
     /// On which thread, where threads are told apart.
     pub thread: Option<Thread>,
+    /// In which goroutine, where goroutines are told apart.
+    pub goid: Option<u64>,
+    /// Its labels, by key.
+    pub labels: &'a [(String, String)],
     /// Kernel addresses, leaf first.
     pub kernel: &'a [u64],
     /// User addresses, leaf first.
@@ -55,13 +80,7 @@ pub struct StackCount<'a> {
 impl Window {
     /// Adds one sample. `stack` holds `kernel_frames` kernel addresses and then
     /// user addresses, leaf first.
-    pub fn add(
-        &mut self,
-        process: ProcessIndex,
-        thread: Option<(u32, [u8; 16])>,
-        stack: &[u64],
-        kernel_frames: u16,
-    ) {
+    pub fn add(&mut self, owner: Owner, stack: &[u64], kernel_frames: u16) {
         let stack = match self.stacks.get(stack) {
             Some(index) => *index,
             None => {
@@ -70,13 +89,19 @@ impl Window {
                 index
             }
         };
-        let thread = thread.map(|thread| {
+        let thread = owner.thread.map(|thread| {
             let next = ThreadIndex(self.threads.len() as u32);
             *self.threads.entry(thread).or_insert(next)
         });
+        let labels = (!owner.labels.is_empty()).then(|| {
+            let next = LabelsIndex(self.labels.len() as u32);
+            *self.labels.entry(owner.labels).or_insert(next)
+        });
         let key = Key {
-            process,
+            process: owner.process,
             thread,
+            goid: owner.goid,
+            labels,
             stack,
             kernel_frames,
         };
@@ -108,6 +133,10 @@ impl Window {
                 name: name(comm),
             };
         }
+        let mut labels: Vec<&[(String, String)]> = vec![&[]; self.labels.len()];
+        for (set, index) in &self.labels {
+            labels[index.0 as usize] = set;
+        }
         let mut stacks: Vec<StackCount<'_>> = self
             .counts
             .iter()
@@ -118,6 +147,8 @@ impl Window {
                 StackCount {
                     process: key.process,
                     thread: key.thread.map(|index| threads[index.0 as usize].clone()),
+                    goid: key.goid,
+                    labels: key.labels.map_or(&[], |index| labels[index.0 as usize]),
                     kernel,
                     user,
                     count: *count,
@@ -125,22 +156,18 @@ impl Window {
             })
             .collect();
         stacks.sort_by(|a, b| {
-            (
-                a.process,
-                b.count,
-                a.kernel,
-                a.user,
-                a.thread.as_ref().map(|t| t.tid),
-            )
-                .cmp(&(
-                    b.process,
-                    a.count,
-                    b.kernel,
-                    b.user,
-                    b.thread.as_ref().map(|t| t.tid),
-                ))
+            let by_count = a.process.cmp(&b.process).then(b.count.cmp(&a.count));
+            by_count.then_with(|| a.identity().cmp(&b.identity()))
         });
         stacks
+    }
+}
+
+impl StackCount<'_> {
+    /// What tells it from the others.
+    fn identity(&self) -> impl Ord + '_ {
+        let tid = self.thread.as_ref().map(|thread| thread.tid);
+        (self.kernel, self.user, tid, self.goid, self.labels)
     }
 }
 
@@ -154,25 +181,25 @@ fn name(comm: &[u8; 16]) -> String {
 mod tests {
     use super::*;
 
-    const P: ProcessIndex = ProcessIndex(0);
+    fn owner(process: u32) -> Owner {
+        Owner {
+            process: ProcessIndex(process),
+            ..Owner::default()
+        }
+    }
 
     #[test]
     fn equal_stacks_are_counted_once() {
         let mut window = Window::default();
-        window.add(P, None, &[1, 2, 3], 1);
-        window.add(P, None, &[1, 2, 3], 1);
-        window.add(P, None, &[2, 3], 0);
+        window.add(owner(0), &[1, 2, 3], 1);
+        window.add(owner(0), &[1, 2, 3], 1);
+        window.add(owner(0), &[2, 3], 0);
         let stacks = window.stacks();
         assert_eq!(window.samples(), 3);
         assert_eq!(stacks.len(), 2);
-        assert_eq!(
-            (stacks[0].kernel, stacks[0].user, stacks[0].count),
-            (&[1][..], &[2, 3][..], 2)
-        );
-        assert_eq!(
-            (stacks[1].kernel, stacks[1].user, stacks[1].count),
-            (&[][..], &[2, 3][..], 1)
-        );
+        let parts = |s: &StackCount<'_>| (s.kernel.to_vec(), s.user.to_vec(), s.count);
+        assert_eq!(parts(&stacks[0]), (vec![1], vec![2, 3], 2));
+        assert_eq!(parts(&stacks[1]), (vec![], vec![2, 3], 1));
     }
 
     #[test]
@@ -180,16 +207,46 @@ mod tests {
         let mut window = Window::default();
         let mut comm = [0; 16];
         comm[..2].copy_from_slice(b"go");
-        window.add(P, Some((7, comm)), &[1, 2], 0);
-        window.add(P, Some((8, comm)), &[1, 2], 0);
-        window.add(P, Some((8, comm)), &[1, 2], 1);
-        window.add(ProcessIndex(1), Some((8, comm)), &[1, 2], 1);
+        let on = |process, tid| Owner {
+            thread: Some((tid, comm)),
+            ..owner(process)
+        };
+        window.add(on(0, 7), &[1, 2], 0);
+        window.add(on(0, 8), &[1, 2], 0);
+        window.add(on(0, 8), &[1, 2], 1);
+        window.add(on(1, 8), &[1, 2], 1);
         let stacks = window.stacks();
         assert_eq!(stacks.len(), 4);
+        let named = |s: &StackCount<'_>| s.thread.as_ref().is_some_and(|t| t.name == "go");
+        assert!(stacks.iter().all(named));
+    }
+
+    #[test]
+    fn tells_goroutines_and_labels_apart() {
+        let mut window = Window::default();
+        let labelled = |value: &str| Owner {
+            labels: vec![("path".into(), value.into())],
+            ..owner(0)
+        };
+        window.add(labelled("/a"), &[1], 0);
+        window.add(labelled("/a"), &[1], 0);
+        window.add(labelled("/b"), &[1], 0);
+        window.add(
+            Owner {
+                goid: Some(9),
+                ..owner(0)
+            },
+            &[1],
+            0,
+        );
+        let stacks = window.stacks();
+        assert_eq!(stacks.len(), 3);
+        assert_eq!(stacks[0].labels, [("path".to_owned(), "/a".to_owned())]);
+        assert_eq!(stacks[0].count, 2);
         assert!(
             stacks
                 .iter()
-                .all(|s| s.thread.as_ref().is_some_and(|t| t.name == "go"))
+                .any(|s| s.goid == Some(9) && s.labels.is_empty())
         );
     }
 }

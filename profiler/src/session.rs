@@ -11,7 +11,7 @@ use profiler_ebpf::wire::Counter;
 use tokio::{process::Child, time::sleep_until};
 
 use crate::{
-    aggregate::Window,
+    aggregate::{Labels, Owner, Window},
     decode::{Event, Sample, decode},
     probe::{Clock, Counters, Options, Probes, Targets},
     process::{Considered, ProcessTable, Selection, all_pids, is_alive},
@@ -38,6 +38,8 @@ pub struct Config {
     pub kernel_stacks: bool,
     /// Whether threads are told apart.
     pub threads: bool,
+    /// Whether goroutines are told apart.
+    pub goroutines: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
 }
@@ -71,6 +73,10 @@ pub struct Tally {
     pub vanished: u64,
     /// Go processes that could not be added to the kernel's table.
     pub not_added: u64,
+    /// Labels cut short, once for each sample.
+    pub labels_truncated: u64,
+    /// Labels that could not be had, once for each sample.
+    pub labels_missed: u64,
     /// What the kernel side had to say, in words.
     pub diagnostics: Vec<String>,
 }
@@ -107,6 +113,8 @@ impl Tally {
                 "samples without their kernel stack",
             ),
             (self.vanished, "processes gone before they were looked at"),
+            (self.labels_truncated, "labels of samples cut short"),
+            (self.labels_missed, "labels of samples left out"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -158,6 +166,7 @@ impl Session {
         let mut recorder = Recorder {
             selection: config.selection.clone(),
             threads: config.threads,
+            goroutines: config.goroutines,
             targets,
             table: ProcessTable::default(),
             window: Window::default(),
@@ -291,6 +300,7 @@ async fn exit(child: &mut Option<&mut Child>) {
 struct Recorder {
     selection: Selection,
     threads: bool,
+    goroutines: bool,
     targets: Targets,
     table: ProcessTable,
     window: Window,
@@ -332,7 +342,7 @@ impl Recorder {
             self.rejected.insert(pid);
             // Nothing to do about a failure: a sample too many is dropped here.
             let _ = self.targets.remove(pid);
-        } else if self.targets.insert(pid).is_err() {
+        } else if self.targets.insert(pid, Default::default()).is_err() {
             self.tally.not_added += 1;
             self.table.forget(pid);
         }
@@ -367,9 +377,28 @@ impl Recorder {
         self.stack.clear();
         self.stack.extend_from_slice(sample.kernel);
         self.stack.extend_from_slice(&self.frames);
-        let thread = self.threads.then_some((head.header.tid, head.comm));
-        self.window
-            .add(index, thread, &self.stack, head.kernel_frames);
+        let owner = Owner {
+            process: index,
+            thread: self.threads.then_some((head.header.tid, head.comm)),
+            goid: (self.goroutines && head.goid != 0).then_some(head.goid),
+            labels: self.labels(sample),
+        };
+        self.window.add(owner, &self.stack, head.kernel_frames);
+    }
+
+    /// The labels of a sample, by key; those that could not be had are counted.
+    fn labels(&mut self, sample: &Sample<'_>) -> Labels {
+        self.tally.labels_missed += u64::from(sample.head.labels_missed);
+        let mut labels: Labels = sample
+            .labels()
+            .map(|label| {
+                self.tally.labels_truncated += u64::from(label.truncated);
+                let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                (text(label.key), text(label.value))
+            })
+            .collect();
+        labels.sort_unstable();
+        labels
     }
 
     /// Forgets processes that have exited.

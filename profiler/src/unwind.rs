@@ -1,17 +1,20 @@
-//! Unwind: from registers, frame-pointer chain and stack words to the stack as
+//! Unwind: from registers, frame-pointer chains and stack words to the stack as
 //! Go's own profiler would have written it. Reads the binaries' tables, never
 //! the process.
 
-use profiler_ebpf::wire::WalkEnd;
+use profiler_ebpf::wire::{WalkEnd, flags};
 
 use crate::{
-    decode::Sample,
-    gobinary::{FuncKind, GoFunction},
-    process::{Mapped, Process},
+    decode::{Sample, Segment},
+    gobinary::{FuncKind, GoBinary, GoFunction},
+    process::Process,
 };
 
 /// Most frames added from the stack words of one sample.
 const MAX_SLICE_FRAMES: usize = 512;
+
+/// Stands in a stack for frames that could not be had, between some that could.
+pub const GAP: u64 = u64::MAX;
 
 /// How a stack ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +29,9 @@ pub enum StackEnd {
     NoFramePointer,
     /// The stack words taken with the sample did not reach the next frame.
     SliceTooShort,
+    /// The goroutine's own stack, below the one the thread was on, could not be
+    /// joined.
+    SwitchNotCrossed,
     /// The registers of user mode could not be had.
     NoRegisters,
 }
@@ -39,6 +45,7 @@ impl StackEnd {
             StackEnd::Unreadable => "stack memory not resident",
             StackEnd::NoFramePointer => "no frame pointer",
             StackEnd::SliceTooShort => "frame larger than the copied stack",
+            StackEnd::SwitchNotCrossed => "stack switch not crossed",
             StackEnd::NoRegisters => "no user registers",
         }
     }
@@ -57,129 +64,247 @@ pub struct Unwound {
 /// instruction, then for each caller its call (the return address less one).
 pub fn unwind(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> Unwound {
     frames.clear();
-    if sample.head.ip == 0 {
-        return Unwound {
-            end: StackEnd::NoRegisters,
-            unmapped: false,
-        };
-    }
-    frames.push(sample.head.ip);
-    let mut end = callers(sample, process, frames);
-    let mut unmapped = false;
-    for index in 0..frames.len() {
-        let Some(mapped) = process.locate(frames[index]) else {
-            unmapped = true;
-            continue;
-        };
-        let Some(function) = go_function(mapped, frames[index]) else {
-            continue;
-        };
-        if function.kind == FuncKind::Goexit {
-            // Left out, as in Go's own profiles.
-            frames.truncate(index.max(1));
-            end = StackEnd::Whole;
-            break;
-        }
-        if function.top_frame || function.kind == FuncKind::Mcall {
-            // Nothing called these: what the chain goes on to is whatever ran
-            // before on this thread.
-            frames.truncate(index + 1);
-            end = StackEnd::Whole;
-            break;
-        }
-    }
-    Unwound { end, unmapped }
-}
-
-fn go_function(mapped: &Mapped, address: u64) -> Option<GoFunction> {
-    let binary = mapped.object.as_ref()?.go()?;
-    binary.function(mapped.go_address(address)?)
-}
-
-/// Appends the callers of the interrupted instruction.
-fn callers(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> StackEnd {
-    let chain_end = match sample.walk_end {
-        WalkEnd::Root => StackEnd::Whole,
-        WalkEnd::DepthLimit => StackEnd::DepthLimit,
-        WalkEnd::Unreadable => StackEnd::Unreadable,
-        WalkEnd::Malformed => StackEnd::NoFramePointer,
-        WalkEnd::NoRegisters => StackEnd::NoRegisters,
+    let mut stack = Stack {
+        process,
+        frames,
+        unmapped: false,
     };
-    let delta = process.locate(sample.head.ip).and_then(|mapped| {
-        let binary = mapped.object.as_ref()?.go()?;
-        binary.stack_delta(mapped.go_address(sample.head.ip)?)
-    });
-    let Some(delta) = delta.and_then(|delta| u64::try_from(delta).ok()) else {
-        push_calls(sample.callers, frames);
-        return chain_end;
-    };
-
-    // The frame pointer chain begins with the caller only once the function
-    // has set up its frame; before, after and in leaves without one it begins
-    // with the caller's caller, and the return address lies at sp + delta.
-    let return_slot = sample.head.sp.wrapping_add(delta);
-    if sample.head.fp.wrapping_add(8) == return_slot {
-        push_calls(sample.callers, frames);
-        return chain_end;
-    }
-    let word = |address: u64| slice_word(sample, address);
-    let Some(return_address) = word(return_slot) else {
-        push_calls(sample.callers, frames);
-        return StackEnd::SliceTooShort;
-    };
-    frames.push(return_address.wrapping_sub(1));
-
-    let saved = word(return_slot.wrapping_sub(8)).filter(|_| delta >= 8);
-    let chain_is_callers = delta == 0
-        || saved == Some(sample.head.fp)
-        || sample
-            .callers
-            .first()
-            .is_some_and(|call| process.locate(call.wrapping_sub(1)).is_some());
-    match saved {
-        Some(saved) if !chain_is_callers => walk_slice(sample, saved, frames),
-        _ => {
-            push_calls(sample.callers, frames);
-            chain_end
-        }
+    let end = stack.fill(sample);
+    Unwound {
+        end,
+        unmapped: stack.unmapped,
     }
 }
 
-fn push_calls(return_addresses: &[u64], frames: &mut Vec<u64>) {
-    frames.extend(
-        return_addresses
+/// Where a segment's frames stop being the stack's.
+enum Cut {
+    /// At the first frame of a goroutine or thread.
+    Root,
+    /// Where the thread went over from the goroutine's stack.
+    Switch,
+    /// In the frame with this index, which the kernel called for a signal.
+    Signal(usize),
+    /// Nowhere.
+    None,
+}
+
+struct Stack<'a> {
+    process: &'a Process,
+    frames: &'a mut Vec<u64>,
+    unmapped: bool,
+}
+
+impl Stack<'_> {
+    fn fill(&mut self, sample: &Sample<'_>) -> StackEnd {
+        if sample.thread.ip == 0 {
+            return StackEnd::NoRegisters;
+        }
+        self.frames.push(sample.thread.ip);
+        let end = self.callers(&sample.thread);
+        let on_signal_stack = sample.head.flags & flags::ON_SIGNAL_STACK != 0;
+        match (self.cut(0, sample.goroutine.is_some()), &sample.goroutine) {
+            (Cut::Root, _) => StackEnd::Whole,
+            (Cut::Signal(at), _) if on_signal_stack => self.interrupted(at, &sample.thread, end),
+            (Cut::Signal(_), _) => end,
+            (Cut::Switch, Some(goroutine)) => self.goroutine(goroutine),
+            (Cut::None, Some(goroutine)) => {
+                self.frames.push(GAP);
+                self.goroutine(goroutine)
+            }
+            (Cut::Switch | Cut::None, None) => end,
+        }
+    }
+
+    /// Appends the goroutine's own stack, from where it left it.
+    fn goroutine(&mut self, segment: &Segment<'_>) -> StackEnd {
+        let from = self.frames.len();
+        let at = segment.ip.wrapping_sub(1);
+        // A function that stands for `systemstack` and `asmcgocall` in what
+        // they save; they are on the stack themselves.
+        let stands_in = self
+            .function(at)
+            .is_some_and(|function| function.kind == FuncKind::SystemstackSwitch);
+        if !stands_in {
+            self.frames.push(at);
+        }
+        let end = self.callers(segment);
+        match self.cut(from, false) {
+            Cut::Root => StackEnd::Whole,
+            _ => end,
+        }
+    }
+
+    /// Puts the interrupted instruction where the signal handler's frames end.
+    /// The chain of frame pointers goes on with its callers by itself: the
+    /// kernel leaves that register as it is.
+    fn interrupted(&mut self, at: usize, segment: &Segment<'_>, end: StackEnd) -> StackEnd {
+        let Some(ip) = self.interrupted_ip(at, segment) else {
+            return StackEnd::SwitchNotCrossed;
+        };
+        self.frames.insert(at + 1, ip);
+        match self.cut(at + 1, false) {
+            Cut::Root => StackEnd::Whole,
+            _ => end,
+        }
+    }
+
+    /// The instruction that a signal interrupted, out of the frame that the
+    /// kernel wrote for it: `struct rt_sigframe`, arch/x86/include/asm/sigframe.h
+    /// and `struct sigcontext_64`, arch/x86/include/uapi/asm/sigcontext.h.
+    fn interrupted_ip(&self, at: usize, segment: &Segment<'_>) -> Option<u64> {
+        const IP_BYTES: u64 = 176;
+        let mut fp = segment.fp;
+        // frames[at] is the handler's first function, and lies `at` calls up.
+        for _ in 1..at {
+            fp = word(segment, fp)?;
+        }
+        let call = *self.frames.get(at)?;
+        let delta = self.go(call, |binary, address| binary.stack_delta(address))?;
+        let frame = fp.wrapping_add(16).checked_add_signed(i64::from(delta))?;
+        word(segment, frame.wrapping_add(IP_BYTES)).filter(|ip| self.process.locate(*ip).is_some())
+    }
+
+    /// Looks through the frames from index `from` and drops those behind the
+    /// stack's first frame, or behind the switch to the system stack.
+    fn cut(&mut self, from: usize, switches: bool) -> Cut {
+        for index in from..self.frames.len() {
+            let address = self.frames[index];
+            if address == GAP {
+                continue;
+            }
+            if self.process.locate(address).is_none() {
+                self.unmapped = true;
+                continue;
+            }
+            let Some(function) = self.function(address) else {
+                continue;
+            };
+            match function.kind {
+                // Left out, as in Go's own profiles.
+                FuncKind::Goexit => {
+                    self.frames.truncate(index.max(1));
+                    return Cut::Root;
+                }
+                // The goroutine does not come back here: what the chain goes
+                // on to is whatever ran before on this thread.
+                FuncKind::Mcall => {
+                    self.frames.truncate(index + 1);
+                    return Cut::Root;
+                }
+                // Left out, as in Go's own profiles: it does not return.
+                FuncKind::Morestack if switches && index > 0 => {
+                    self.frames.truncate(index);
+                    return Cut::Switch;
+                }
+                FuncKind::Systemstack | FuncKind::Asmcgocall if switches && index > 0 => {
+                    self.frames.truncate(index + 1);
+                    return Cut::Switch;
+                }
+                _ if function.signal_handler => return Cut::Signal(index),
+                _ if function.top_frame => {
+                    self.frames.truncate(index + 1);
+                    return Cut::Root;
+                }
+                _ => {}
+            }
+        }
+        Cut::None
+    }
+
+    /// Appends the callers of a segment's instruction.
+    fn callers(&mut self, segment: &Segment<'_>) -> StackEnd {
+        let chain_end = match segment.walk_end {
+            WalkEnd::Root => StackEnd::Whole,
+            WalkEnd::DepthLimit => StackEnd::DepthLimit,
+            WalkEnd::Unreadable => StackEnd::Unreadable,
+            WalkEnd::Malformed => StackEnd::NoFramePointer,
+            WalkEnd::NoRegisters => StackEnd::NoRegisters,
+        };
+        let delta = self
+            .go(segment.ip, |binary, address| binary.stack_delta(address))
+            .and_then(|delta| u64::try_from(delta).ok());
+        let Some(delta) = delta else {
+            self.push_calls(segment.callers);
+            return chain_end;
+        };
+
+        // The frame pointer chain begins with the caller only once the function
+        // has set up its frame; before, after and in leaves without one it
+        // begins with the caller's caller, and the return address lies at
+        // sp + delta.
+        let return_slot = segment.sp.wrapping_add(delta);
+        if segment.fp.wrapping_add(8) == return_slot {
+            self.push_calls(segment.callers);
+            return chain_end;
+        }
+        let Some(return_address) = word(segment, return_slot) else {
+            self.push_calls(segment.callers);
+            return StackEnd::SliceTooShort;
+        };
+        self.frames.push(return_address.wrapping_sub(1));
+
+        let saved = word(segment, return_slot.wrapping_sub(8)).filter(|_| delta >= 8);
+        let chain_is_callers = delta == 0
+            || saved == Some(segment.fp)
+            || segment
+                .callers
+                .first()
+                .is_some_and(|call| self.process.locate(call.wrapping_sub(1)).is_some());
+        match saved {
+            Some(saved) if !chain_is_callers => self.walk_slice(segment, saved),
+            _ => {
+                self.push_calls(segment.callers);
+                chain_end
+            }
+        }
+    }
+
+    fn push_calls(&mut self, return_addresses: &[u64]) {
+        let calls = return_addresses
             .iter()
-            .map(|address| address.wrapping_sub(1)),
-    );
+            .map(|address| address.wrapping_sub(1));
+        self.frames.extend(calls);
+    }
+
+    /// Follows frame pointers inside the copied stack words.
+    fn walk_slice(&mut self, segment: &Segment<'_>, fp: u64) -> StackEnd {
+        let mut fp = fp;
+        for _ in 0..MAX_SLICE_FRAMES {
+            if fp == 0 {
+                return StackEnd::Whole;
+            }
+            let (Some(next), Some(return_address)) =
+                (word(segment, fp), word(segment, fp.wrapping_add(8)))
+            else {
+                return StackEnd::SliceTooShort;
+            };
+            if return_address == 0 {
+                return StackEnd::Whole;
+            }
+            self.frames.push(return_address.wrapping_sub(1));
+            fp = next;
+        }
+        StackEnd::DepthLimit
+    }
+
+    fn function(&self, address: u64) -> Option<GoFunction> {
+        self.go(address, |binary, address| binary.function(address))
+    }
+
+    /// Asks the Go binary that holds `address`.
+    fn go<T>(&self, address: u64, ask: impl Fn(&GoBinary, u64) -> Option<T>) -> Option<T> {
+        let mapped = self.process.locate(address)?;
+        let binary = mapped.object.as_ref()?.go()?;
+        ask(binary, mapped.go_address(address)?)
+    }
 }
 
-/// The stack word at `address`, if it was copied with the sample.
-fn slice_word(sample: &Sample<'_>, address: u64) -> Option<u64> {
-    let offset = address.checked_sub(sample.head.sp)?;
+/// The stack word at `address`, if it was copied with the segment.
+fn word(segment: &Segment<'_>, address: u64) -> Option<u64> {
+    let offset = address.checked_sub(segment.sp)?;
     if offset % 8 != 0 {
         return None;
     }
-    sample.slice.get(usize::try_from(offset / 8).ok()?).copied()
-}
-
-/// Follows frame pointers inside the copied stack words.
-fn walk_slice(sample: &Sample<'_>, fp: u64, frames: &mut Vec<u64>) -> StackEnd {
-    let mut fp = fp;
-    for _ in 0..MAX_SLICE_FRAMES {
-        if fp == 0 {
-            return StackEnd::Whole;
-        }
-        let (Some(next), Some(return_address)) = (
-            slice_word(sample, fp),
-            slice_word(sample, fp.wrapping_add(8)),
-        ) else {
-            return StackEnd::SliceTooShort;
-        };
-        if return_address == 0 {
-            return StackEnd::Whole;
-        }
-        frames.push(return_address.wrapping_sub(1));
-        fp = next;
-    }
-    StackEnd::DepthLimit
+    let index = usize::try_from(offset / 8).ok()?;
+    segment.slice.get(index).copied()
 }

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
-use profiler_ebpf::wire::{Counter, Header};
+use profiler_ebpf::wire::{Counter, Header, Target};
 
 /// Wakes userspace once this much waits; below, it looks by itself a few
 /// times a second, so that most records cost no wake-up.
@@ -17,9 +17,9 @@ const WAKEUP_BYTES: u64 = 256 * 1024;
 #[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
-/// The processes to sample, by pid; values are [`profiler_ebpf::wire::target`].
+/// The processes to sample, by pid.
 #[map]
-pub static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(16 * 1024, 0);
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(16 * 1024, 0);
 
 /// [`Counter`]s.
 #[map]

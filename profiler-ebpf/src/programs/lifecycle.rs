@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
 };
 use aya_log_ebpf::warn;
-use profiler_ebpf::wire::{Counter, kind, target};
+use profiler_ebpf::wire::{Counter, GoLayout, Target, kind, target};
 
 use super::emit::{TARGETS, count, emit_event};
 
@@ -20,6 +20,14 @@ fn watch_execs() -> bool {
     unsafe { core::ptr::read_volatile(&raw const WATCH_EXECS) != 0 }
 }
 
+/// A program that userspace has not looked at yet: nothing is known of it.
+fn pending() -> Target {
+    Target {
+        state: target::PENDING,
+        go: GoLayout::default(),
+    }
+}
+
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
@@ -29,7 +37,7 @@ fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
         if !watch_execs() {
             return 0;
         }
-        if TARGETS.insert(pid, target::PENDING, 0).is_err() {
+        if TARGETS.insert(pid, pending(), 0).is_err() {
             count(Counter::TargetsFull);
             warn!(&ctx, "target table full: process {} is not sampled", pid);
         }

@@ -2,5 +2,9 @@
 
 mod cpu;
 mod emit;
+mod goroutine;
+mod labels;
 mod lifecycle;
 mod registers;
+mod scratch;
+mod stack;

@@ -28,6 +28,9 @@ pub struct UserRegisters {
     pub fp: u64,
     /// The link register; 0 on x86-64.
     pub lr: u64,
+    /// The register that holds `g`: `x28` on arm64; 0 on x86-64, where it is
+    /// not kept in assembly.
+    pub g: u64,
 }
 
 /// The place of each register in `struct pt_regs`, in words: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.
@@ -37,6 +40,7 @@ mod x86 {
     pub const SP: usize = 19;
 }
 mod arm64 {
+    pub const G: usize = 28;
     pub const FP: usize = 29;
     pub const LR: usize = 30;
     pub const SP: usize = 31;
@@ -81,6 +85,7 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
                 sp: core::ptr::read_volatile(words.add(arm64::SP)),
                 fp: core::ptr::read_volatile(words.add(arm64::FP)),
                 lr: core::ptr::read_volatile(words.add(arm64::LR)),
+                g: core::ptr::read_volatile(words.add(arm64::G)),
             }
         } else {
             UserRegisters {
@@ -88,6 +93,7 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
                 sp: core::ptr::read_volatile(words.add(x86::SP)),
                 fp: core::ptr::read_volatile(words.add(x86::FP)),
                 lr: 0,
+                g: 0,
             }
         }
     }
@@ -104,6 +110,7 @@ fn at_kernel_entry() -> UserRegisters {
             sp: saved_word(saved, arm64::SP),
             fp: saved_word(saved, arm64::FP),
             lr: saved_word(saved, arm64::LR),
+            g: saved_word(saved, arm64::G),
         }
     } else {
         UserRegisters {
@@ -111,6 +118,7 @@ fn at_kernel_entry() -> UserRegisters {
             sp: saved_word(saved, x86::SP),
             fp: saved_word(saved, x86::FP),
             lr: 0,
+            g: 0,
         }
     }
 }

@@ -62,6 +62,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         duration: plan.duration,
         kernel_stacks: plan.kernel,
         threads: plan.threads,
+        goroutines: plan.goroutines,
         ring_bytes: 8 * 1024 * 1024,
     };
     let mut stop = StopSignals::new()?;

@@ -73,6 +73,10 @@ pub struct GoFunction {
     /// It is the outermost of its stack: a walk that ends here is complete
     /// (`abi.FuncFlagTopFrame`).
     pub top_frame: bool,
+    /// Whether the kernel calls it for a signal (`runtime.sigtramp` and its
+    /// cgo twin). Go gives them no id: they are the assembly functions without
+    /// one that nothing calls.
+    pub signal_handler: bool,
     /// It sets the stack pointer to arbitrary values: a walk cannot pass it
     /// (`abi.FuncFlagSPWrite`).
     pub sp_write: bool,
@@ -228,13 +232,17 @@ impl GoBinary {
     }
 
     fn describe(&self, func: &Func) -> Option<GoFunction> {
+        let kind = self.module.layout.func_kind(func.id);
+        let top_frame = func.flags & version::FLAG_TOP_FRAME != 0;
+        let asm = func.flags & version::FLAG_ASM != 0;
         Some(GoFunction {
             entry: self.module.offset_to_vaddr(func.entry)?,
             end: self.module.offset_to_vaddr(func.end)?,
-            kind: self.module.layout.func_kind(func.id),
-            top_frame: func.flags & version::FLAG_TOP_FRAME != 0,
+            kind,
+            top_frame,
+            signal_handler: top_frame && asm && kind == FuncKind::Normal,
             sp_write: func.flags & version::FLAG_SP_WRITE != 0,
-            asm: func.flags & version::FLAG_ASM != 0,
+            asm,
         })
     }
 }

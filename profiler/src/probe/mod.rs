@@ -4,6 +4,7 @@
 mod counters;
 mod cpu;
 mod diagnostics;
+mod kernel_types;
 mod lifecycle;
 mod targets;
 
@@ -16,6 +17,7 @@ use aya::{
 pub use counters::Counters;
 pub use cpu::Clock;
 use diagnostics::Diagnostics;
+use kernel_types::KernelTypes;
 pub use targets::Targets;
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
@@ -51,10 +53,12 @@ impl Probes {
             u8::from(options.watch_execs),
         );
         let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+        let fs_base_offset = fs_base_offset();
         let mut ebpf = EbpfLoader::new()
             .override_global("KERNEL_STACKS", &kernel_stacks, true)
             .override_global("WATCH_EXECS", &watch_execs, true)
             .override_global("ARM64", &arm64, true)
+            .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
             .map_max_entries("RECORDS", options.ring_bytes)
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
@@ -118,4 +122,18 @@ impl Probes {
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(&self.ebpf)
     }
+}
+
+/// Where the kernel keeps a thread's `fs` base in its `task_struct`; 0 where
+/// there is none or the kernel does not say.
+fn fs_base_offset() -> u32 {
+    if !cfg!(target_arch = "x86_64") {
+        return 0;
+    }
+    let offset = || {
+        let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok()?;
+        let thread = types.offset("task_struct", "thread")?;
+        Some(thread + types.offset("thread_struct", "fsbase")?)
+    };
+    offset().unwrap_or(0)
 }

@@ -5,11 +5,13 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData, MapError},
 };
-use profiler_ebpf::wire::target;
+use profiler_ebpf::wire::{GoLayout, Target, target};
+use zerocopy::IntoBytes;
 
 /// The map `TARGETS`.
 pub struct Targets {
-    map: HashMap<MapData, u32, u32>,
+    /// The values are the bytes of a [`Target`].
+    map: HashMap<MapData, u32, [u8; size_of::<Target>()]>,
 }
 
 impl Targets {
@@ -22,13 +24,20 @@ impl Targets {
         })
     }
 
-    /// Samples `pid` from now on.
+    /// Samples `pid` from now on, with its goroutines where the layout of its
+    /// runtime is known.
     ///
     /// # Errors
     /// The table is full.
-    pub fn insert(&mut self, pid: u32) -> Result<()> {
+    pub fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
+        let target = Target {
+            state: target::WANTED,
+            go: layout,
+        };
+        let mut value = [0; size_of::<Target>()];
+        value.copy_from_slice(target.as_bytes());
         self.map
-            .insert(pid, target::WANTED, 0)
+            .insert(pid, value, 0)
             .with_context(|| format!("cannot add process {pid} to the kernel's target table"))
     }
 

@@ -168,7 +168,7 @@ fn read_mappings(pid: u32, objects: &mut Objects) -> std::io::Result<Vec<Mapped>
 }
 
 /// Index of a [`Process`] in a [`ProcessTable`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessIndex(pub u32);
 
 /// Every process seen, and which of them runs under each pid now.

@@ -99,6 +99,8 @@ impl Builder {
         self.window.samples.push(Sample {
             process,
             thread: None,
+            goid: None,
+            labels: Vec::new(),
             stack: stack.to_vec(),
             count,
         });

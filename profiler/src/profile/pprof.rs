@@ -219,20 +219,22 @@ impl Strings {
     }
 }
 
-/// Which labels samples get. A profile of one process without threads has
-/// none, so that equal stacks stay one sample.
+/// Which labels samples get: those that the program set, and those that tell
+/// processes, threads and goroutines apart where they are told apart.
 struct Labels {
     processes: bool,
     comm: i64,
     pid: i64,
     thread: i64,
     tid: i64,
+    goid: i64,
 }
 
 impl Labels {
     fn new(window: &SymbolizedWindow, strings: &mut Strings) -> Self {
         let processes = window.processes.len() > 1;
         let threads = window.samples.iter().any(|s| s.thread.is_some());
+        let goroutines = window.samples.iter().any(|s| s.goid.is_some());
         let mut key = |wanted: bool, name: &str| if wanted { strings.index(name) } else { 0 };
         Labels {
             processes,
@@ -240,6 +242,7 @@ impl Labels {
             pid: key(processes, "pid"),
             thread: key(threads, "thread"),
             tid: key(threads, "tid"),
+            goid: key(goroutines, "goid"),
         }
     }
 
@@ -253,11 +256,18 @@ impl Labels {
         if self.processes {
             let process = &window.processes[sample.process.0 as usize];
             labels.extend(text(self.comm, strings.index(&process.comm)));
-            labels.push(number(self.pid, process.pid));
+            labels.push(number(self.pid, process.pid.into()));
         }
         if let Some(thread) = &sample.thread {
             labels.extend(text(self.thread, strings.index(&thread.name)));
-            labels.push(number(self.tid, thread.tid));
+            labels.push(number(self.tid, thread.tid.into()));
+        }
+        if let Some(goid) = sample.goid {
+            labels.push(number(self.goid, goid));
+        }
+        for (key, value) in &sample.labels {
+            let key = strings.index(key);
+            labels.extend(text(key, strings.index(value)));
         }
         labels
     }
@@ -276,10 +286,10 @@ fn text(key: i64, str: i64) -> Option<proto::Label> {
 /// A numeric label without a unit. pprof then takes the key for the unit, which
 /// it knows no scale for: it prints the bare number, and `-tagfocus=pid=42`
 /// selects it.
-fn number(key: i64, num: u32) -> proto::Label {
+fn number(key: i64, num: u64) -> proto::Label {
     proto::Label {
         key,
-        num: i64::from(num),
+        num: clamp(num),
         ..proto::Label::default()
     }
 }

@@ -11,6 +11,9 @@ pub struct Filter {
     pub include: Option<Regex>,
     /// Only those without a function that matches.
     pub exclude: Option<Regex>,
+    /// Only those of goroutines with all of these labels, by key, whose values
+    /// match.
+    pub labels: Vec<(String, Regex)>,
 }
 
 impl Filter {
@@ -37,6 +40,12 @@ impl Filter {
                 let any =
                     |locations: &Vec<bool>| sample.stack.iter().any(|id| locations[id.0 as usize]);
                 include.as_ref().is_none_or(any) && !exclude.as_ref().is_some_and(any)
+            });
+        }
+        for (key, pattern) in &self.labels {
+            window.samples.retain(|sample| {
+                let mut labels = sample.labels.iter();
+                labels.any(|(name, value)| name == key && pattern.is_match(value))
             });
         }
         window.samples.iter().map(|sample| sample.count).sum()

@@ -18,12 +18,13 @@ use crate::{
     aggregate::{StackCount, Window},
     gobinary::{FuncKind, GoFrame},
     process::{Mapped, Object, ProcessIndex, ProcessTable},
+    unwind::GAP,
 };
 
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
-pub use crate::aggregate::Thread;
+pub use crate::aggregate::{Labels, Thread};
 pub use filter::Filter;
 pub use window::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
@@ -155,6 +156,8 @@ impl NamingWindow<'_> {
         Sample {
             process: self.process(stack.process),
             thread: stack.thread.clone(),
+            goid: stack.goid,
+            labels: stack.labels.to_vec(),
             stack: locations,
             count: stack.count,
         }
@@ -204,6 +207,7 @@ impl NamingWindow<'_> {
         }
         let processes = self.processes;
         let place = match processes.get(process).locate(address) {
+            _ if address == GAP => self.unnamed(address, None, Reason::Gap, ""),
             None => self.unnamed(address, None, Reason::NoMapping, ""),
             Some(mapped) => self.mapped_place(mapped, address),
         };

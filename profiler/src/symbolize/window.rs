@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::aggregate::Thread;
+use crate::aggregate::{Labels, Thread};
 
 /// What was sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,10 @@ pub struct Sample {
     pub process: ProcessId,
     /// Which thread it ran on; only where threads are told apart.
     pub thread: Option<Thread>,
+    /// In which goroutine; only where goroutines are told apart.
+    pub goid: Option<u64>,
+    /// The goroutine's pprof labels, by key.
+    pub labels: Labels,
     /// The frames, leaf first: kernel frames (if any), then user frames.
     pub stack: Vec<LocationId>,
     /// How many times it was seen.
@@ -123,6 +127,8 @@ pub enum Reason {
     NoSymbol,
     /// The file's tables are damaged at this address.
     Damaged,
+    /// It stands for frames that could not be had.
+    Gap,
 }
 
 impl Reason {
@@ -135,6 +141,7 @@ impl Reason {
             Reason::FileChanged => "file changed",
             Reason::NoSymbol => "no symbol",
             Reason::Damaged => "damaged tables",
+            Reason::Gap => "frames missing",
         }
     }
 }

@@ -61,6 +61,13 @@ pub struct Args {
     /// Tell threads apart
     #[arg(short, long)]
     pub threads: bool,
+    /// Tell goroutines apart: the label goid
+    #[arg(short, long)]
+    pub goroutines: bool,
+    /// Keep only stacks of goroutines whose pprof label KEY matches RE (may be
+    /// given several times)
+    #[arg(long, value_name = "KEY=RE", value_parser = parse_label)]
+    pub label: Vec<(String, Regex)>,
     /// Keep only stacks with a function that matches RE
     #[arg(long, value_name = "RE")]
     pub include: Option<Regex>,
@@ -118,6 +125,7 @@ pub(super) struct Plan {
     pub format: Format,
     pub kernel: bool,
     pub threads: bool,
+    pub goroutines: bool,
     pub filter: Filter,
     pub quiet: bool,
     pub verbose: bool,
@@ -150,14 +158,23 @@ impl Args {
             format,
             kernel: self.kernel || !self.no_kernel,
             threads: self.threads,
+            goroutines: self.goroutines,
             filter: Filter {
                 include: self.include,
                 exclude: self.exclude,
+                labels: self.label,
             },
             quiet: self.quiet,
             verbose: self.verbose > 0,
         })
     }
+}
+
+/// `KEY=RE`.
+fn parse_label(text: &str) -> Result<(String, Regex), String> {
+    let (key, pattern) = text.split_once('=').ok_or("must be KEY=RE")?;
+    let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
+    Ok((key.to_owned(), pattern))
 }
 
 /// A bare number is seconds.

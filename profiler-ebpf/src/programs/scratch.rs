@@ -1,0 +1,145 @@
+//! Where a record is put together: a slot of this CPU in a map, as the stack of
+//! a program holds 512 bytes. Words are only ever appended.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::PerCpuArray};
+use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
+
+/// Most words appended by one [`Scratch::copy_user`].
+pub const MAX_COPY_WORDS: usize = 128;
+
+/// A record under way.
+#[repr(C)]
+pub struct Scratch {
+    /// Words in use. In the map, not in a register: the verifier then knows
+    /// only what was last checked, and need not follow each depth at which a
+    /// walk can end on its own.
+    used: u64,
+    /// The header.
+    pub sample: Sample,
+    words: [u64; MAX_PAYLOAD_WORDS],
+}
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+impl Scratch {
+    /// This CPU's slot. Perf-event programs do not nest on one CPU.
+    #[inline(always)]
+    pub fn of_this_cpu() -> Option<&'static mut Scratch> {
+        // SAFETY: the slot lives as long as the map; nobody else uses it now.
+        SCRATCH
+            .get_ptr_mut(0)
+            .map(|scratch| unsafe { &mut *scratch })
+    }
+
+    /// Begins a record.
+    #[inline(always)]
+    pub fn begin(&mut self, sample: Sample) {
+        self.used = 0;
+        self.sample = sample;
+    }
+
+    /// How many words are in use.
+    #[inline(always)]
+    pub fn used(&self) -> usize {
+        // SAFETY: a read of our own field; volatile, so that it is one.
+        unsafe { core::ptr::read_volatile(&raw const self.used) as usize }
+    }
+
+    /// Appends a word, if there is room.
+    #[inline(always)]
+    pub fn push(&mut self, word: u64) -> bool {
+        let at = self.used();
+        if at >= MAX_PAYLOAD_WORDS {
+            return false;
+        }
+        // SAFETY: `at` was just checked.
+        unsafe { *self.words.get_unchecked_mut(at) = word };
+        self.used = at as u64 + 1;
+        true
+    }
+
+    /// Room for `words` (a constant) at the end; to be taken by
+    /// [`Scratch::commit`].
+    #[inline(always)]
+    pub fn room(&mut self, words: usize) -> Option<*mut c_void> {
+        let at = self.used();
+        if at > MAX_PAYLOAD_WORDS - words {
+            return None;
+        }
+        // SAFETY: `at` was just checked.
+        Some(unsafe { self.words.as_mut_ptr().add(at) }.cast())
+    }
+
+    /// Takes `words` that were written to [`Scratch::room`].
+    #[inline(always)]
+    pub fn commit(&mut self, words: usize) {
+        self.used = (self.used() + words) as u64;
+    }
+
+    /// Drops what was appended since `used` words were in use.
+    #[inline(always)]
+    pub fn rewind(&mut self, used: usize) {
+        self.used = used as u64;
+    }
+
+    /// Appends `words` of the thread's memory, all or none of them.
+    #[inline(always)]
+    pub fn copy_user(&mut self, address: u64, words: usize) -> bool {
+        if words > MAX_COPY_WORDS {
+            return false;
+        }
+        let Some(room) = self.room(MAX_COPY_WORDS) else {
+            return false;
+        };
+        // SAFETY: there is room for the most words there can be. The helper
+        // checks the address and does not fault.
+        let failed =
+            unsafe { bpf_probe_read_user(room, (words * 8) as u32, address as *const c_void) };
+        if failed == 0 {
+            self.commit(words);
+        }
+        failed == 0
+    }
+
+    /// Appends `bytes` (at most `MAX` of them, a multiple of eight) of the
+    /// thread's memory, padded with zeros to whole words.
+    #[inline(always)]
+    pub fn copy_text<const MAX: usize>(&mut self, address: u64, bytes: usize) -> bool {
+        if bytes > MAX {
+            return false;
+        }
+        let Some(room) = self.room(MAX / 8 + 1) else {
+            return false;
+        };
+        // SAFETY: there is room for a word more than the most bytes there can
+        // be. The helper checks the address and does not fault.
+        let failed = unsafe {
+            *room.cast::<u64>().add(bytes / 8) = 0;
+            bpf_probe_read_user(room, bytes as u32, address as *const c_void)
+        };
+        if failed == 0 {
+            self.commit(bytes.div_ceil(8));
+        }
+        failed == 0
+    }
+
+    /// The record's bytes: the header and the words in use.
+    #[inline(always)]
+    pub fn record(&self) -> Option<&[u8]> {
+        let words = self.used();
+        if words > MAX_PAYLOAD_WORDS {
+            return None;
+        }
+        // SAFETY: the header and the words stand next to each other, and
+        // `words` of them were just checked to be there.
+        Some(unsafe {
+            core::slice::from_raw_parts(
+                core::ptr::from_ref(&self.sample).cast::<u8>(),
+                size_of::<Sample>() + words * 8,
+            )
+        })
+    }
+}
