@@ -182,6 +182,8 @@ fn window(processes: u32) -> SymbolizedWindow {
             process: ProcessId(pid - 1),
             thread: None,
             stack: stack(ids),
+            goid: None,
+            labels: Vec::new(),
             count,
         }));
     }
