@@ -2,11 +2,11 @@
 //! Go's own profiler would have written it. Reads the binaries' tables, never
 //! the process.
 
-use profiler_ebpf::wire::{WalkEnd, flags};
+use profiler_ebpf::wire::WalkEnd;
 
 use crate::{
     decode::{Sample, Segment},
-    gobinary::{FuncKind, GoBinary, GoFunction},
+    gobinary::{FuncKind, GoBinary, GoFunction, Machine},
     process::Process,
 };
 
@@ -101,11 +101,9 @@ impl Stack<'_> {
         }
         self.frames.push(sample.thread.ip);
         let end = self.callers(&sample.thread);
-        let on_signal_stack = sample.head.flags & flags::ON_SIGNAL_STACK != 0;
         match (self.cut(0, sample.goroutine.is_some()), &sample.goroutine) {
             (Cut::Root, _) => StackEnd::Whole,
-            (Cut::Signal(at), _) if on_signal_stack => self.interrupted(at, &sample.thread, end),
-            (Cut::Signal(_), _) => end,
+            (Cut::Signal(at), _) => self.interrupted(at, &sample.thread, end),
             (Cut::Switch, Some(goroutine)) => self.goroutine(goroutine),
             (Cut::None, Some(goroutine)) => {
                 self.frames.push(GAP);
@@ -134,34 +132,53 @@ impl Stack<'_> {
         }
     }
 
-    /// Puts the interrupted instruction where the signal handler's frames end.
-    /// The chain of frame pointers goes on with its callers by itself: the
-    /// kernel leaves that register as it is.
+    /// Puts the interrupted instruction behind the signal handler's frames, of
+    /// which the one at index `at` is the first. The chain of frame pointers
+    /// goes on with its callers by itself: the kernel leaves that register as
+    /// it is.
     fn interrupted(&mut self, at: usize, segment: &Segment<'_>, end: StackEnd) -> StackEnd {
-        let Some(ip) = self.interrupted_ip(at, segment) else {
-            return StackEnd::SwitchNotCrossed;
-        };
-        self.frames.insert(at + 1, ip);
+        let ip = self.interrupted_ip(at, segment);
+        if at == 0 {
+            // What was taken for the handler's caller is where it returns to.
+            self.frames.truncate(1);
+            self.push_calls(segment.callers);
+        }
+        match ip {
+            Some(ip) => self.frames.insert(at + 1, ip),
+            None => self.frames.insert(at + 1, GAP),
+        }
         match self.cut(at + 1, false) {
             Cut::Root => StackEnd::Whole,
+            _ if ip.is_none() => StackEnd::SwitchNotCrossed,
             _ => end,
         }
     }
 
     /// The instruction that a signal interrupted, out of the frame that the
-    /// kernel wrote for it: `struct rt_sigframe`, arch/x86/include/asm/sigframe.h
-    /// and `struct sigcontext_64`, arch/x86/include/uapi/asm/sigcontext.h.
+    /// kernel wrote for it on x86-64: `struct rt_sigframe`,
+    /// arch/x86/include/asm/sigframe.h, and `struct sigcontext_64`,
+    /// arch/x86/include/uapi/asm/sigcontext.h.
     fn interrupted_ip(&self, at: usize, segment: &Segment<'_>) -> Option<u64> {
         const IP_BYTES: u64 = 176;
-        let mut fp = segment.fp;
-        // frames[at] is the handler's first function, and lies `at` calls up.
-        for _ in 1..at {
-            fp = word(segment, fp)?;
-        }
-        let call = *self.frames.get(at)?;
-        let delta = self.go(call, |binary, address| binary.stack_delta(address))?;
-        let frame = fp.wrapping_add(16).checked_add_signed(i64::from(delta))?;
-        word(segment, frame.wrapping_add(IP_BYTES)).filter(|ip| self.process.locate(*ip).is_some())
+        let delta = |address| {
+            let delta = self.go(address, |binary, address| {
+                (binary.machine() == Machine::X86_64).then(|| binary.stack_delta(address))?
+            })?;
+            Some(i64::from(delta))
+        };
+        let frame = if at == 0 {
+            segment.sp.checked_add_signed(delta(segment.ip)?)?
+        } else {
+            // frames[at] is what the `at`-th frame of the chain returns to.
+            let mut fp = segment.fp;
+            for _ in 1..at {
+                fp = word(segment, fp)?;
+            }
+            let call = *self.frames.get(at)?;
+            fp.wrapping_add(16).checked_add_signed(delta(call)?)?
+        };
+        let ip = word(segment, frame.wrapping_add(IP_BYTES))?;
+        self.process.locate(ip).map(|_| ip)
     }
 
     /// Looks through the frames from index `from` and drops those behind the
