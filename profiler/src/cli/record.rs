@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use args::Args;
+pub use args::{Args, DEFAULT_RATE_HZ};
 
 use super::Failure;
 use crate::{
