@@ -19,9 +19,9 @@ pub use args::{Args, DEFAULT_RATE_HZ};
 
 use super::Failure;
 use crate::{
-    profile,
+    doctor, profile,
     session::{Config, Recording, Session, Stopped},
-    sink::{FileSink, default_name},
+    sink::{self, FileSink, default_name},
     symbolize::Event,
 };
 use args::Plan;
@@ -36,6 +36,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Why that could not be done; nothing is written then.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let plan = args.into_plan()?;
+    refuse_binary_on_a_terminal(&plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -43,8 +44,23 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     runtime.block_on(record(plan))
 }
 
+/// A terminal shows such bytes as noise, and may take some for commands.
+fn refuse_binary_on_a_terminal(plan: &Plan) -> Result<(), Failure> {
+    let to_stdout = plan.output.as_deref().is_some_and(sink::is_stdout);
+    if plan.format.is_binary() && to_stdout && std::io::stdout().is_terminal() {
+        return Err(Failure::Usage(format!(
+            "{} is not for a terminal: redirect it, pipe it into `go tool pprof -top -`, \
+             or give a file after -o",
+            plan.format
+        )));
+    }
+    Ok(())
+}
+
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
+    Target::look_for(&plan)?;
+    doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
     let output = plan.output.clone().unwrap_or_else(|| {
         let name = default_name(

@@ -186,8 +186,12 @@ pub(super) fn refusal(call: &str, error: &io::Error, rights: &Rights) -> (String
     let missing = rights.missing();
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if !missing.is_empty() => (
-            format!("{call} takes {}", missing.join(" and ")),
+            format!("{call} is forbidden without {}", missing.join(" and ")),
             "see to the capabilities above".into(),
+        ),
+        Some(libc::EPERM | libc::EACCES) if !rights.count() => (
+            format!("{call} is forbidden in this user namespace"),
+            "see to the user namespace above".into(),
         ),
         Some(libc::EPERM | libc::ENOSYS) if rights.is_filtered() => (
             format!("the seccomp filter forbids {call}"),
@@ -197,8 +201,7 @@ pub(super) fn refusal(call: &str, error: &io::Error, rights: &Rights) -> (String
         ),
         Some(libc::EPERM | libc::EACCES) => (
             format!("{call} is forbidden, and not for want of capabilities"),
-            "look for a policy (SELinux, AppArmor, user namespace) in the audit log: \
-             journalctl -k | grep -i denied"
+            "look for a policy (SELinux, AppArmor) in the audit log: journalctl -k | grep -i denied"
                 .into(),
         ),
         Some(libc::ENOSYS) => (
@@ -266,7 +269,8 @@ fn symbols_check(found: &str) -> Check {
     Check::ok("kallsyms", "kernel names", found)
 }
 
-/// Who may not see addresses is shown zeros (`kallsyms_show_value`).
+/// Who may not see addresses is shown zeros: everybody where kptr_restrict is
+/// 2, else who has no CAP_SYSLOG (`kallsyms_show_value`, kernel/ksyms_common.c).
 fn judge_symbols(text: &str, restrict: &str) -> Check {
     let is_shown = text.lines().any(|line| {
         let mut fields = line.split(' ');
@@ -277,12 +281,15 @@ fn judge_symbols(text: &str, restrict: &str) -> Check {
     if is_shown {
         symbols_check("in /proc/kallsyms")
     } else {
-        symbols_check(&format!(
-            "hidden (kernel.kptr_restrict is {restrict}): kernel frames would have no names"
-        ))
-        .warn(
-            "sysctl kernel.kptr_restrict=1 and CAP_SYSLOG, or leave kernel frames out: --no-kernel",
-        )
+        let found = format!(
+            "hidden (kernel.kptr_restrict is {restrict}); kernel frames would have no names"
+        );
+        symbols_check(&found).warn(match restrict {
+            "0" | "1" => {
+                "run goprof as root, or give it CAP_SYSLOG; or leave kernel frames out: --no-kernel"
+            }
+            _ => "sysctl kernel.kptr_restrict=1; or leave kernel frames out: --no-kernel",
+        })
     }
 }
 
@@ -349,7 +356,7 @@ mod tests {
     fn a_refusal_is_traced_to_its_cause() {
         let (none, all) = (rights(0, 0), rights(u64::MAX, 0));
         let filtered = rights(u64::MAX, 2);
-        assert!(refused(libc::EPERM, &none).contains("CAP_BPF"));
+        assert!(refused(libc::EPERM, &none).contains("CAP_BPF and CAP_PERFMON"));
         assert!(refused(libc::EPERM, &filtered).contains("seccomp"));
         assert!(refused(libc::ENOSYS, &filtered).contains("seccomp"));
         assert!(refused(libc::ENOSYS, &all).contains("CONFIG_BPF_SYSCALL"));
@@ -382,6 +389,8 @@ mod tests {
         let check = judge_symbols(hidden, "2");
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("kptr_restrict is 2"));
-        assert_eq!(judge_symbols("", "1").status, Status::Warn);
+        assert!(check.remedy.unwrap().contains("sysctl"));
+        let check = judge_symbols("", "1");
+        assert!(check.remedy.unwrap().contains("CAP_SYSLOG"));
     }
 }

@@ -1,7 +1,7 @@
 //! Place: where goprof runs, namespaces and mounts. Reads `/proc` of this
 //! process alone.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::Check;
 
@@ -116,15 +116,23 @@ pub(super) fn tracefs() -> Check {
     let folders = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
     let found = folders
         .into_iter()
-        .find(|folder| Path::new(folder).join("events").is_dir());
-    judge_tracefs(found)
+        .map(|folder| fs::metadata(Path::new(folder).join("events")).map(|_| folder))
+        .reduce(|first, second| match second {
+            // Where neither is there, the first says why.
+            Ok(_) if first.is_err() => second,
+            _ => first,
+        });
+    judge_tracefs(found.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())))
 }
 
-fn judge_tracefs(found: Option<&str>) -> Check {
-    let check = |found: String| Check::ok("tracefs", "tracefs", found);
+fn judge_tracefs(found: io::Result<&str>) -> Check {
+    let check = |found: &str| Check::ok("tracefs", "tracefs", found);
     match found {
-        Some(folder) => check(folder.into()),
-        None => check("not mounted, or closed to this user; CPU profiles do without".into())
+        Ok(folder) => check(folder),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            check("closed to this user; CPU profiles do without").warn("run goprof as root")
+        }
+        Err(_) => check("not mounted; CPU profiles do without")
             .warn("mount -t tracefs tracefs /sys/kernel/tracing"),
     }
 }
@@ -190,7 +198,9 @@ mod tests {
 
     #[test]
     fn cpu_profiles_do_without_tracefs() {
-        assert_eq!(judge_tracefs(None).status, Status::Warn);
-        assert_eq!(judge_tracefs(Some("/t")).status, Status::Ok);
+        let remedy = |kind: io::ErrorKind| judge_tracefs(Err(kind.into())).remedy.unwrap();
+        assert!(remedy(io::ErrorKind::NotFound).starts_with("mount"));
+        assert!(remedy(io::ErrorKind::PermissionDenied).contains("root"));
+        assert_eq!(judge_tracefs(Ok("/t")).status, Status::Ok);
     }
 }

@@ -1,11 +1,7 @@
 //! Process: one process by its pid, what runs in it and where its file is.
 //! Looks from outside; the process notices nothing.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use serde::Serialize;
 
@@ -77,11 +73,12 @@ fn checks(pid: u32, status: &str) -> Vec<Check> {
 fn describe(status: &str) -> String {
     let field = |key: &str| status_field(status, key);
     let uid = field("Uid").and_then(|ids| ids.split_whitespace().next());
-    let mut text = format!(
-        "uid {}, {} threads",
-        uid.unwrap_or("unknown"),
-        field("Threads").unwrap_or("unknown")
-    );
+    let mut text = format!("uid {}", uid.unwrap_or("unknown"));
+    match field("Threads") {
+        Some("1") => text.push_str(", 1 thread"),
+        Some(threads) => text.push_str(&format!(", {threads} threads")),
+        None => {}
+    }
     let mut pids = field("NSpid").unwrap_or_default().split_whitespace();
     if let (Some(_), Some(inner)) = (pids.next(), pids.next_back()) {
         text.push_str(&format!("; pid {inner} in its container"));
@@ -94,7 +91,7 @@ fn unreadable(error: &io::Error) -> Check {
     match error.kind() {
         io::ErrorKind::NotFound => check("none: a kernel thread, or just exited".into())
             .fail("choose a process that runs a Go program"),
-        io::ErrorKind::PermissionDenied => check(format!("cannot be read: {error}"))
+        io::ErrorKind::PermissionDenied => check("cannot be read: permission denied".into())
             .fail("run goprof as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"),
         _ => check(format!("cannot be read: {error}")).fail("see that the file can be read"),
     }
@@ -102,6 +99,7 @@ fn unreadable(error: &io::Error) -> Check {
 
 /// Whether the file that runs is still the one at its path.
 fn file(pid: u32, path: &str) -> Check {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let inside = path.strip_prefix('/').unwrap_or(path);
     let running = fs::metadata(format!("/proc/{pid}/exe"));
     let now = fs::metadata(PathBuf::from(format!("/proc/{pid}/root")).join(inside));
@@ -110,20 +108,12 @@ fn file(pid: u32, path: &str) -> Check {
 }
 
 fn judge_file(path: &str, running: Option<(u64, u64)>, now: Option<(u64, u64)>) -> Check {
-    let check = |found: String| Check::ok("file", "file", found);
-    let alive = path.strip_suffix(" (deleted)").unwrap_or(path);
-    if running.is_some() && running == now {
-        check(path.into())
-    } else if now.is_some() {
-        check(format!(
-            "{alive}, replaced since it was started; goprof reads the one that runs"
-        ))
-    } else {
-        let name = Path::new(alive).display();
-        check(format!(
-            "{name}, deleted since it was started; goprof reads it all the same"
-        ))
-    }
+    let found = match now {
+        _ if running.is_some() && running == now => path.to_owned(),
+        Some(_) => format!("{path}, replaced since; goprof reads the one that runs"),
+        None => format!("{path}, deleted since; goprof reads it all the same"),
+    };
+    Check::ok("file", "file", found)
 }
 
 #[cfg(test)]
@@ -139,12 +129,12 @@ mod tests {
             "uid 1000, 7 threads; pid 1 in its container"
         );
         let status = "Uid:\t0\t0\t0\t0\nThreads:\t1\nNSpid:\t812\n";
-        assert_eq!(describe(status), "uid 0, 1 threads");
+        assert_eq!(describe(status), "uid 0, 1 thread");
     }
 
     #[test]
     fn the_file_that_runs_is_compared_with_its_path() {
-        let found = |running, now| judge_file("/bin/a (deleted)", running, now).found;
+        let found = |running, now| judge_file("/bin/a", running, now).found;
         assert_eq!(
             judge_file("/bin/a", Some((1, 2)), Some((1, 2))).found,
             "/bin/a"

@@ -56,7 +56,7 @@ pub(super) fn checks(object: &Object, process: Option<&Process>) -> Vec<Check> {
     };
     let info = binary.build_info();
     let shape = Shape::read(binary.image().bytes()).unwrap_or_default();
-    let is_cgo = info.setting("CGO_ENABLED") == Some("1") && shape.is_dynamic;
+    let is_cgo = binary.has_cgo();
     let inlines = has_inlined_calls(binary);
     let mut checks = vec![
         program(info),

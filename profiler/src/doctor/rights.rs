@@ -85,6 +85,11 @@ impl Rights {
         self.effective >> bit & 1 == 1
     }
 
+    /// Whether what it may do counts on this machine as a whole.
+    pub(super) fn count(&self) -> bool {
+        self.first_user_namespace
+    }
+
     /// Whether a seccomp filter is in force.
     pub(super) fn is_filtered(&self) -> bool {
         self.seccomp != 0
@@ -152,7 +157,10 @@ impl Rights {
                         "{} is missing: {}",
                         capability.name, capability.without
                     ))
-                    .warn(self.remedy())
+                    .warn(match self.missing().as_slice() {
+                        [] => format!("run goprof as root, or give it {} as well", capability.name),
+                        _ => "see to the capabilities above".into(),
+                    })
                 }
             })
             .collect()
