@@ -41,7 +41,10 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(record(plan))
+    let done = runtime.block_on(record(plan));
+    // Without waiting for what an abort left behind.
+    runtime.shutdown_background();
+    done
 }
 
 /// A terminal shows such bytes as noise, and may take some for commands.
@@ -93,10 +96,12 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         .await;
     progress.clear();
 
-    // From here on a second signal ends goprof at once.
+    // From here on a second signal ends goprof at once. What may take long runs
+    // on another thread, which is left behind then; the sink is dropped here,
+    // and with it the file it began.
     let write = async {
-        let recording = session.finish(stopped)?;
-        publish(&plan, &target, recording, sink, &output)
+        let recording = aside(move || session.finish(stopped)).await?;
+        publish(&plan, &target, recording, sink, &output).await
     };
     let written = tokio::select! {
         biased;
@@ -111,7 +116,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
 }
 
 /// Encodes the profile, writes it and says what it holds.
-fn publish(
+async fn publish(
     plan: &Plan,
     target: &Target,
     mut recording: Recording,
@@ -126,13 +131,33 @@ fn publish(
         subject: target.subject(),
         notes: report::notes(&recording),
     };
-    let bytes = profile::encode(&recording.window, plan.format, &options)
-        .context("cannot encode the profile")?;
-    sink.finish(&bytes)?;
+    let format = plan.format;
+    let (recording, bytes) = aside(move || {
+        let bytes = profile::encode(&recording.window, format, &options)
+            .context("cannot encode the profile")?;
+        Ok((recording, bytes))
+    })
+    .await?;
+    let size = bytes.len();
+    if sink.leaves_trace() {
+        sink.finish(&bytes)?;
+    } else {
+        // A pipe's reader may never come.
+        aside(move || sink.finish(&bytes)).await?;
+    }
     if !plan.quiet {
-        report::print(plan, &recording, kept, output, bytes.len());
+        report::print(plan, &recording, kept, output, size);
     }
     Ok(())
+}
+
+/// Runs `work` on a thread of its own, so that signals are heard meanwhile.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("goprof failed in an unforeseen way; please report it")?
 }
 
 /// The signals that end a recording: the first stops it and writes, the second

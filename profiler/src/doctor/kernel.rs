@@ -3,8 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
-    path::Path,
+    io::{self, BufRead, BufReader},
 };
 
 use aya::{
@@ -48,8 +47,9 @@ const OLDEST: Version = (5, 17);
 const NO_MEMLOCK: Version = (5, 11);
 /// What the maps take, roughly: mostly the ring buffer.
 const MAP_BYTES: u64 = 16 << 20;
-/// Symbols are looked at up to here: the first of them are per-CPU offsets.
-const MAX_KALLSYMS_BYTES: u64 = 512 << 10;
+/// How far into the kernel's symbols code is looked for: before it come some
+/// hundred per-CPU offsets. All of them would take 100 ms.
+const MAX_KALLSYMS_LINES: usize = 10_000;
 
 /// Major and minor.
 type Version = (u32, u32);
@@ -249,19 +249,17 @@ fn judge_locked_memory(version: Option<Version>, limit_bytes: u64) -> Check {
 }
 
 pub(super) fn symbols() -> Check {
-    let mut text = Vec::new();
-    let read = File::open("/proc/kallsyms")
-        .and_then(|file| file.take(MAX_KALLSYMS_BYTES).read_to_end(&mut text));
-    let restrict = sysctl("kptr_restrict");
-    match read {
-        Ok(_) => judge_symbols(
-            &String::from_utf8_lossy(&text),
-            restrict.as_deref().unwrap_or("unknown"),
-        ),
-        Err(_) if !Path::new("/proc/kallsyms").exists() => symbols_check("no /proc/kallsyms")
-            .warn("use a kernel built with CONFIG_KALLSYMS; kernel frames have no names without"),
-        Err(error) => symbols_check(&format!("cannot read /proc/kallsyms: {error}"))
-            .warn("let goprof read it; kernel frames have no names without"),
+    let restrict = sysctl("kptr_restrict").unwrap_or_default();
+    match File::open("/proc/kallsyms") {
+        Ok(file) => judge_symbols(BufReader::new(file), &restrict),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => symbols_check(
+            "there is no /proc/kallsyms; kernel frames would have no names",
+        )
+        .warn("use a kernel built with CONFIG_KALLSYMS; or leave kernel frames out: --no-kernel"),
+        Err(error) => symbols_check(&format!(
+            "cannot read /proc/kallsyms: {error}; kernel frames would have no names"
+        ))
+        .warn("run goprof as root; or leave kernel frames out: --no-kernel"),
     }
 }
 
@@ -271,12 +269,15 @@ fn symbols_check(found: &str) -> Check {
 
 /// Who may not see addresses is shown zeros: everybody where kptr_restrict is
 /// 2, else who has no CAP_SYSLOG (`kallsyms_show_value`, kernel/ksyms_common.c).
-fn judge_symbols(text: &str, restrict: &str) -> Check {
-    let is_shown = text.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let address = fields.next().unwrap_or_default();
-        let is_code = matches!(fields.next(), Some("t" | "T"));
-        is_code && address.bytes().any(|digit| digit != b'0')
+fn judge_symbols(text: impl BufRead, restrict: &str) -> Check {
+    let code = text
+        .lines()
+        .take(MAX_KALLSYMS_LINES)
+        .map_while(Result::ok)
+        .find(|line| matches!(line.split(' ').nth(1), Some("t" | "T")));
+    let is_shown = code.is_some_and(|line| {
+        let address = line.split(' ').next().unwrap_or_default();
+        address.bytes().any(|digit| digit != b'0')
     });
     if is_shown {
         symbols_check("in /proc/kallsyms")
@@ -385,12 +386,12 @@ mod tests {
     fn hidden_symbols_are_noticed() {
         let shown = "0000000000000000 D __per_cpu_start\nffffffff81000000 T _text\n";
         let hidden = "0000000000000000 D __per_cpu_start\n0000000000000000 T _text\n";
-        assert_eq!(judge_symbols(shown, "0").status, Status::Ok);
-        let check = judge_symbols(hidden, "2");
+        assert_eq!(judge_symbols(shown.as_bytes(), "0").status, Status::Ok);
+        let check = judge_symbols(hidden.as_bytes(), "2");
         assert_eq!(check.status, Status::Warn);
         assert!(check.found.contains("kptr_restrict is 2"));
         assert!(check.remedy.unwrap().contains("sysctl"));
-        let check = judge_symbols("", "1");
+        let check = judge_symbols(&b""[..], "1");
         assert!(check.remedy.unwrap().contains("CAP_SYSLOG"));
     }
 }

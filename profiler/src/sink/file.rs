@@ -62,6 +62,12 @@ impl FileSink {
         matches!(self.target, Target::Stdout)
     }
 
+    /// Whether there is a file begun, which only dropping or finishing the sink
+    /// removes.
+    pub fn leaves_trace(&self) -> bool {
+        matches!(self.target, Target::Rename { .. })
+    }
+
     /// Writes the profile. A file is complete, and on disk, before it gets its
     /// name.
     ///

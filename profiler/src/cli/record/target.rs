@@ -10,6 +10,7 @@ use super::args::{Plan, Who};
 use crate::{
     cli::Failure,
     doctor,
+    gobinary::GoBinaryError,
     process::{Code, Object, Objects, Process, Selection, is_alive},
     session::Stopped,
     sink::Subject,
@@ -217,6 +218,8 @@ fn go_process(pid: u32, objects: &mut Objects) -> Result<Process, Failure> {
 
 fn not_go(process: &Process, exe: &Object) -> String {
     let why = match &exe.code {
+        // The line says already that it is not Go.
+        Code::Native(GoBinaryError::NotGo(what)) => (*what).to_owned(),
         Code::Native(error) => error.to_string(),
         Code::Go(_) => "its Go code is not mapped".into(),
     };
