@@ -35,6 +35,14 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// # Errors
 /// Why that could not be done; nothing is written then.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
+    // clap takes a bare `--` for nothing at all, which means every process.
+    if args.command.is_empty()
+        && std::env::args_os()
+            .next_back()
+            .is_some_and(|arg| arg == "--")
+    {
+        return Err(Failure::Usage("no command given after --".into()));
+    }
     let plan = args.into_plan()?;
     refuse_binary_on_a_terminal(&plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
