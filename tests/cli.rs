@@ -1,6 +1,8 @@
 //! The command line under bad input and odd ends: one clear line, the right
 //! exit code, never a panic; and what scripts rely on.
 
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
 use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};

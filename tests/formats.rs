@@ -1,6 +1,8 @@
 //! The formats besides pprof, and the options that choose what is in a
 //! profile.
 
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
 use std::path::Path;
 
 use goprof_tests::pprof::Profile;
@@ -35,6 +37,11 @@ fn record(target: &Target, args: &[&str]) -> Profile {
 
 #[test]
 fn a_flame_graph_loads_nothing_from_elsewhere() {
+    // A link that is followed by a click would do no harm; a load would.
+    let loads = Regex::new(
+        r"(?i)(src\s*=|@import|url\s*\(|<link|fetch\s*\(|XMLHttpRequest|import\s*\()[^>;]{0,40}",
+    );
+    let loads = loads.expect("a pattern");
     for page in [
         record_text("busy_loop", "flame.html", &[]),
         record_text("busy_loop", "flame", &["-f", "flamegraph"]),
@@ -42,11 +49,7 @@ fn a_flame_graph_loads_nothing_from_elsewhere() {
         for name in ["main.spinThree", "main.spinOne", "main.mix", "runtime.main"] {
             assert!(page.contains(name), "{name} is not in the page");
         }
-        // A link that is followed by a click would do no harm; a load would.
-        let loads = Regex::new(
-            r#"(?i)(src\s*=|@import|url\s*\(|<link|fetch\s*\(|XMLHttpRequest|import\s*\()[^>;]{0,40}"#,
-        );
-        for load in loads.expect("a pattern").find_iter(&page) {
+        for load in loads.find_iter(&page) {
             assert!(!load.as_str().contains("//"), "it loads {}", load.as_str());
         }
         assert!(

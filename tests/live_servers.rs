@@ -1,11 +1,13 @@
 //! Two real servers under load, as Debian ships them (stripped, dynamically
 //! linked, cgo): prometheus and etcd.
 
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
+    refusal: Arc<Mutex<String>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -27,13 +30,17 @@ impl Load {
         let request = Arc::new(request);
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
+        let refusal = Arc::new(Mutex::new(String::new()));
         let threads = (0..2).map(|_| {
             let (request, stop) = (Arc::clone(&request), Arc::clone(&stop));
-            let answered = Arc::clone(&answered);
+            let (answered, refusal) = (Arc::clone(&answered), Arc::clone(&refusal));
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    if request(answered.load(Ordering::Relaxed)).is_ok() {
-                        answered.fetch_add(1, Ordering::Relaxed);
+                    match request(answered.load(Ordering::Relaxed)) {
+                        Ok(()) => {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => *refusal.lock().expect("no thread panics") = error,
                     }
                 }
             })
@@ -42,6 +49,7 @@ impl Load {
             threads: threads.collect(),
             stop,
             answered,
+            refusal,
         }
     }
 }
@@ -85,7 +93,11 @@ fn record(target: &Target, load: &Load, program: &str) -> Profile {
     let before = load.answered.load(Ordering::Relaxed);
     let recording = goprof::record(&["-p", &target.pid_arg(), "-d", "3", "-r", "499"]);
     let answered = load.answered.load(Ordering::Relaxed) - before;
-    assert!(answered > 10, "{program} answered {answered} requests");
+    let refusal = load.refusal.lock().expect("no thread panics").clone();
+    assert!(
+        answered > 10,
+        "{program} answered {answered} requests; {refusal}"
+    );
     let profile = recording.profile;
     let (named, frames) = profile.named_share(program);
     println!(
@@ -111,6 +123,21 @@ fn assert_present(profile: &Profile, functions: &[&str]) {
     }
 }
 
+/// Waits until prometheus scrapes: it first looks for targets after 5 s.
+#[track_caller]
+fn wait_for_scrapes(url: &str) {
+    let up = format!("{url}/api/v1/query?query=up");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = String::from_utf8(http::get(&up)).expect("JSON");
+        if answer.contains(r#""__name__":"up""#) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "nothing is scraped: {answer}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 #[test]
 fn prometheus_under_load_is_named() {
     let server = debian::package("prometheus").join("usr/bin/prometheus");
@@ -118,10 +145,13 @@ fn prometheus_under_load_is_named() {
     let dir = tempfile::tempdir().expect("make a directory");
     let port = free_port();
     let config = dir.path().join("prometheus.yml");
-    let text = format!(
-        "global:\n  scrape_interval: 200ms\nscrape_configs:\n  - job_name: itself\n    \
-         static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
-    );
+    let jobs = (0..10).map(|job| {
+        format!(
+            "  - job_name: self{job}\n    static_configs:\n      - targets: ['127.0.0.1:{port}']\n"
+        )
+    });
+    let jobs: String = jobs.collect();
+    let text = format!("global:\n  scrape_interval: 100ms\nscrape_configs:\n{jobs}");
     std::fs::write(&config, text).expect("write the configuration");
     let mut command = Command::new(server);
     command
@@ -133,10 +163,11 @@ fn prometheus_under_load_is_named() {
         .arg(format!("--web.listen-address=127.0.0.1:{port}"));
     let url = format!("http://127.0.0.1:{port}");
     let target = start(&mut command, dir.path(), &format!("{url}/-/ready"));
-    let query = format!("{url}/api/v1/query?query=sum(rate({{job=\"itself\"}}[10s]))by(__name__)")
-        .replace('{', "%7B")
-        .replace('}', "%7D")
-        .replace('"', "%22");
+    wait_for_scrapes(&url);
+    let query = format!(
+        "{url}/api/v1/query?query=\
+         sum(rate(prometheus_http_request_duration_seconds_bucket[10s]))by(job,handler)"
+    );
     let load = Load::start(move |_| http::request("GET", &query, b"", LIMIT).map(drop));
     let profile = record(&target, &load, "prometheus");
     assert_present(

@@ -1,6 +1,8 @@
 //! Every Go version, in every shape of binary: the busy loop's functions with
 //! their shares, inlined leaf, files and lines.
 
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
 use goprof_tests::go::{self, Variant, marked_line};
 use goprof_tests::pprof::{Frame, Profile};
 use goprof_tests::target::Target;

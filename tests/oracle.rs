@@ -105,7 +105,7 @@ fn check(version: &str) {
     let (likeness, ours_row) = row(version, "Go, goprof", &own, &ours);
     let (_, floor_row) = row(version, "Go, Go", &own, &next);
     let samples = (own.samples, ours.samples);
-    println!("{ours_row}\n{floor_row}");
+    println!("\n{ours_row}\n{floor_row}");
     let detail = format!(
         "shares that differ most (Go, goprof), flat:\n{}cumulative:\n{}",
         compare::differences(&own.flat, &ours.flat, samples, 10),
