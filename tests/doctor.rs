@@ -1,6 +1,12 @@
 //! `goprof doctor`, and the same checks before a recording: on this machine, on
 //! Go and other processes, and where something is missing or hidden.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

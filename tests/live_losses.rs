@@ -47,7 +47,10 @@ fn what_a_full_ring_loses_is_counted() {
     let recording = record(&target, 4096);
     let taken = recording.tally.kernel.get(Counter::Samples);
     let full = recording.tally.kernel.get(Counter::SamplesRingFull);
-    assert!(full > 100, "the ring of one page was never full: {taken} samples");
+    assert!(
+        full > 100,
+        "the ring of one page was never full: {taken} samples"
+    );
     assert!(recording.samples > 0, "nothing was delivered");
     assert_eq!(accounted(&recording), taken);
 
