@@ -118,8 +118,9 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     };
     written?;
     tokio::select! {
-        () = stop.second() => Ok(ExitCode::from(130)),
+        biased;
         code = target.exit_code(stopped, plan.quiet) => code,
+        () = stop.next() => Ok(ExitCode::from(130)),
     }
 }
 
@@ -174,6 +175,7 @@ struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    heard: u32,
 }
 
 impl StopSignals {
@@ -183,19 +185,33 @@ impl StopSignals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
+            heard: 0,
         })
     }
 
+    /// Counted, as the first may come while a recording ends by itself: a
+    /// Ctrl-C also ends the command that was recorded.
     async fn first(&mut self) {
+        self.heard(1).await;
+    }
+
+    async fn second(&mut self) {
+        self.heard(2).await;
+    }
+
+    async fn heard(&mut self, count: u32) {
+        while self.heard < count {
+            self.next().await;
+        }
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
         }
-    }
-
-    async fn second(&mut self) {
-        self.first().await;
+        self.heard += 1;
     }
 }
 
