@@ -2,6 +2,13 @@
 //! what their own runtime knows of their own addresses, and goprof must say the
 //! same of their files, to the last frame, file and line.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says why and fails"
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
@@ -167,6 +174,7 @@ fn compare(version: &str, mode: Build, program: &Path) {
     assert_eq!(binary.build_info().path, "example.com/frame_oracle");
     assert!(!binary.version().is_newer_than_known());
 
+    check_build_id(&binary, mode, program);
     check_kinds(&binary);
 
     let anchor = binary.function_by_name("main.anchor").unwrap();
@@ -226,6 +234,23 @@ fn compare(version: &str, mode: Build, program: &Path) {
     println!("go{version} {mode:?}: {asked} addresses identical, {inlined} with inlined frames");
 }
 
+/// Go's linker writes a GNU build id since 1.24, the C linker always does.
+fn check_build_id(binary: &GoBinary, mode: Build, program: &Path) {
+    let output = Command::new("readelf")
+        .arg("-n")
+        .arg(program)
+        .output()
+        .expect("readelf is missing: install it (apt-get install binutils)");
+    let notes = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = notes
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Build ID: "))
+        .unwrap_or_default();
+    assert_eq!(binary.build_id(), expected);
+    let written = binary.version().major_minor().1 >= 24 || mode == Build::CgoStrippedPie;
+    assert_eq!(!binary.build_id().is_empty(), written, "{expected}");
+}
+
 /// Function ids are numbers that differ between versions: the functions that
 /// matter to a stack walk must come out as what they are.
 fn check_kinds(binary: &GoBinary) {
@@ -266,6 +291,150 @@ fn check(version: &str) {
     let dir = tempfile::tempdir().unwrap();
     for mode in Build::ALL {
         compare(version, mode, &build(version, mode, dir.path()));
+    }
+}
+
+/// Go's own reading of a program that cannot run here: function, file and line
+/// of the innermost frame, by address (`go tool addr2line`, which reads pclntab
+/// with `debug/gosym`, another implementation than the runtime's).
+fn addr2line(version: &str, program: &Path, addresses: &[u64]) -> Vec<(String, String)> {
+    let mut child = Command::new("go")
+        .args(["tool", "addr2line"])
+        .arg(program)
+        .env("GOTOOLCHAIN", format!("go{version}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Go is missing: install it and have `go` in PATH");
+    let mut stdin = child.stdin.take().unwrap();
+    let questions: String = addresses.iter().map(|pc| format!("{pc:#x}\n")).collect();
+    let writer = std::thread::spawn(move || stdin.write_all(questions.as_bytes()).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2 * addresses.len());
+    lines
+        .chunks(2)
+        .map(|pair| (pair[0].to_owned(), pair[1].to_owned()))
+        .collect()
+}
+
+/// Compares an arm64 program, stripped, with what Go's tool says of it. The tool
+/// knows no inlining: function of the outermost frame, line of the innermost.
+fn check_arm64(version: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let build = |name: &str, flags: &str| {
+        let program = dir.path().join(name);
+        let status = Command::new("go")
+            .args(["build", flags, "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/go/frame_oracle"))
+            .env("GOTOOLCHAIN", format!("go{version}"))
+            .env("GOFLAGS", "-buildvcs=false")
+            .env("GOARCH", "arm64")
+            .env("CGO_ENABLED", "0")
+            .status()
+            .expect("Go is missing: install it and have `go` in PATH");
+        assert!(status.success(), "go{version}: go build for arm64 failed");
+        program
+    };
+    // The linker places the same code at the same addresses in both.
+    let binary = open(&build("stripped", "-ldflags=-s -w"));
+    let whole = build("whole", "-ldflags=");
+    let addresses: Vec<u64> = binary.text().step_by(4 * 13).collect();
+    let answers = addr2line(version, &whole, &addresses);
+    let mut inlined = 0;
+    let mut frames = Vec::new();
+    for (vaddr, (function, place)) in addresses.iter().zip(&answers) {
+        frames.clear();
+        let found = binary.frames(*vaddr, &mut frames);
+        if found.is_err() {
+            let go_too = function == "?" && place == "?:0";
+            assert!(go_too, "{vaddr:#x}: {found:?}, Go: {function} {place}");
+            continue;
+        }
+        let (leaf, outermost) = (&frames[0], &frames[frames.len() - 1]);
+        // Where no file is known the tool says so in several ways.
+        let unknown = ["?:0", "?:-1", ":-1"].contains(&place.as_str());
+        let ours = match leaf.file.as_str() {
+            "" if unknown => place.clone(),
+            file => format!("{file}:{}", leaf.line),
+        };
+        assert_eq!((&outermost.name, &ours), (function, place), "at {vaddr:#x}");
+        inlined += usize::from(frames.len() > 1);
+    }
+    assert!(addresses.len() >= MIN_ADDRESSES);
+    assert!(
+        inlined * 20 > addresses.len(),
+        "{inlined} with inlined frames"
+    );
+    check_kinds(&binary);
+}
+
+#[test]
+fn arm64_frames_are_those_of_gos_own_tool() {
+    check_arm64("1.21.13");
+    check_arm64("1.25.5");
+    check_arm64("1.27.3");
+}
+
+/// Go code inside a C program: a shared library it loads, an archive linked into
+/// it. Both are named as the program's own functions are.
+#[test]
+fn libraries_for_c_programs_are_named() {
+    for version in ["1.21.13", "1.26.6", "1.27.3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let build = |mode: &str, name: &str| {
+            let path = dir.path().join(name);
+            let output = Command::new("go")
+                .args(["build", "-buildmode", mode, "-ldflags=-s -w", "-o"])
+                .arg(&path)
+                .arg(".")
+                .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/go/c_library"))
+                .env("GOTOOLCHAIN", format!("go{version}"))
+                .env("GOFLAGS", "-buildvcs=false")
+                .env("CGO_ENABLED", "1")
+                .output()
+                .expect("Go is missing: install it and have `go` in PATH");
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "go{version} {mode}: {message}");
+            path
+        };
+        let shared = build("c-shared", "library.so");
+        let archive = build("c-archive", "library.a");
+        std::fs::write(
+            dir.path().join("main.c"),
+            "extern int triple(int); int main(void) { return triple(2) != 6; }",
+        )
+        .unwrap();
+        let program = dir.path().join("program");
+        let status = Command::new("gcc")
+            .arg(dir.path().join("main.c"))
+            .arg(&archive)
+            .args(["-s", "-pthread", "-o"])
+            .arg(&program)
+            .status()
+            .expect("gcc is missing: install it (apt-get install gcc)");
+        assert!(status.success());
+        assert!(Command::new(&program).status().unwrap().success());
+        for path in [&shared, &program] {
+            let binary = open(path);
+            assert_eq!(binary.version().as_str(), format!("go{version}"));
+            let entry = binary.function_by_name("main.triple").unwrap();
+            let mut frames = Vec::new();
+            binary.frames(entry, &mut frames).unwrap();
+            let outermost = frames.last().unwrap();
+            assert_eq!(outermost.name, "main.triple");
+            assert!(outermost.file.ends_with("c_library/library.go"));
+            assert_eq!(outermost.start_line, 10);
+            let named = |vaddr: &u64| binary.frames(*vaddr, &mut Vec::new()).is_ok();
+            let functions: Vec<u64> = binary.functions().map(|function| function.entry).collect();
+            assert!(functions.len() > 1000);
+            assert!(functions.iter().all(named));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::{process::ProcessIndex, symbolize::Thread};
+use crate::process::ProcessIndex;
 
 /// The stacks between two moments.
 #[derive(Debug, Default)]
@@ -26,6 +26,15 @@ struct Key {
     stack: StackIndex,
     /// How many of the stack's addresses, from the leaf, are the kernel's.
     kernel_frames: u16,
+}
+
+/// A thread of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Thread {
+    /// Kernel thread id, in the pid namespace goprof runs in.
+    pub tid: u32,
+    /// Its name, as of the sample.
+    pub name: String,
 }
 
 /// One distinct stack of a window.

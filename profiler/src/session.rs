@@ -64,10 +64,15 @@ pub struct Tally {
     pub undecodable: u64,
     /// Samples of processes that exited before goprof could look at them.
     pub unknown_process: u64,
+    /// Samples of programs that turned out not to be wanted: those that had
+    /// just begun when they were taken.
+    pub unwanted: u64,
     /// Processes that exited before goprof could look at them.
     pub vanished: u64,
     /// Go processes that could not be added to the kernel's table.
     pub not_added: u64,
+    /// What the kernel side had to say, in words.
+    pub diagnostics: Vec<String>,
 }
 
 impl Tally {
@@ -241,6 +246,7 @@ impl Session {
         while self.drain() == DRAIN_LIMIT {}
         let mut tally = self.recorder.tally;
         tally.kernel = self.probes.counters()?;
+        tally.diagnostics = self.probes.diagnostics();
         let taken = Taken {
             event: symbolize::Event::Cpu,
             start: self.start,
@@ -346,7 +352,10 @@ impl Recorder {
     fn sample(&mut self, sample: &Sample<'_>) {
         let head = sample.head;
         let Some(index) = self.table.current(head.header.pid) else {
-            self.tally.unknown_process += u64::from(!self.rejected.contains(&head.header.pid));
+            match self.rejected.contains(&head.header.pid) {
+                true => self.tally.unwanted += 1,
+                false => self.tally.unknown_process += 1,
+            }
             return;
         };
         self.table.note_cgroup(index, head.cgroup_id);

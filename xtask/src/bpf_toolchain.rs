@@ -117,7 +117,8 @@ fn provide_core(workspace: &Workspace, sysroot: &Path) -> Result<()> {
             return Err(error).with_context(|| format!("create {}", library.display()));
         }
     }
-    Ok(())
+    // The package holds the whole compiler's source.
+    fs::remove_dir_all(&unpacked).with_context(|| format!("remove {}", unpacked.display()))
 }
 
 /// Builds bpf-linker against the very libLLVM that rustc uses, and returns the

@@ -15,31 +15,41 @@ type Step = (&'static str, fn(&Workspace) -> Result<()>);
 const STEPS: [Step; 7] = [
     ("fmt", check_format),
     ("tidy", tidy::run),
-    ("clippy, host", lint_host),
-    ("clippy, BPF", lint_bpf),
-    ("ebpf --check", |workspace| {
+    ("clippy", lint_host),
+    ("clippy-bpf", lint_bpf),
+    ("ebpf-check", |workspace| {
         ebpf::run(workspace, &ebpf::Args { check: true })
     }),
-    ("no-op rebuild", rebuild),
+    ("rebuild", rebuild),
     // Last, so that the last lines are the test runner's.
     ("test", |workspace| {
         test::run(workspace, &test::Args::default())
     }),
 ];
 
-/// Runs every step.
-pub fn run(workspace: &Workspace) -> Result<()> {
-    for (number, (name, step)) in STEPS.iter().enumerate() {
-        let number = number + 1;
-        eprintln!("xtask: [{number}/{}] {name}", STEPS.len());
+/// Arguments of `cargo xtask ci`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these steps, in their usual order
+    #[arg(value_name = "STEP", value_parser = STEPS.map(|(name, _)| name))]
+    steps: Vec<String>,
+}
+
+/// Runs the steps asked for, or every one.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let wanted: Vec<&Step> = STEPS
+        .iter()
+        .filter(|(name, _)| args.steps.is_empty() || args.steps.iter().any(|step| step == name))
+        .collect();
+    let count = wanted.len();
+    for (index, (name, step)) in wanted.into_iter().enumerate() {
+        let number = index + 1;
+        eprintln!("xtask: [{number}/{count}] {name}");
         let start = Instant::now();
         step(workspace).with_context(|| format!("step `{name}` failed"))?;
-        if number < STEPS.len() {
+        if *name != "test" {
             let seconds = start.elapsed().as_secs_f64();
-            eprintln!(
-                "xtask: [{number}/{}] {name}: passed in {seconds:.1} s",
-                STEPS.len()
-            );
+            eprintln!("xtask: [{number}/{count}] {name}: passed in {seconds:.1} s");
         }
     }
     Ok(())

@@ -174,3 +174,63 @@ fn cargo_home() -> Result<PathBuf> {
     let home = std::env::home_dir().context("neither CARGO_HOME nor HOME is set")?;
     Ok(home.join(".cargo"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCK: &str = "version = 4\n\n\
+        [[package]]\nname = \"aya-ebpf\"\nversion = \"0.2.1\"\nchecksum = \"aa\"\n\
+        dependencies = [\n \"syn 2.0.1\",\n]\n\n\
+        [[package]]\nname = \"clap\"\nversion = \"4.0.0\"\nchecksum = \"bb\"\n\n\
+        [[package]]\nname = \"profiler-ebpf\"\nversion = \"0.1.0\"\n\
+        dependencies = [\n \"aya-ebpf\",\n]\n\n\
+        [[package]]\nname = \"syn\"\nversion = \"2.0.1\"\nchecksum = \"cc\"\n\n\
+        [[package]]\nname = \"syn\"\nversion = \"3.0.1\"\nchecksum = \"dd\"\n";
+
+    /// Changes one file of a workspace and says whether that makes it stale.
+    fn is_stale_after(file: &str, content: &str) -> bool {
+        let workspace = tempfile::tempdir().unwrap();
+        let put = |file: &str, content: &str| {
+            write(&workspace.path().join(file), content.as_bytes()).unwrap();
+        };
+        put("Cargo.lock", LOCK);
+        put("rust-toolchain.toml", "[toolchain]\n");
+        put("profiler-ebpf/Cargo.toml", "[package]\n");
+        put("profiler-ebpf/src/main.rs", "//! Main.\n");
+        put("profiler-ebpf/src/programs/cpu.rs", "//! Samples.\n");
+        let before = Stamp::compute(workspace.path(), b"object").unwrap();
+        put(file, content);
+        Stamp::compute(workspace.path(), b"object").unwrap() != before
+    }
+
+    #[test]
+    fn the_object_is_stale_once_a_source_changes() {
+        assert!(!is_stale_after("profiler-ebpf/src/main.rs", "//! Main.\n"));
+        assert!(is_stale_after("profiler-ebpf/src/main.rs", "//! Mein.\n"));
+        assert!(is_stale_after("profiler-ebpf/src/programs/cpu.rs", ""));
+        assert!(is_stale_after("profiler-ebpf/src/programs/new.rs", ""));
+        assert!(is_stale_after("profiler-ebpf/Cargo.toml", "[lib]\n"));
+        assert!(is_stale_after("rust-toolchain.toml", ""));
+        assert!(!is_stale_after("profiler-ebpf/README.md", ""));
+    }
+
+    #[test]
+    fn only_its_own_locked_dependencies_make_it_stale() {
+        for (checksum, stale) in [("aa", true), ("bb", false), ("cc", true), ("dd", false)] {
+            let changed = LOCK.replace(checksum, "ff");
+            assert_eq!(is_stale_after("Cargo.lock", &changed), stale, "{checksum}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_reads_as_it_was_written() {
+        let stamp = Stamp {
+            sources: 0x0123,
+            object: u64::MAX,
+        };
+        assert_eq!(Stamp::parse(&stamp.to_string()), Some(stamp));
+        assert_eq!(Stamp::parse("<<<<<<< ours\nsources 1\nobject 2\n"), None);
+        assert_eq!(Stamp::parse("sources 1\n"), None);
+    }
+}

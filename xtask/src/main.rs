@@ -31,7 +31,7 @@ enum Xtask {
     /// Check the house rules
     Tidy,
     /// Run every check a change has to pass, the tests last
-    Ci,
+    Ci(ci::Args),
     /// Print the path of a Go toolchain, fetched if it is missing
     Go(go::Args),
 }
@@ -55,7 +55,7 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Demo => demo::run(&workspace),
         Xtask::Test(args) => test::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
-        Xtask::Ci => ci::run(&workspace),
+        Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
     }
 }

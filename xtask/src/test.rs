@@ -18,7 +18,7 @@ const SERVERS: [&str; 3] = ["prometheus", "etcd-server", "etcd-client"];
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
-    /// Given to `cargo test --workspace`, such as `--test oracle`
+    /// Given to `cargo test` instead of every target, such as `--test oracle`
     #[arg(last = true)]
     pub arguments: Vec<String>,
 }
@@ -37,8 +37,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 
     let cargo_test = |arguments: &[&str]| -> Result<Command> {
         let mut test = workspace.cargo();
-        test.args(["test", "--workspace", "--no-fail-fast"])
-            .args(arguments)
+        test.args(["test", "--no-fail-fast"]);
+        // Cargo would take the whole workspace beside the package named.
+        let names_package = |word: &&str| word.starts_with("-p") || word.starts_with("--package");
+        if !arguments.iter().any(names_package) {
+            test.arg("--workspace");
+        }
+        test.args(arguments)
             .env("PATH", go.path()?)
             .env("GOPROF_GO", &go.program)
             .env("GOPROF_BIN", &goprof);

@@ -122,7 +122,7 @@ extern "C" fn walk_step(index: u64, walk: *mut Walk) -> i64 {
 fn cpu_sample(ctx: PerfEventContext) -> u32 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is an integer, looked at once.
-    if unsafe { TARGETS.get(&pid) }.is_none() {
+    if unsafe { TARGETS.get(pid) }.is_none() {
         return 0;
     }
     count(Counter::Samples);

@@ -5,6 +5,7 @@
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext,
 };
+use aya_log_ebpf::warn;
 use profiler_ebpf::wire::{Counter, kind, target};
 
 use super::emit::{TARGETS, count, emit_event};
@@ -20,16 +21,17 @@ fn watch_execs() -> bool {
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
+fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is an integer that is copied at once.
-    let known = unsafe { TARGETS.get(&pid) }.is_some();
+    let known = unsafe { TARGETS.get(pid) }.is_some();
     if !known {
         if !watch_execs() {
             return 0;
         }
-        if TARGETS.insert(&pid, &target::PENDING, 0).is_err() {
+        if TARGETS.insert(pid, target::PENDING, 0).is_err() {
             count(Counter::TargetsFull);
+            warn!(&ctx, "target table full: process {} is not sampled", pid);
         }
     }
     emit_event(kind::EXEC);
@@ -41,7 +43,7 @@ fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (pid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: as above.
-    if pid == tid && unsafe { TARGETS.get(&pid) }.is_some() {
+    if pid == tid && unsafe { TARGETS.get(pid) }.is_some() {
         emit_event(kind::EXIT);
     }
     0

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::GoBinaryError;
 use super::bytes::{read_u8, read_u64, to_text};
-use super::elf::Elf;
+use super::elf::{Elf, searchable};
 
 const MAGIC: &[u8; 14] = b"\xff Go buildinf:";
 const ALIGN: usize = 16;
@@ -91,11 +91,11 @@ impl BuildInfo {
 /// The file range from the build info's header to the end of what holds it.
 fn find(elf: &Elf, data: &[u8]) -> Option<Range<usize>> {
     if elf.has_sections() {
-        let section = elf.section(data, ".go.buildinfo")?;
-        return find_magic(data, section.range);
+        let section = elf.section(data, ".go.buildinfo").into_iter();
+        return searchable(section, data.len()).find_map(|section| find_magic(data, section.range));
     }
     // Up to 1.26 Go's own reader looks in the first writable segment then.
-    elf.data_segments(data)
+    searchable(elf.data_segments(data), data.len())
         .find_map(|segment| find_magic(data, segment.range))
 }
 

@@ -1,6 +1,8 @@
 //! Bounds-checked little-endian reads from mapped bytes. Every function here
 //! answers None rather than reach past the end.
 
+use std::ffi::CStr;
+
 /// The `N` bytes at `offset`.
 fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes
@@ -27,7 +29,17 @@ pub(super) fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
 /// An unsigned LEB128 number of at most 32 bits: value and bytes taken. None
 /// where it does not end within five bytes; excess bits are dropped, as Go does
 /// (`runtime.readvarint`).
+#[inline]
 pub(super) fn read_varint(bytes: &[u8], offset: usize) -> Option<(u32, usize)> {
+    // Most numbers in Go's tables take one byte.
+    let first = read_u8(bytes, offset)?;
+    if first & 0x80 == 0 {
+        return Some((u32::from(first), 1));
+    }
+    read_long_varint(bytes, offset)
+}
+
+fn read_long_varint(bytes: &[u8], offset: usize) -> Option<(u32, usize)> {
     let mut value = 0u32;
     for taken in 0..5 {
         let byte = read_u8(bytes, offset.checked_add(taken)?)?;
@@ -45,12 +57,10 @@ pub(super) fn read_varint(bytes: &[u8], offset: usize) -> Option<(u32, usize)> {
 pub(super) fn read_text(bytes: &[u8], offset: usize, limit: usize) -> Option<String> {
     let rest = bytes.get(offset..)?;
     let within = &rest[..rest.len().min(limit)];
-    let end = match within.iter().position(|byte| *byte == 0) {
-        Some(end) => end,
-        None if rest.len() > limit => limit,
-        None => return None,
-    };
-    Some(to_text(&within[..end]))
+    match CStr::from_bytes_until_nul(within) {
+        Ok(text) => Some(to_text(text.to_bytes())),
+        Err(_) => (rest.len() > limit).then(|| to_text(within)),
+    }
 }
 
 /// Copies bytes into text.

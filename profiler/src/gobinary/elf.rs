@@ -8,7 +8,7 @@ use object::elf;
 use object::read::elf::{Dyn, FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 
 use super::GoBinaryError;
-use super::bytes::{read_u32, read_u64};
+use super::bytes::read_u64;
 
 type Header = elf::FileHeader64<LittleEndian>;
 
@@ -21,6 +21,12 @@ const MAX_SECTIONS: usize = 1 << 16;
 const MAX_NOTE_BYTES: usize = 64 << 10;
 /// Build ids are 16 or 20 bytes; longer ones are cut.
 const MAX_BUILD_ID_BYTES: usize = 64;
+/// Larger tables are not read: a hundred times what large programs have would
+/// still fit.
+const MAX_RELOCATION_BYTES: u64 = 1 << 28;
+/// Bytes searched for one thing before giving up: sparse files may claim any
+/// size, and overlapping segments claim the same bytes many times.
+const MAX_SEARCH_BYTES: usize = 1 << 30;
 /// Entries of the dynamic table looked at.
 const MAX_DYNAMIC: usize = 1024;
 
@@ -142,12 +148,19 @@ impl Elf {
         let mut elf = Elf {
             machine,
             segments,
-            build_id: find_build_id(data, headers),
+            build_id: String::new(),
             relocations: None,
             section_headers: None,
         };
         elf.relocations = elf.find_relocations(data, headers);
         elf.section_headers = find_section_names(data, header);
+        elf.build_id = find_build_id(data, headers)
+            .or_else(|| {
+                // Go's linker leaves its GNU note outside the note segment.
+                let section = elf.section(data, ".note.gnu.build-id")?;
+                read_build_id(data.get(section.range)?, 4)
+            })
+            .unwrap_or_default();
         Ok(elf)
     }
 
@@ -268,8 +281,23 @@ impl Elf {
                 .map(|entry| entry.d_val(LittleEndian))
         };
         let (vaddr, size) = (value(elf::DT_RELA)?, value(elf::DT_RELASZ)?);
+        if size > MAX_RELOCATION_BYTES {
+            return None;
+        }
         in_file(data, self.vaddr_to_offset(vaddr)?, size)
     }
+}
+
+/// Ends a list of places to search where searching them would take too long.
+pub(super) fn searchable(
+    sections: impl Iterator<Item = Section>,
+    file_len: usize,
+) -> impl Iterator<Item = Section> {
+    let mut left = file_len.saturating_mul(2).min(MAX_SEARCH_BYTES);
+    sections.map_while(move |section| {
+        left = left.checked_sub(section.range.len())?;
+        Some(section)
+    })
 }
 
 /// A file range, where the file holds all of it.
@@ -301,29 +329,28 @@ fn find_section_names(data: &[u8], header: &Header) -> Option<SectionHeaders> {
     })
 }
 
-fn find_build_id(data: &[u8], headers: &[elf::ProgramHeader64<LittleEndian>]) -> String {
-    for header in headers {
-        if header.p_type(LittleEndian) != elf::PT_NOTE {
-            continue;
-        }
-        let notes = header.data(LittleEndian, data).unwrap_or_default();
-        let notes = &notes[..notes.len().min(MAX_NOTE_BYTES)];
-        let align = header.p_align(LittleEndian);
-        let Ok(notes) = NoteIterator::<Header>::new(LittleEndian, align, notes) else {
-            continue;
-        };
-        let build_id = notes.map_while(Result::ok).find(|note| {
+/// The GNU build id of the note segments.
+fn find_build_id(data: &[u8], headers: &[elf::ProgramHeader64<LittleEndian>]) -> Option<String> {
+    headers
+        .iter()
+        .filter(|header| header.p_type(LittleEndian) == elf::PT_NOTE)
+        .find_map(|header| {
+            let notes = header.data(LittleEndian, data).ok()?;
+            read_build_id(notes, header.p_align(LittleEndian))
+        })
+}
+
+fn read_build_id(notes: &[u8], align: u64) -> Option<String> {
+    let notes = &notes[..notes.len().min(MAX_NOTE_BYTES)];
+    let note = NoteIterator::<Header>::new(LittleEndian, align, notes)
+        .ok()?
+        .map_while(Result::ok)
+        .find(|note| {
             note.name() == elf::ELF_NOTE_GNU && note.n_type(LittleEndian) == elf::NT_GNU_BUILD_ID
-        });
-        if let Some(note) = build_id {
-            let id = note.desc();
-            return id[..id.len().min(MAX_BUILD_ID_BYTES)]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-        }
-    }
-    String::new()
+        })?;
+    let id = note.desc();
+    let id = &id[..id.len().min(MAX_BUILD_ID_BYTES)];
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The words of a small range of addresses as a loaded program has them, less
@@ -375,7 +402,11 @@ pub(super) fn find_u32(
     word: u32,
 ) -> impl Iterator<Item = usize> {
     let start = range.start.next_multiple_of(step);
-    (start..range.end)
-        .step_by(step)
-        .filter(move |offset| read_u32(data, *offset) == Some(word))
+    let word = word.to_le_bytes();
+    data.get(start..range.end)
+        .unwrap_or_default()
+        .chunks_exact(step)
+        .enumerate()
+        .filter(move |(_, chunk)| chunk.starts_with(&word))
+        .map(move |(index, _)| start + index * step)
 }

@@ -115,6 +115,12 @@ impl Dice {
 }
 
 #[test]
+fn threads_may_share_a_binary() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(&parse(&temporary(binary())).unwrap());
+}
+
+#[test]
 fn whole_binary_is_named() {
     let binary = parse(&temporary(binary())).unwrap();
     assert_eq!(look_up(&binary, 1000), 1000);
@@ -269,6 +275,26 @@ fn without_section_headers() {
     let opened = parse(&temporary(&bytes)).unwrap();
     assert!(!opened.elf.has_sections());
     assert_eq!(look_up(&opened, 1000), 1000);
+}
+
+#[test]
+fn sparse_giant_is_survived() {
+    // Four TiB that cost no disk, all of it claimed by every program header, and
+    // no section table to say where anything is.
+    let file = temporary(binary());
+    let size = 4u64 << 40;
+    file.set_len(size).unwrap();
+    file.write_all_at(&[0; 8], 40).unwrap();
+    let headers = u64::from(binary()[56]);
+    for header in 0..headers {
+        let at = 64 + 56 * header;
+        file.write_all_at(&1u32.to_le_bytes(), at).unwrap();
+        file.write_all_at(&4u32.to_le_bytes(), at + 4).unwrap();
+        file.write_all_at(&0u64.to_le_bytes(), at + 8).unwrap();
+        file.write_all_at(&size.to_le_bytes(), at + 32).unwrap();
+        file.write_all_at(&size.to_le_bytes(), at + 40).unwrap();
+    }
+    survive(&file, "a sparse giant");
 }
 
 #[test]

@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use super::GoBinaryError;
 use super::bytes::read_u64;
-use super::elf::{Elf, Section, Words, find_u32};
+use super::elf::{Elf, Section, Words, find_u32, searchable};
 use super::pclntab::Pclntab;
 use super::version::{GoVersion, Layout, moduledata as at};
 
 /// Places that look like a pclntab header or a moduledata before giving up.
-const MAX_CANDIDATES: usize = 64;
+const MAX_CANDIDATES: usize = 8;
 /// Text sections: one, but for very large arm64 programs linked externally.
 const MAX_TEXT_SECTIONS: u64 = 64;
 
@@ -79,7 +79,7 @@ impl Module {
                 if let Some(module) = Module::of(elf, data, &pclntab, layouts) {
                     return Ok(module);
                 }
-                if seen == MAX_CANDIDATES {
+                if seen >= MAX_CANDIDATES {
                     break;
                 }
             }
@@ -192,7 +192,7 @@ fn pclntab_places<'a>(elf: &'a Elf, data: &'a [u8]) -> impl Iterator<Item = Sect
         .into_iter()
         .chain(MERGED_SECTIONS)
         .filter_map(|name| elf.section(data, name));
-    sections.chain(elf.data_segments(data))
+    searchable(sections.chain(elf.data_segments(data)), data.len())
 }
 
 /// Addresses at which a word pointing to pclntab is followed by one pointing to
@@ -203,20 +203,21 @@ fn moduledata_places(elf: &Elf, data: &[u8], pclntab: &Pclntab) -> Vec<u64> {
         return Vec::new();
     };
     // In the file, where it holds what the loaded program holds.
-    let mut places: Vec<u64> = MODULEDATA_SECTIONS
+    let sections = MODULEDATA_SECTIONS
         .into_iter()
         .filter_map(|name| elf.section(data, name))
-        .chain(elf.data_segments(data).filter(|_| !elf.has_sections()))
+        .chain(elf.data_segments(data).filter(|_| !elf.has_sections()));
+    let mut places: Vec<u64> = searchable(sections, data.len())
         .flat_map(|section| {
-            find_u32(data, section.range.clone(), 8, header as u32)
+            let candidates = find_u32(data, section.range.clone(), 8, header as u32);
+            candidates
                 .filter(|offset| {
                     read_u64(data, *offset) == Some(header)
                         && read_u64(data, *offset + 8) == Some(names)
                 })
-                .map(|offset| section.vaddr_of(offset))
-                .take(MAX_CANDIDATES)
-                .collect::<Vec<_>>()
+                .map(move |offset| section.vaddr_of(offset))
         })
+        .take(MAX_CANDIDATES)
         .collect();
     if places.is_empty() {
         // In a PIE, where it is written by relocations.

@@ -281,25 +281,40 @@ impl<'a> View<'a> {
 /// Walks pairs of a value change (zigzag) and a pc distance until the range that
 /// holds `target`, both from -1 and 0 (`runtime.step`). A value change of 0 ends
 /// the table, except as the first.
-fn step_to(table: &[u8], target: u64, unit: u32, steps: &mut u32) -> Result<i32, Damaged> {
-    let mut at = 0;
+fn step_to(mut table: &[u8], target: u64, unit: u32, steps: &mut u32) -> Result<i32, Damaged> {
     let mut value = -1i32;
     let mut pc = 0u64;
-    loop {
-        *steps = steps.checked_sub(1).ok_or(Damaged)?;
-        let (change, taken) = read_varint(table, at).ok_or(Damaged)?;
+    // Counted in a local: this loop is what a lookup spends its time in.
+    let mut left = *steps;
+    while left > 0 {
+        left -= 1;
+        // Nearly all pairs are two single bytes.
+        let (change, distance) = match table {
+            [change, distance, rest @ ..] if (change | distance) & 0x80 == 0 => {
+                table = rest;
+                (u32::from(*change), u32::from(*distance))
+            }
+            // The end is a single byte, that may be the last of all.
+            [0, ..] if pc != 0 => (0, 0),
+            _ => {
+                let (change, taken) = read_varint(table, 0).ok_or(Damaged)?;
+                let (distance, more) = read_varint(table, taken).ok_or(Damaged)?;
+                table = &table[taken + more..];
+                (change, distance)
+            }
+        };
         if change == 0 && pc != 0 {
+            *steps = left;
             return Ok(-1);
         }
-        at += taken;
-        let (distance, taken) = read_varint(table, at).ok_or(Damaged)?;
-        at += taken;
         value = value.wrapping_add(((change >> 1) as i32) ^ -((change & 1) as i32));
         pc += u64::from(distance) * u64::from(unit);
         if target < pc {
+            *steps = left;
             return Ok(value);
         }
     }
+    Err(Damaged)
 }
 
 #[cfg(test)]
@@ -327,6 +342,13 @@ mod tests {
     fn first_change_may_be_zero() {
         assert_eq!(at(&[0, 5, 2, 5, 0], 2), Ok(-1));
         assert_eq!(at(&[0, 5, 2, 5, 0], 7), Ok(0));
+        assert_eq!(at(&[0, 0xac, 0x02, 2, 5, 0], 299), Ok(-1));
+        assert_eq!(at(&[0, 0xac, 0x02, 2, 5, 0], 300), Ok(0));
+        assert_eq!(
+            at(&[0, 5, 2, 5, 0, 0x80], 10),
+            Ok(-1),
+            "the end is one byte"
+        );
     }
 
     #[test]

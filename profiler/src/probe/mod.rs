@@ -3,6 +3,7 @@
 
 mod counters;
 mod cpu;
+mod diagnostics;
 mod lifecycle;
 mod targets;
 
@@ -14,6 +15,7 @@ use aya::{
 
 pub use counters::Counters;
 pub use cpu::Clock;
+use diagnostics::Diagnostics;
 pub use targets::Targets;
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
@@ -35,6 +37,7 @@ pub struct Options {
 /// The loaded programs. Dropping it detaches them all.
 pub struct Probes {
     ebpf: Ebpf,
+    diagnostics: Diagnostics,
 }
 
 impl Probes {
@@ -48,14 +51,15 @@ impl Probes {
             u8::from(options.watch_execs),
         );
         let arm64 = u8::from(cfg!(target_arch = "aarch64"));
-        let ebpf = EbpfLoader::new()
+        let mut ebpf = EbpfLoader::new()
             .override_global("KERNEL_STACKS", &kernel_stacks, true)
             .override_global("WATCH_EXECS", &watch_execs, true)
             .override_global("ARM64", &arm64, true)
             .map_max_entries("RECORDS", options.ring_bytes)
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
-        Ok(Self { ebpf })
+        let diagnostics = Diagnostics::take(&mut ebpf)?;
+        Ok(Self { ebpf, diagnostics })
     }
 
     /// Attaches the programs that tell of processes which begin or exit.
@@ -100,6 +104,11 @@ impl Probes {
     /// It was taken before.
     pub fn take_targets(&mut self) -> Result<Targets> {
         Targets::take(&mut self.ebpf)
+    }
+
+    /// What the programs had to say since the last call: rare, and for people.
+    pub fn diagnostics(&mut self) -> Vec<String> {
+        self.diagnostics.read()
     }
 
     /// The kernel side's counts so far, summed over all CPUs.

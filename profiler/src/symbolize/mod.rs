@@ -23,10 +23,11 @@ use crate::{
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
+pub use crate::aggregate::Thread;
 pub use filter::Filter;
 pub use window::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
-    Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread,
+    Process, ProcessId, Reason, Sample, SymbolizedWindow,
 };
 
 /// When and how a window was taken.
@@ -278,12 +279,9 @@ impl NamingWindow<'_> {
                 line: frame.line,
             })
             .collect();
-        let panics = frames.last().is_some_and(|frame| {
-            matches!(
-                frame.kind,
-                FuncKind::GoPanic | FuncKind::SigPanic | FuncKind::PanicWrap
-            )
-        });
+        let panics = frames
+            .last()
+            .is_some_and(|frame| !frame.kind.elides_calling_wrapper());
         let place = Place {
             location: LocationId(0),
             wrapper,

@@ -61,10 +61,11 @@ impl NativeSymbols {
         if addresses.is_empty() {
             return HashMap::new();
         }
-        let mut kernel = source::Kernel::default();
-        // The image on disk, if any, adds lines but costs seconds to read.
-        kernel.vmlinux = MaybeDefault::None;
-        let source = source::Source::Kernel(kernel);
+        let source = source::Source::Kernel(source::Kernel {
+            // The image on disk, if any, adds lines but costs seconds to read.
+            vmlinux: MaybeDefault::None,
+            ..Default::default()
+        });
         let symbols = self
             .symbolizer
             .symbolize(&source, Input::AbsAddr(&addresses))

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::aggregate::Thread;
+
 /// What was sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
@@ -66,15 +68,6 @@ pub struct Sample {
     pub stack: Vec<LocationId>,
     /// How many times it was seen.
     pub count: u64,
-}
-
-/// A thread of a process.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Thread {
-    /// Kernel thread id, in the pid namespace goprof runs in.
-    pub tid: u32,
-    /// Its name, as of the sample.
-    pub name: String,
 }
 
 /// A code address with what is known of it.

@@ -16,7 +16,8 @@ pub(super) fn notes(recording: &Recording) -> Vec<String> {
     let incomplete = incomplete
         .iter()
         .map(|(count, what)| format!("{count} {what}"));
-    lost.chain(incomplete).collect()
+    let said = recording.tally.diagnostics.iter().cloned();
+    lost.chain(incomplete).chain(said).collect()
 }
 
 /// Writes the summary to stderr.

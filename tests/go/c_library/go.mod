@@ -1,0 +1,3 @@
+module example.com/c_library
+
+go 1.19
