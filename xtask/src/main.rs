@@ -6,6 +6,7 @@ mod command;
 mod debian;
 mod demo;
 mod ebpf;
+mod fixture;
 mod go;
 mod test;
 mod tidy;
@@ -34,6 +35,8 @@ enum Xtask {
     Ci(ci::Args),
     /// Print the path of a Go toolchain, fetched if it is missing
     Go(go::Args),
+    /// Record cases of bpf-fixtures/ for the replay tests
+    Fixture(fixture::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,5 +60,6 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Tidy => tidy::run(&workspace),
         Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
+        Xtask::Fixture(args) => fixture::run(&workspace, &args),
     }
 }
