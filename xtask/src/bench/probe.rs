@@ -2,7 +2,6 @@
 //! (`bpf_stats`). The runs that hit no wanted process are measured as well and
 //! taken out.
 
-use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread::sleep;
@@ -18,9 +17,6 @@ use super::stats::{Shuffle, Summary};
 /// Far above what anyone records with: more samples in less time, and the cost
 /// of one does not depend on it.
 const PROBE_RATE_HZ: u32 = 999;
-
-/// `BPF_PROG_TYPE_PERF_EVENT` of the kernel's uapi/linux/bpf.h.
-const PERF_EVENT_PROGRAM: u64 = 7;
 
 /// The stacks to measure: their id, what they are, frames, extra arguments.
 const STACKS: [(&str, &str, &str, &[&str]); 4] = [
@@ -115,7 +111,7 @@ fn run(bench: &Bench, program: &mut Command, interval: Duration) -> Result<Taken
         .args(["-r", &PROBE_RATE_HZ.to_string(), "-o"])
         .arg(bench.folder.join("probe.pb.gz"));
     let goprof = Profiler::start(&mut goprof)?;
-    goprof.wait_until_sampling(bench.cpus)?;
+    goprof.wait_until_sampling()?;
 
     sleep(interval);
     target.freeze()?;
@@ -157,29 +153,15 @@ fn separate(sampled: Runs, before: Runs, after: Runs, samples: u64) -> Result<Ta
 
 /// What the kernel counted of the perf-event program that `pid` has loaded.
 fn runs(pid: u32) -> Result<Runs> {
-    let folder = format!("/proc/{pid}/fdinfo");
-    for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
-        // A descriptor may be closed meanwhile; the program's is not.
-        let Ok(info) = fs::read_to_string(entry?.path()) else {
-            continue;
-        };
-        let number = |key: &str| {
-            info.lines().find_map(|line| {
-                line.strip_prefix(key)?
-                    .strip_prefix(":")?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
-        };
-        if number("prog_type") == Some(PERF_EVENT_PROGRAM) {
-            return Ok(Runs {
-                time_ns: number("run_time_ns").context("the kernel gives no run_time_ns")?,
-                count: number("run_cnt").context("the kernel gives no run_cnt")?,
-            });
-        }
-    }
-    bail!("goprof holds no perf-event program")
+    let info =
+        process::perf_event_program(pid)?.context("goprof holds no program for perf events")?;
+    let number = |key| {
+        process::number(&info, key).with_context(|| format!("the kernel does not tell {key}"))
+    };
+    Ok(Runs {
+        time_ns: number("run_time_ns")?,
+        count: number("run_cnt")?,
+    })
 }
 
 /// Makes the kernel time eBPF programs until the descriptor is closed, however

@@ -74,7 +74,7 @@ fn run(bench: &Bench, target: &mut Target, beside: Beside, interval_s: u32) -> R
         .map(|mut command| Profiler::start(&mut command))
         .transpose()?;
     if let Some(profiler) = &profiler {
-        profiler.wait_until_sampling(bench.cpus)?;
+        profiler.wait_until_sampling()?;
     }
     sleep(SETTLE);
     let answer = target.ask(&format!("{kind} {interval_s}s"))?;
