@@ -1,5 +1,6 @@
 //! `cargo xtask`: one file per subcommand.
 
+mod bench;
 mod bpf_toolchain;
 mod ci;
 mod command;
@@ -27,6 +28,8 @@ enum Xtask {
     Demo,
     /// Run every test, after providing what they need
     Test(test::Args),
+    /// Measure what goprof costs, beside perf and Go's own profiler
+    Bench(bench::Args),
     /// Build the eBPF object that is committed and embedded
     Ebpf(ebpf::Args),
     /// Check the house rules
@@ -55,6 +58,7 @@ fn run(xtask: Xtask) -> Result<()> {
     let workspace = Workspace::find()?;
     match xtask {
         Xtask::Ebpf(args) => ebpf::run(&workspace, &args),
+        Xtask::Bench(args) => bench::run(&workspace, &args),
         Xtask::Demo => demo::run(&workspace),
         Xtask::Test(args) => test::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
