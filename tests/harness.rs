@@ -15,6 +15,8 @@ pub mod command;
 pub mod compare;
 #[path = "harness/debian.rs"]
 pub mod debian;
+#[path = "harness/fixture.rs"]
+pub mod fixture;
 #[path = "harness/go.rs"]
 pub mod go;
 #[path = "harness/goprof.rs"]

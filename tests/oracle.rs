@@ -5,6 +5,7 @@
 #![expect(clippy::panic, reason = "test code: a failure is a panic")]
 
 use std::thread;
+use std::time::Duration;
 
 use goprof_tests::compare::{self, Likeness, Totals};
 use goprof_tests::go::{self, Variant};
@@ -70,7 +71,10 @@ impl Measured {
 /// Go's own profile of the next seconds. Go cannot make two at a time.
 fn own_profile(target: &Target) -> Profile {
     let url = format!("{}/debug/pprof/profile?seconds={SECONDS}", target.details);
-    Profile::decode(&http::get(&url))
+    match http::request("GET", &url, b"", Duration::from_secs(60)) {
+        Ok(bytes) => Profile::decode(&bytes),
+        Err(error) => panic!("GET {url}: {error}; the program is {}", target.state()),
+    }
 }
 
 /// Both profiles of the next seconds. goprof samples more often than Go, so

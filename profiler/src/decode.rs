@@ -154,3 +154,181 @@ fn segment<'a>(
 fn words(bytes: &[u8], count: u16) -> Result<(&[u64], &[u8]), DecodeError> {
     <[u64]>::ref_from_prefix_with_elems(bytes, usize::from(count)).map_err(|_| DecodeError::Short)
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    const HEADER: wire::Header = wire::Header {
+        kind: kind::SAMPLE,
+        cpu: 1,
+        time_ns: 2,
+        pid: 3,
+        tid: 4,
+    };
+    const HEAD: wire::Sample = wire::Sample {
+        header: HEADER,
+        cgroup_id: 5,
+        comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+        ip: 6,
+        sp: 7,
+        fp: 8,
+        lr: 9,
+        user_frames: 3,
+        slice_words: 2,
+        kernel_frames: 1,
+        walk_end: WalkEnd::Unreadable as u8,
+        flags: wire::flags::IN_USER,
+    };
+
+    /// A record in words, aligned as the ring buffer aligns it.
+    fn record(head: &wire::Sample, payload: &[u64]) -> Vec<u64> {
+        let (words, _) = head.as_bytes().as_chunks::<8>();
+        let head = words.iter().map(|word| u64::from_ne_bytes(*word));
+        head.chain(payload.iter().copied()).collect()
+    }
+
+    #[test]
+    fn reads_each_part_of_a_sample() {
+        let record = record(&HEAD, &[10, 11, 12, 20, 21, 30]);
+        let expected = Sample {
+            head: &HEAD,
+            walk_end: WalkEnd::Unreadable,
+            callers: &[10, 11, 12],
+            slice: &[20, 21],
+            kernel: &[30],
+        };
+        assert_eq!(decode(record.as_bytes()), Ok(Event::Sample(expected)));
+    }
+
+    #[test]
+    fn reads_lifecycle_records() {
+        let of = |kind| wire::Header { kind, ..HEADER };
+        let exec = of(kind::EXEC);
+        let expected = Event::Exec { pid: 3, time_ns: 2 };
+        assert_eq!(decode(exec.as_bytes()), Ok(expected));
+        let exit = of(kind::EXIT);
+        assert_eq!(decode(exit.as_bytes()), Ok(Event::Exit { pid: 3 }));
+        for unknown in [0, 4, u32::MAX] {
+            assert_eq!(decode(of(unknown).as_bytes()), Err(DecodeError::Unknown));
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_short() {
+        let sample = record(&HEAD, &[0; 6]);
+        for length in 0..sample.as_bytes().len() {
+            let cut = &sample.as_bytes()[..length];
+            assert_eq!(decode(cut), Err(DecodeError::Short), "at {length}");
+        }
+        let exec = wire::Header {
+            kind: kind::EXEC,
+            ..HEADER
+        };
+        for length in 0..exec.as_bytes().len() {
+            let cut = &exec.as_bytes()[..length];
+            assert_eq!(decode(cut), Err(DecodeError::Short), "at {length}");
+        }
+    }
+
+    #[test]
+    fn counts_beyond_the_record_are_short() {
+        let many = wire::MAX_PAYLOAD_WORDS as u16;
+        for (user_frames, slice_words, kernel_frames) in [
+            (4, 2, 1),
+            (3, 3, 1),
+            (3, 2, 2),
+            (u16::MAX, u16::MAX, u16::MAX),
+            (0, 0, u16::MAX),
+            (many, 0, 0),
+        ] {
+            let head = wire::Sample {
+                user_frames,
+                slice_words,
+                kernel_frames,
+                ..HEAD
+            };
+            let record = record(&head, &[0; 6]);
+            assert_eq!(decode(record.as_bytes()), Err(DecodeError::Short));
+        }
+    }
+
+    #[test]
+    fn an_unknown_end_of_the_walk_is_refused() {
+        for walk_end in 0..=u8::MAX {
+            let head = wire::Sample { walk_end, ..HEAD };
+            let record = record(&head, &[0; 6]);
+            let known = WalkEnd::from_u8(walk_end).is_some();
+            assert_eq!(decode(record.as_bytes()).is_ok(), known, "{walk_end}");
+        }
+    }
+
+    /// Steele's SplitMix64: numbers that differ from run to run would hide a
+    /// failure from the next.
+    fn random(state: &mut u64) -> u64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// What a decoded sample refers to lies in the record and is as long as
+    /// its head says.
+    fn check(bytes: &[u8]) {
+        let Ok(Event::Sample(sample)) = decode(bytes) else {
+            return;
+        };
+        let head = sample.head;
+        let parts = [
+            (sample.callers, head.user_frames),
+            (sample.slice, head.slice_words),
+            (sample.kernel, head.kernel_frames),
+        ];
+        let mut at = bytes.as_ptr().wrapping_add(size_of::<wire::Sample>());
+        for (words, count) in parts {
+            assert_eq!(words.len(), usize::from(count));
+            assert_eq!(words.as_ptr().cast(), at);
+            at = at.wrapping_add(words.len() * 8);
+        }
+        assert!(at <= bytes.as_ptr_range().end);
+    }
+
+    #[test]
+    fn random_bytes_are_an_event_or_an_error() {
+        let mut state = 1;
+        let mut samples = 0;
+        for _ in 0..20_000 {
+            let length = (random(&mut state) % 40) as usize;
+            let mut record: Vec<u64> = (0..length).map(|_| random(&mut state)).collect();
+            check(record.as_bytes());
+            // Most random kinds are unknown: also as a sample, with counts
+            // that sometimes fit.
+            if let Some(word) = record.first_mut() {
+                *word = u64::from(kind::SAMPLE);
+            }
+            if let Some(word) = record.get_mut(size_of::<wire::Sample>() / 8 - 1) {
+                *word &= 0x0007_000f_000f_000f;
+            }
+            check(record.as_bytes());
+            samples += usize::from(decode(record.as_bytes()).is_ok());
+            let bytes = record.as_bytes();
+            let cut = (random(&mut state) as usize) % (bytes.len() + 1);
+            check(&bytes[..cut]);
+            // Not aligned as the ring buffer's are.
+            check(&bytes[cut..]);
+        }
+        assert!(samples > 100, "only {samples} of the records were samples");
+    }
+
+    #[test]
+    fn a_changed_bit_is_an_event_or_an_error() {
+        let whole = record(&HEAD, &[10, 11, 12, 20, 21, 30]);
+        for bit in 0..whole.len() * 64 {
+            let mut record = whole.clone();
+            record[bit / 64] ^= 1 << (bit % 64);
+            check(record.as_bytes());
+        }
+    }
+}

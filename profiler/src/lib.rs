@@ -11,6 +11,7 @@ pub mod sink;
 pub mod symbolize;
 pub mod unwind;
 
+pub mod doctor;
 pub mod gobinary;
 pub mod image;
 pub mod process;

@@ -15,7 +15,7 @@ const BUILD: &str = "build it with `cargo build --release --package goprof`, or 
 #[track_caller]
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("GOPROF_BIN") {
-        return PathBuf::from(path);
+        return std::path::absolute(path).expect("an absolute path for GOPROF_BIN");
     }
     let builds = ["release", "debug"].map(|p| crate::target_dir().join(p).join("goprof"));
     let newest = builds
@@ -35,11 +35,12 @@ pub fn binary() -> PathBuf {
     path
 }
 
-/// A command line of goprof.
+/// A command line of goprof, in a directory where a file that it should not
+/// have left does no harm.
 #[track_caller]
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    command.args(args);
+    command.args(args).current_dir(crate::cache_dir());
     command
 }
 

@@ -97,6 +97,15 @@ impl Target {
         }
     }
 
+    /// What has become of it, as the kernel says: running, sleeping, a zombie.
+    /// For messages.
+    pub fn state(&self) -> String {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.unwrap_or_default();
+        let state = status.lines().find_map(|l| l.strip_prefix("State:"));
+        state.unwrap_or("gone").trim().to_owned()
+    }
+
     /// Panics unless it still runs.
     #[track_caller]
     pub fn assert_running(&mut self) {

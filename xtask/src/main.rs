@@ -1,11 +1,13 @@
 //! `cargo xtask`: one file per subcommand.
 
+mod bench;
 mod bpf_toolchain;
 mod ci;
 mod command;
 mod debian;
 mod demo;
 mod ebpf;
+mod fixture;
 mod go;
 mod test;
 mod tidy;
@@ -26,6 +28,8 @@ enum Xtask {
     Demo,
     /// Run every test, after providing what they need
     Test(test::Args),
+    /// Measure what goprof costs, beside perf and Go's own profiler
+    Bench(bench::Args),
     /// Build the eBPF object that is committed and embedded
     Ebpf(ebpf::Args),
     /// Check the house rules
@@ -34,6 +38,8 @@ enum Xtask {
     Ci(ci::Args),
     /// Print the path of a Go toolchain, fetched if it is missing
     Go(go::Args),
+    /// Record cases of bpf-fixtures/ for the replay tests
+    Fixture(fixture::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,10 +58,12 @@ fn run(xtask: Xtask) -> Result<()> {
     let workspace = Workspace::find()?;
     match xtask {
         Xtask::Ebpf(args) => ebpf::run(&workspace, &args),
+        Xtask::Bench(args) => bench::run(&workspace, &args),
         Xtask::Demo => demo::run(&workspace),
         Xtask::Test(args) => test::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
         Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
+        Xtask::Fixture(args) => fixture::run(&workspace, &args),
     }
 }

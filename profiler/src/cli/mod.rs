@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each from arguments to one
 //! validated configuration and then to the session.
 
+pub mod doctor;
 pub mod record;
 
 use std::{fmt, process::ExitCode};
@@ -28,6 +29,8 @@ pub struct Cli {
 enum Command {
     /// Sample CPU stacks of Go processes and write a profile
     Record(record::Args),
+    /// Check what this machine, and a process, can give
+    Doctor(doctor::Args),
 }
 
 /// Why goprof ends without doing what it was asked to.
@@ -77,5 +80,6 @@ impl From<anyhow::Error> for Failure {
 pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Record(args) => record::run(args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -15,13 +15,13 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use args::Args;
+pub use args::{Args, DEFAULT_RATE_HZ};
 
 use super::Failure;
 use crate::{
-    profile,
+    doctor, profile,
     session::{Config, Recording, Session, Stopped},
-    sink::{FileSink, default_name},
+    sink::{self, FileSink, default_name},
     symbolize::Event,
 };
 use args::Plan;
@@ -35,16 +35,43 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// # Errors
 /// Why that could not be done; nothing is written then.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
+    // clap takes a bare `--` for nothing at all, which means every process.
+    if args.command.is_empty()
+        && std::env::args_os()
+            .next_back()
+            .is_some_and(|arg| arg == "--")
+    {
+        return Err(Failure::Usage("no command given after --".into()));
+    }
     let plan = args.into_plan()?;
+    refuse_binary_on_a_terminal(&plan)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(record(plan))
+    let done = runtime.block_on(record(plan));
+    // Without waiting for what an abort left behind.
+    runtime.shutdown_background();
+    done
+}
+
+/// A terminal shows such bytes as noise, and may take some for commands.
+fn refuse_binary_on_a_terminal(plan: &Plan) -> Result<(), Failure> {
+    let to_stdout = plan.output.as_deref().is_some_and(sink::is_stdout);
+    if plan.format.is_binary() && to_stdout && std::io::stdout().is_terminal() {
+        return Err(Failure::Usage(format!(
+            "{} is not for a terminal: redirect it, pipe it into `go tool pprof -top -`, \
+             or give a file after -o",
+            plan.format
+        )));
+    }
+    Ok(())
 }
 
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
+    Target::look_for(&plan)?;
+    doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
     let output = plan.output.clone().unwrap_or_else(|| {
         let name = default_name(
@@ -78,10 +105,12 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         .await;
     progress.clear();
 
-    // From here on a second signal ends goprof at once.
+    // From here on a second signal ends goprof at once. What may take long runs
+    // on another thread, which is left behind then; the sink is dropped here,
+    // and with it the file it began.
     let write = async {
-        let recording = session.finish(stopped)?;
-        publish(&plan, &target, recording, sink, &output)
+        let recording = aside(move || session.finish(stopped)).await?;
+        publish(&plan, &target, recording, sink, &output).await
     };
     let written = tokio::select! {
         biased;
@@ -90,13 +119,14 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     };
     written?;
     tokio::select! {
-        () = stop.second() => Ok(ExitCode::from(130)),
+        biased;
         code = target.exit_code(stopped, plan.quiet) => code,
+        () = stop.next() => Ok(ExitCode::from(130)),
     }
 }
 
 /// Encodes the profile, writes it and says what it holds.
-fn publish(
+async fn publish(
     plan: &Plan,
     target: &Target,
     mut recording: Recording,
@@ -111,13 +141,33 @@ fn publish(
         subject: target.subject(),
         notes: report::notes(&recording),
     };
-    let bytes = profile::encode(&recording.window, plan.format, &options)
-        .context("cannot encode the profile")?;
-    sink.finish(&bytes)?;
+    let format = plan.format;
+    let (recording, bytes) = aside(move || {
+        let bytes = profile::encode(&recording.window, format, &options)
+            .context("cannot encode the profile")?;
+        Ok((recording, bytes))
+    })
+    .await?;
+    let size = bytes.len();
+    if sink.leaves_trace() {
+        sink.finish(&bytes)?;
+    } else {
+        // A pipe's reader may never come.
+        aside(move || sink.finish(&bytes)).await?;
+    }
     if !plan.quiet {
-        report::print(plan, &recording, kept, output, bytes.len());
+        report::print(plan, &recording, kept, output, size);
     }
     Ok(())
+}
+
+/// Runs `work` on a thread of its own, so that signals are heard meanwhile.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("goprof failed in an unforeseen way; please report it")?
 }
 
 /// The signals that end a recording: the first stops it and writes, the second
@@ -126,6 +176,7 @@ struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    heard: u32,
 }
 
 impl StopSignals {
@@ -135,19 +186,33 @@ impl StopSignals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
+            heard: 0,
         })
     }
 
+    /// Counted, as the first may come while a recording ends by itself: a
+    /// Ctrl-C also ends the command that was recorded.
     async fn first(&mut self) {
+        self.heard(1).await;
+    }
+
+    async fn second(&mut self) {
+        self.heard(2).await;
+    }
+
+    async fn heard(&mut self, count: u32) {
+        while self.heard < count {
+            self.next().await;
+        }
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
         }
-    }
-
-    async fn second(&mut self) {
-        self.first().await;
+        self.heard += 1;
     }
 }
 

@@ -210,6 +210,14 @@ impl GoBinary {
             .filter_map(|func| self.describe(&func))
     }
 
+    /// Whether the program was linked with cgo, and so holds C code beside Go's.
+    /// Reads every name: not for hot paths.
+    pub fn has_cgo(&self) -> bool {
+        // How C calls into Go (`runtime/cgo/asm_*.s`, all versions). Go's own
+        // functions have a package in their names.
+        self.function_by_name("crosscall2").is_some()
+    }
+
     /// Every function in address order. Those whose record is damaged are left
     /// out.
     pub fn functions(&self) -> impl Iterator<Item = GoFunction> + '_ {

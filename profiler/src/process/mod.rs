@@ -7,18 +7,30 @@ mod select;
 
 use std::{
     collections::HashMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Selection, all_pids, is_alive, process_of_thread};
 
 /// How long to wait before a process's mappings are read again because an
 /// address lay in none of them.
 const REREAD_AFTER: Duration = Duration::from_millis(200);
+
+/// Who a process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Process id, in the pid namespace goprof runs in.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// The executable, as the process sees it.
+    pub exe: String,
+}
 
 /// A program that runs in a process: what stands between an exec and the next,
 /// or the exit.
@@ -76,16 +88,32 @@ impl Process {
         let folder = PathBuf::from(format!("/proc/{pid}"));
         let exe = fs::read_link(folder.join("exe"))?;
         let exe = exe.to_string_lossy();
-        let mut process = Self {
+        let identity = Identity {
             pid,
             comm: comm(&folder),
             exe: exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned(),
-            cgroup_id: 0,
-            mappings: Vec::new(),
-            read_at: Instant::now(),
         };
-        process.mappings = read_mappings(pid, objects)?;
-        Ok(process)
+        let text = fs::read(folder.join("maps"))?;
+        let open = |line: &MapsLine| object::open_mapped(pid, line);
+        Ok(Self::from_maps(identity, &text, objects, open))
+    }
+
+    /// A process whose `/proc/PID/maps` reads `text`; `open` opens the file of
+    /// a mapping that `objects` does not know yet.
+    pub fn from_maps(
+        identity: Identity,
+        text: &[u8],
+        objects: &mut Objects,
+        open: impl Fn(&MapsLine) -> Option<File>,
+    ) -> Self {
+        Self {
+            pid: identity.pid,
+            comm: identity.comm,
+            exe: identity.exe,
+            cgroup_id: 0,
+            mappings: mappings(text, objects, open),
+            read_at: Instant::now(),
+        }
     }
 
     /// The executable's object; `None` where it is not mapped or unreadable.
@@ -122,10 +150,11 @@ impl Process {
             return false;
         }
         self.read_at = Instant::now();
-        let Ok(fresh) = read_mappings(self.pid, objects) else {
+        let Ok(text) = fs::read(format!("/proc/{}/maps", self.pid)) else {
             return false;
         };
-        for mapped in fresh {
+        let open = |line: &MapsLine| object::open_mapped(self.pid, line);
+        for mapped in mappings(&text, objects, open) {
             let known = self
                 .mappings
                 .iter()
@@ -144,11 +173,14 @@ fn comm(folder: &Path) -> String {
     String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }
 
-fn read_mappings(pid: u32, objects: &mut Objects) -> std::io::Result<Vec<Mapped>> {
-    let text = fs::read(format!("/proc/{pid}/maps"))?;
-    let mapped = maps::parse(&text).into_iter().map(|line| {
+fn mappings(
+    text: &[u8],
+    objects: &mut Objects,
+    open: impl Fn(&MapsLine) -> Option<File>,
+) -> Vec<Mapped> {
+    let mapped = maps::parse(text).into_iter().map(|line| {
         let object = (line.inode != 0)
-            .then(|| objects.of_mapping(pid, &line))
+            .then(|| objects.of_mapping(&line, &open))
             .flatten();
         let bias = object
             .as_ref()
@@ -164,7 +196,7 @@ fn read_mappings(pid: u32, objects: &mut Objects) -> std::io::Result<Vec<Mapped>
             bias,
         }
     });
-    Ok(mapped.collect())
+    mapped.collect()
 }
 
 /// Index of a [`Process`] in a [`ProcessTable`].

@@ -127,16 +127,20 @@ impl Objects {
         self.by_inode.insert(key, object);
     }
 
-    /// The object behind a mapping of process `pid`; `None` where the file
-    /// cannot be opened.
-    pub fn of_mapping(&mut self, pid: u32, line: &MapsLine) -> Option<Arc<Object>> {
+    /// The object behind a mapping, opened by `open` where it is not known yet;
+    /// `None` where the file cannot be opened.
+    pub fn of_mapping(
+        &mut self,
+        line: &MapsLine,
+        open: impl FnOnce(&MapsLine) -> Option<File>,
+    ) -> Option<Arc<Object>> {
         let key = (line.device, line.inode);
         if let Some(Some(object)) = self.by_inode.get(&key)
             && !object.changed()
         {
             return Some(Arc::clone(object));
         }
-        let object = open_mapped(pid, line)
+        let object = open(line)
             .and_then(|file| Object::open(file, line.path.clone()).ok())
             .map(Arc::new);
         self.keep(key, object.clone());
@@ -144,9 +148,9 @@ impl Objects {
     }
 }
 
-/// Opens the mapped file itself, which may have no name any more; else the
+/// Opens the file that process `pid` has mapped itself, which may have no name any more; else the
 /// file of that name, as the process sees it.
-fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
+pub(super) fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     File::open(process.join("map_files").join(line.map_files_name()))
         .or_else(|_| {

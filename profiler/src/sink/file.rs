@@ -41,9 +41,10 @@ impl FileSink {
     /// # Errors
     /// One line that names the path and says what to do.
     pub fn prepare(path: &Path) -> Result<FileSink> {
-        let target = match path.to_str() {
-            Some("-" | "/dev/stdout") => Target::Stdout,
-            _ => target(path)?,
+        let target = if is_stdout(path) {
+            Target::Stdout
+        } else {
+            target(path)?
         };
         Ok(FileSink {
             path: path.to_owned(),
@@ -59,6 +60,12 @@ impl FileSink {
     /// Whether the profile goes to stdout.
     pub fn is_stdout(&self) -> bool {
         matches!(self.target, Target::Stdout)
+    }
+
+    /// Whether there is a file begun, which only dropping or finishing the sink
+    /// removes.
+    pub fn leaves_trace(&self) -> bool {
+        matches!(self.target, Target::Rename { .. })
     }
 
     /// Writes the profile. A file is complete, and on disk, before it gets its
@@ -86,6 +93,11 @@ impl FileSink {
         };
         written.with_context(|| format!("write the profile to {}", path.display()))
     }
+}
+
+/// Whether an output of this name goes to stdout.
+pub fn is_stdout(path: &Path) -> bool {
+    matches!(path.to_str(), Some("-" | "/dev/stdout"))
 }
 
 /// What kind of place a path is.

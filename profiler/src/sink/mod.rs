@@ -3,5 +3,5 @@
 mod file;
 mod filename;
 
-pub use file::FileSink;
+pub use file::{FileSink, is_stdout};
 pub use filename::{Subject, default_name};

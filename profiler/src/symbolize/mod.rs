@@ -10,6 +10,7 @@ mod window;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -71,6 +72,14 @@ pub struct Symbolizer {
 }
 
 impl Symbolizer {
+    /// A symbolizer that names kernel addresses from a copy of `/proc/kallsyms`
+    /// rather than from that of the kernel it runs on.
+    pub fn with_kallsyms(path: PathBuf) -> Self {
+        Self {
+            native: NativeSymbols::with_kallsyms(path),
+        }
+    }
+
     /// Names every frame of `window`.
     pub fn symbolize(
         &mut self,

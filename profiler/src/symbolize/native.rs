@@ -26,6 +26,7 @@ pub(super) struct NativeLine {
 
 pub(super) struct NativeSymbols {
     symbolizer: Symbolizer,
+    kallsyms: MaybeDefault<PathBuf>,
     vdso: Option<Vdso>,
 }
 
@@ -44,12 +45,21 @@ impl Default for NativeSymbols {
             .build();
         Self {
             symbolizer,
+            kallsyms: MaybeDefault::Default,
             vdso: None,
         }
     }
 }
 
 impl NativeSymbols {
+    /// Names kernel addresses from a copy of `/proc/kallsyms`.
+    pub(super) fn with_kallsyms(path: PathBuf) -> Self {
+        Self {
+            kallsyms: MaybeDefault::Some(path),
+            ..Self::default()
+        }
+    }
+
     /// Names kernel addresses, all in one go.
     pub(super) fn kernel(
         &mut self,
@@ -64,6 +74,7 @@ impl NativeSymbols {
         let source = source::Source::Kernel(source::Kernel {
             // The image on disk, if any, adds lines but costs seconds to read.
             vmlinux: MaybeDefault::None,
+            kallsyms: self.kallsyms.clone(),
             ..Default::default()
         });
         let symbols = self

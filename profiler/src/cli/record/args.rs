@@ -7,6 +7,10 @@ use regex::Regex;
 
 use crate::{cli::Failure, profile::Format, symbolize::Filter};
 
+/// How often to sample where nobody says, in samples a second and CPU. Odd, so
+/// as not to run in step with what happens a hundred times a second.
+pub const DEFAULT_RATE_HZ: u32 = 99;
+
 /// Highest rate, in samples a second and CPU: above, sampling itself becomes
 /// what is measured.
 const MAX_RATE_HZ: u32 = 10_000;
@@ -41,7 +45,7 @@ pub struct Args {
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Samples a second on each CPU, 1 to 10000
-    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ", default_value_t = 99,
+    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ", default_value_t = DEFAULT_RATE_HZ,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
     pub rate: u32,
 

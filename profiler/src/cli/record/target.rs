@@ -9,7 +9,9 @@ use tokio::process::{Child, Command};
 use super::args::{Plan, Who};
 use crate::{
     cli::Failure,
-    process::{Code, Object, Objects, Process, Selection, is_alive, process_of_thread},
+    doctor,
+    gobinary::GoBinaryError,
+    process::{Code, Object, Objects, Process, Selection, is_alive},
     session::Stopped,
     sink::Subject,
 };
@@ -26,6 +28,20 @@ pub(super) enum Target {
 }
 
 impl Target {
+    /// Checks of what was asked what needs no rights: that the pids are there.
+    pub(super) fn look_for(plan: &Plan) -> Result<(), Failure> {
+        let Who::Pids(pids) = &plan.who else {
+            return Ok(());
+        };
+        for pid in pids {
+            if let Err((found, remedy)) = doctor::existing(*pid) {
+                let remedy = remedy.map_or(String::new(), |remedy| format!(": {remedy}"));
+                return Err(Failure::Failed(anyhow::anyhow!("{found}{remedy}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what was asked against what is there.
     pub(super) fn prepare(plan: &Plan) -> Result<Self, Failure> {
         Ok(match &plan.who {
@@ -175,19 +191,20 @@ impl Target {
 /// Looks at a process that was named by its pid, which must be a Go process.
 fn go_process(pid: u32, objects: &mut Objects) -> Result<Process, Failure> {
     let fail = |text: String| Err(Failure::Failed(anyhow::anyhow!(text)));
-    if !is_alive(pid) {
-        return fail(format!("there is no process {pid}"));
-    }
-    if let Some(process) = process_of_thread(pid) {
-        return fail(format!(
-            "{pid} is a thread of process {process}: use -p {process}"
-        ));
-    }
     let exe = match objects.of_executable(pid) {
         Ok(exe) => exe,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if !is_alive(pid) {
+                return fail(format!("process {pid} exited"));
+            }
             return fail(format!(
                 "process {pid} is a kernel thread, not a Go program"
+            ));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return fail(format!(
+                "cannot read the program of process {pid}: permission denied: run goprof as root, \
+                 or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
             ));
         }
         Err(error) => return fail(format!("cannot read the program of process {pid}: {error}")),
@@ -201,6 +218,8 @@ fn go_process(pid: u32, objects: &mut Objects) -> Result<Process, Failure> {
 
 fn not_go(process: &Process, exe: &Object) -> String {
     let why = match &exe.code {
+        // The line says already that it is not Go.
+        Code::Native(GoBinaryError::NotGo(what)) => (*what).to_owned(),
         Code::Native(error) => error.to_string(),
         Code::Go(_) => "its Go code is not mapped".into(),
     };

@@ -1,0 +1,191 @@
+//! Records a fixture: `cargo xtask fixture NAME` runs it. Builds the case's
+//! program, samples it with the real kernel side, and keeps the records with
+//! the least of the machine that they need to be named again.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a tool of the tests: a failure is a panic"
+)]
+
+#[path = "record_fixture/trim.rs"]
+mod trim;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use goprof::decode::{Event, decode};
+use goprof::probe::{Options, Probes};
+use goprof::process::{Identity, Objects, Process};
+use goprof::ringbuf::Records;
+use goprof::unwind::unwind;
+use goprof_tests::fixture::{self, Case, Recorded};
+use goprof_tests::{go, target::Target};
+
+const RATE_HZ: u32 = 499;
+/// How long samples are waited for.
+const LIMIT: Duration = Duration::from_secs(60);
+/// This many records are kept as they come, so that stacks repeat; after them
+/// only those at an instruction not seen yet, so that many are covered.
+const FIRST_RECORDS: usize = 16;
+
+fn main() {
+    let name = std::env::args().nth(1).expect("name a case");
+    let mut case = Case::read(&name);
+    let folder = fixture::folder(&name);
+    let built = tempfile::tempdir().expect("make a folder to build in");
+    let binary = built.path().join(&case.program);
+    let flags: Vec<&str> = std::iter::once("-trimpath")
+        .chain(case.flags.iter().map(String::as_str))
+        .collect();
+    go::go_build(&case.program, &case.go, &flags, &binary).succeeded();
+
+    // Without an environment: it lies on the stack, and parts of the stack are
+    // in the records.
+    let mut command = Command::new(&binary);
+    command.args(["-duration", "5m"]).env_clear();
+    let target = Target::start_command(&mut command);
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", target.pid()))
+        .expect("read the program's mappings");
+    let maps = public_maps(&maps, &binary, &case);
+    let identity = Identity {
+        pid: target.pid(),
+        comm: case.program.clone(),
+        exe: case.exe(),
+    };
+    let exe = case.exe();
+    let process = Process::from_maps(identity, maps.as_bytes(), &mut Objects::default(), |line| {
+        (line.path == exe).then(|| std::fs::File::open(&binary).expect("open the program"))
+    });
+
+    let records = record(&case, &target, &process);
+    let addresses = trim::code_words(&records, &process);
+    fixture::pack(&folder.join("records.bin.gz"), &fixture::join(&records));
+    std::fs::write(folder.join("maps.txt"), &maps).expect("write maps.txt");
+    let symbols = kernel_symbols(&records);
+    if !symbols.is_empty() {
+        std::fs::write(folder.join("kallsyms.txt"), symbols).expect("write kallsyms.txt");
+    }
+    let trimmed = trim::trim(&binary, &addresses);
+    fixture::pack(&folder.join("tables.elf.gz"), &trimmed);
+
+    let release = read("/proc/sys/kernel/osrelease");
+    let number = release.trim().split(['-', '+']).next();
+    case.recorded = Some(Recorded {
+        kernel: number.unwrap_or_default().to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        rate_hz: RATE_HZ,
+        pid: target.pid(),
+        comm: case.program.clone(),
+    });
+    let text = toml::to_string(&case).expect("write TOML");
+    std::fs::write(folder.join("case.toml"), text).expect("write case.toml");
+    eprintln!("{name}: {} records", records.len());
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()))
+}
+
+/// The executable mappings, with the program where replays have it.
+fn public_maps(maps: &str, binary: &Path, case: &Case) -> String {
+    let built = binary.to_str().expect("a path in UTF-8");
+    maps.lines()
+        .filter(|line| line.split(' ').nth(1).is_some_and(|p| p.contains('x')))
+        .map(|line| format!("{}\n", line.replace(built, &case.exe())))
+        .collect()
+}
+
+/// Samples the program until there are enough records.
+fn record(case: &Case, target: &Target, process: &Process) -> Vec<Vec<u64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("start the runtime");
+    runtime.block_on(async {
+        let mut probes = Probes::load(&Options {
+            kernel_stacks: case.kernel_stacks,
+            watch_execs: false,
+            ring_bytes: 8 << 20,
+        })
+        .expect("load the probes");
+        let mut targets = probes.take_targets().expect("the targets");
+        let mut ring = Records::new(probes.take_ring().expect("the ring")).expect("the records");
+        targets.insert(target.pid()).expect("add the target");
+        probes.attach_cpu(RATE_HZ).expect("attach the sampler");
+
+        let mut kept = Kept::default();
+        let deadline = Instant::now() + LIMIT;
+        while kept.records.len() < case.records {
+            assert!(
+                Instant::now() < deadline,
+                "{} of {} records came in {LIMIT:?}",
+                kept.records.len(),
+                case.records
+            );
+            ring.ready().await;
+            ring.drain(usize::MAX, |record| kept.consider(record, case, process));
+        }
+        kept.records.truncate(case.records);
+        kept.records
+    })
+}
+
+/// The records chosen so far.
+#[derive(Default)]
+struct Kept {
+    records: Vec<Vec<u64>>,
+    instructions: HashSet<u64>,
+}
+
+impl Kept {
+    fn consider(&mut self, record: &[u8], case: &Case, process: &Process) {
+        let Ok(Event::Sample(sample)) = decode(record) else {
+            return;
+        };
+        let mut frames = Vec::new();
+        unwind(&sample, process, &mut frames);
+        // The names in the vdso are those of the machine that replays.
+        let in_file = |address: &u64| process.locate(*address).is_some_and(|m| m.has_file);
+        let new = self.instructions.insert(sample.head.ip);
+        let lost = frames.get(1) != sample.callers.first().map(|call| call - 1).as_ref();
+        let enough = self.records.len() >= FIRST_RECORDS && !new && sample.kernel.is_empty();
+        let plain = case.only_lost_callers && !lost;
+        let user_only = case.kernel_stacks && sample.kernel.is_empty() && !new;
+        if !frames.iter().all(in_file) || enough || plain || user_only {
+            return;
+        }
+        let (words, rest) = record.as_chunks::<8>();
+        assert!(rest.is_empty(), "a record of whole words");
+        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
+        self.records.push(words.collect());
+    }
+}
+
+/// The lines of `/proc/kallsyms` that name the kernel addresses in `records`,
+/// with the symbol that ends each.
+fn kernel_symbols(records: &[Vec<u64>]) -> String {
+    let table = read("/proc/kallsyms");
+    let mut symbols: BTreeMap<u64, &str> = BTreeMap::new();
+    for line in table.lines() {
+        let address = line.split(' ').next().expect("an address");
+        let address = u64::from_str_radix(address, 16).expect("an address");
+        symbols.entry(address).or_insert(line);
+    }
+    let mut kept: BTreeMap<u64, &str> = BTreeMap::new();
+    for record in records {
+        let Ok(Event::Sample(sample)) = decode(fixture::bytes_of(record)) else {
+            continue;
+        };
+        for address in sample.kernel {
+            for call in [*address, address - 1] {
+                kept.extend(symbols.range(..=call).next_back());
+                kept.extend(symbols.range(call + 1..).next());
+            }
+        }
+    }
+    kept.values().map(|line| format!("{line}\n")).collect()
+}

@@ -1,0 +1,146 @@
+//! Zeroes of a Go binary what the replay of some records cannot miss. Finds
+//! that out by trying, so that it knows nothing of Go's tables.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use goprof::gobinary::{GoBinary, GoFrame, GoFunction};
+use goprof::image::Image;
+use goprof::process::Process;
+
+/// The smallest piece that is zeroed, in bytes.
+const PIECE: usize = 1024;
+/// Bytes at the start that are kept: the ELF header and program headers.
+const HEADERS: usize = 4096;
+
+/// The link-time address of every word of the records that may be an address
+/// in Go's code, and of the byte before it, whichever of them the present way
+/// of unwinding uses.
+pub fn code_words(records: &[Vec<u64>], process: &Process) -> BTreeSet<u64> {
+    let words = records.iter().flatten();
+    words
+        .flat_map(|word| [*word, word.wrapping_sub(1)])
+        .filter_map(|address| process.locate(address)?.go_address(address))
+        .collect()
+}
+
+/// What the tables say of an address.
+type Facts = (Option<GoFunction>, Option<i32>, Option<Vec<GoFrame>>);
+
+/// The binary with zeros in place of what neither recognising it nor looking
+/// up `addresses` needs.
+pub fn trim(binary: &Path, addresses: &BTreeSet<u64>) -> Vec<u8> {
+    let whole = std::fs::read(binary).expect("read the program");
+    let copy = tempfile::NamedTempFile::new().expect("make a file");
+    std::fs::write(copy.path(), &whole).expect("copy the program");
+    let mut trimmer = Trimmer {
+        original: open(copy.path()).expect("the program is Go's"),
+        facts: Vec::new(),
+        path: copy.path(),
+        file: File::options()
+            .write(true)
+            .open(copy.path())
+            .expect("open the copy"),
+        keep: section_headers(&whole),
+        bytes: whole,
+    };
+    let original = &trimmer.original;
+    trimmer.facts = addresses
+        .iter()
+        .map(|address| (*address, facts(original, *address)))
+        .collect();
+    // Of the tables of the copy the original's facts are read no more.
+    trimmer.zero(HEADERS..trimmer.bytes.len());
+    trimmer.bytes
+}
+
+struct Trimmer<'a> {
+    original: GoBinary,
+    facts: Vec<(u64, Facts)>,
+    path: &'a Path,
+    file: File,
+    keep: [Range<usize>; 2],
+    bytes: Vec<u8>,
+}
+
+impl Trimmer<'_> {
+    /// Zeroes all of the range if that changes nothing, else as much of its
+    /// halves as can be.
+    fn zero(&mut self, range: Range<usize>) {
+        let part = &self.bytes[range.clone()];
+        if part.iter().all(|byte| *byte == 0) {
+            return;
+        }
+        let kept = self
+            .keep
+            .iter()
+            .any(|keep| keep.start < range.end && range.start < keep.end);
+        if !kept {
+            self.write(range.start, &vec![0; range.len()]);
+            if self.is_unchanged() {
+                self.bytes[range].fill(0);
+                return;
+            }
+            self.write(range.start, &self.bytes[range.clone()]);
+        }
+        if range.len() > PIECE {
+            let middle = range.start + (range.len() / 2).next_multiple_of(PIECE);
+            self.zero(range.start..middle);
+            self.zero(middle..range.end);
+        }
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) {
+        self.file
+            .write_all_at(bytes, offset as u64)
+            .expect("write the copy");
+    }
+
+    fn is_unchanged(&self) -> bool {
+        open(self.path).is_some_and(|binary| {
+            binary.version() == self.original.version()
+                && binary.build_info() == self.original.build_info()
+                && binary.build_id() == self.original.build_id()
+                && binary.text() == self.original.text()
+                && self
+                    .facts
+                    .iter()
+                    .all(|(address, known)| facts(&binary, *address) == *known)
+        })
+    }
+}
+
+fn open(path: &Path) -> Option<GoBinary> {
+    let image = Image::open(File::open(path).ok()?).ok()?;
+    GoBinary::parse(Arc::new(image)).ok()
+}
+
+fn facts(binary: &GoBinary, address: u64) -> Facts {
+    let mut frames = Vec::new();
+    let found = binary.frames(address, &mut frames);
+    (
+        binary.function(address),
+        binary.stack_delta(address),
+        found.ok().map(|()| frames),
+    )
+}
+
+/// The section headers and their names, kept so that the tables are found in
+/// the replay by the same way as in the program.
+fn section_headers(elf: &[u8]) -> [Range<usize>; 2] {
+    let word = |at: usize| {
+        let bytes = elf[at..at + 8].first_chunk().expect("eight bytes");
+        usize::try_from(u64::from_le_bytes(*bytes)).expect("an offset")
+    };
+    // Elf64_Ehdr: e_shoff at 40, e_shnum at 60, e_shstrndx at 62; Elf64_Shdr:
+    // 64 bytes, sh_offset at 24, sh_size at 32.
+    let half = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
+    let (table, count, names) = (word(40), half(60), half(62));
+    let names = table + 64 * names;
+    let (offset, size) = (word(names + 24), word(names + 32));
+    [table..table + 64 * count, offset..offset + size]
+}

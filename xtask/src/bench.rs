@@ -1,0 +1,149 @@
+//! `cargo xtask bench`: what goprof costs, beside perf and Go's own profiler.
+//! It prints and records figures and judges none: a slow machine fails nothing.
+
+mod cost;
+mod machine;
+mod probe;
+mod process;
+mod report;
+mod stats;
+mod symbols;
+mod throughput;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::go::Go;
+use crate::test;
+use crate::workspace::Workspace;
+use machine::{Machine, Ticks};
+use report::{Report, Section};
+
+/// The rate that goprof and perf are compared at, in samples a second and CPU.
+const RATE_HZ: u32 = 99;
+
+/// Above this many processes that want a CPU, others are at work.
+const QUIET_LOAD: f64 = 0.3;
+
+type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
+
+const MEASUREMENTS: [Measurement; 4] = [
+    ("throughput", throughput::measure),
+    ("cost", cost::measure),
+    ("probe", probe::measure),
+    ("symbols", symbols::measure),
+];
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these measurements
+    #[arg(value_name = "MEASUREMENT", value_parser = MEASUREMENTS.map(|(name, _)| name))]
+    measurements: Vec<String>,
+    /// Short runs, to see that everything works: rough figures
+    #[arg(long)]
+    quick: bool,
+    /// The Go program of at least 100 MB whose symbols are loaded (default:
+    /// Debian's packer)
+    #[arg(long, value_name = "FILE")]
+    large_binary: Option<PathBuf>,
+}
+
+/// What every measurement needs.
+struct Bench<'a> {
+    workspace: &'a Workspace,
+    go: Go,
+    goprof: PathBuf,
+    perf: PathBuf,
+    /// Where profiles and programs go.
+    folder: PathBuf,
+    cpus: usize,
+    quick: bool,
+    large_binary: Option<PathBuf>,
+}
+
+/// Measures what was asked for, or everything, and writes the results. Those of
+/// everything, not quick, go into the documentation as well.
+pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    test::require_root("cargo xtask bench")?;
+    test::mount_tracefs()?;
+    let bench = Bench::prepare(workspace, args)?;
+    let mut machine = Machine::look(&bench)?;
+    if machine.load_before > QUIET_LOAD {
+        bench.progress(&format!(
+            "others are at work (load {}): the figures will be noisy",
+            machine.load_before
+        ));
+    }
+    let before = Ticks::now()?;
+    let mut sections = Vec::new();
+    for (name, measure) in MEASUREMENTS {
+        if args.measurements.is_empty() || args.measurements.iter().any(|wanted| wanted == name) {
+            sections.push(measure(&bench).with_context(|| format!("measure {name}"))?);
+        }
+    }
+    machine.stolen_share = Ticks::now()?.stolen_share_since(before);
+    let report = Report {
+        machine,
+        quick: args.quick,
+        sections,
+    };
+    println!("{}", report.table());
+    let results = bench.folder.join("results.json");
+    let mut json = serde_json::to_vec_pretty(&report).context("encode the results")?;
+    json.push(b'\n');
+    fs::write(&results, json).with_context(|| format!("write {}", results.display()))?;
+    println!("Every run: {}", results.display());
+    if args.measurements.is_empty() && !args.quick {
+        let document = workspace.root.join("docs/performance.md");
+        report.write_into(&document)?;
+        println!("Written into {}", document.display());
+    }
+    Ok(())
+}
+
+impl<'a> Bench<'a> {
+    fn prepare(workspace: &'a Workspace, args: &Args) -> Result<Self> {
+        let perf = command::find("perf").context(
+            "perf is measured beside goprof, and this machine has none: \
+             run `apt-get install linux-perf` (or your system's package of perf)",
+        )?;
+        let go = Go::prepare(workspace)?;
+        let goprof = test::build_goprof(workspace)?;
+        let folder = workspace.target().join("bench");
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        Ok(Self {
+            workspace,
+            go,
+            goprof,
+            perf,
+            folder,
+            cpus: std::thread::available_parallelism()
+                .context("count the CPUs")?
+                .get(),
+            quick: args.quick,
+            large_binary: args.large_binary.clone(),
+        })
+    }
+
+    /// Builds a program of `tests/go/` with the Go at hand.
+    fn build_go(&self, name: &str) -> Result<PathBuf> {
+        let program = self.folder.join(name);
+        let mut build = self.go.command(None);
+        build
+            .args(["build", "-buildvcs=false", "-o"])
+            .arg(&program)
+            .arg(format!("./{name}"))
+            .current_dir(self.workspace.root.join("tests/go"))
+            .env("CGO_ENABLED", "0");
+        command::run(&mut build)?;
+        Ok(program)
+    }
+
+    fn progress(&self, what: &str) {
+        eprintln!("xtask: {what}");
+    }
+}

@@ -1,0 +1,270 @@
+//! What the names of a large Go binary cost goprof's library, beside
+//! `go tool addr2line` for the same addresses. Every process starts anew; the
+//! file is in the page cache for both.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::Bench;
+use super::process;
+use super::report::{Figure, Section};
+use super::stats::Summary;
+use crate::command;
+use crate::debian::{self, Package};
+
+/// A Debian package with one Go program of 107 MB.
+const PACKAGE: &str = "packer";
+const PROGRAM: &str = "usr/bin/packer";
+
+/// Smaller binaries are refused: the figures would be praised for the wrong
+/// reason.
+const MIN_SIZE_BYTES: u64 = 100_000_000;
+
+/// What `symbols name` prints.
+#[derive(Debug, Deserialize)]
+struct Naming {
+    go_version: String,
+    parse_ms: f64,
+    opened_kb: f64,
+    addresses: f64,
+    frames: f64,
+    unnamed: f64,
+    name_ms: f64,
+    named_kb: f64,
+    resident_kb: f64,
+}
+
+/// What both tools are given.
+struct Inputs {
+    symbols: PathBuf,
+    addr2line: PathBuf,
+    binary: PathBuf,
+    size_bytes: u64,
+    addresses: PathBuf,
+    /// A single address: what the tool takes to load.
+    one: PathBuf,
+}
+
+/// Measures.
+pub fn measure(bench: &Bench) -> Result<Section> {
+    let (rounds, count) = if bench.quick {
+        (3, 20_000)
+    } else {
+        (11, 100_000)
+    };
+    bench.progress("symbols: preparing");
+    let inputs = prepare(bench, count)?;
+    let agreeing = agreement(&inputs)?;
+    let (mut ours, mut loads_s, mut wholes_s) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        bench.progress(&format!("symbols: round {} of {rounds}", round + 1));
+        let mut name = Command::new(&inputs.symbols);
+        name.arg("name").arg(&inputs.binary);
+        name.stdin(open(&inputs.addresses)?);
+        let output = name.output().context("run the example `symbols`")?;
+        if !output.status.success() {
+            bail!("`{}` failed: {}", command::line(&name), output.status);
+        }
+        let naming: Naming =
+            serde_json::from_slice(&output.stdout).context("read what `symbols` measured")?;
+        ours.push(naming);
+        let addr2line = |addresses: &Path| {
+            let mut tool = Command::new(&inputs.addr2line);
+            process::cost_reading(tool.arg(&inputs.binary), open(addresses)?)
+        };
+        loads_s.push(addr2line(&inputs.one)?.wall_s);
+        wholes_s.push(addr2line(&inputs.addresses)?.wall_s);
+    }
+    Ok(section(&inputs, &ours, &loads_s, &wholes_s, agreeing))
+}
+
+fn open(path: &Path) -> Result<Stdio> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    Ok(Stdio::from(file))
+}
+
+fn prepare(bench: &Bench, count: u32) -> Result<Inputs> {
+    let binary = match &bench.large_binary {
+        Some(binary) => binary.clone(),
+        None => {
+            let package = Package {
+                name: PACKAGE,
+                version: None,
+                suite: None,
+            };
+            debian::unpack(bench.workspace, &package)
+                .context("give a Go program of at least 100 MB with --large-binary FILE instead")?
+                .join(PROGRAM)
+        }
+    };
+    // Reading it all puts it into the page cache.
+    let size_bytes = fs::read(&binary)
+        .with_context(|| format!("read {}", binary.display()))?
+        .len() as u64;
+    if size_bytes < MIN_SIZE_BYTES {
+        bail!("{} is smaller than 100 MB", binary.display());
+    }
+    let mut build = bench.workspace.cargo();
+    build.args(["build", "--release", "--package", "goprof", "--example"]);
+    command::run(build.arg("symbols"))?;
+    let symbols = bench.workspace.target().join("release/examples/symbols");
+
+    // Since Go 1.25 the tool is built when first used; then this is its path.
+    command::output(bench.go.command(None).args(["tool", "addr2line", "--help"])).ok();
+    let addr2line = command::output(bench.go.command(None).args(["tool", "-n", "addr2line"]))?;
+    let mut choose = Command::new(&symbols);
+    choose.arg("addresses").arg(&binary).arg(count.to_string());
+    let chosen = command::output(&mut choose)?;
+    let [addresses, one] = ["addresses.txt", "address.txt"].map(|name| bench.folder.join(name));
+    fs::write(&addresses, &chosen).context("write the addresses")?;
+    let first = chosen.split_inclusive('\n').next().unwrap_or_default();
+    fs::write(&one, first).context("write an address")?;
+    Ok(Inputs {
+        symbols,
+        addr2line: PathBuf::from(addr2line.trim()),
+        binary,
+        size_bytes,
+        addresses,
+        one,
+    })
+}
+
+/// The share of addresses for which both tools say the same function, file and
+/// line: speed is worth nothing without it.
+fn agreement(inputs: &Inputs) -> Result<f64> {
+    let mut ours = Command::new(&inputs.symbols);
+    ours.arg("answer").arg(&inputs.binary);
+    let mut theirs = Command::new(&inputs.addr2line);
+    theirs.arg(&inputs.binary);
+    let answers = |tool: &mut Command| -> Result<String> {
+        let output = tool
+            .stdin(open(&inputs.addresses)?)
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("start `{}`", command::line(tool)))?;
+        if !output.status.success() {
+            bail!("`{}` failed: {}", command::line(tool), output.status);
+        }
+        String::from_utf8(output.stdout).context("a tool answered something other than text")
+    };
+    Ok(agreeing(&answers(&mut ours)?, &answers(&mut theirs)?))
+}
+
+/// The share of answers, of two lines each, that are the same.
+fn agreeing(ours: &str, theirs: &str) -> f64 {
+    let pairs = |text: &str| -> Vec<String> {
+        let lines: Vec<&str> = text.lines().collect();
+        lines.chunks(2).map(|pair| pair.join("\n")).collect()
+    };
+    let (ours, theirs) = (pairs(ours), pairs(theirs));
+    let same = ours.iter().zip(&theirs).filter(|(a, b)| a == b).count();
+    same as f64 / ours.len().max(theirs.len()).max(1) as f64
+}
+
+fn section(
+    inputs: &Inputs,
+    ours: &[Naming],
+    loads_s: &[f64],
+    wholes_s: &[f64],
+    agreeing: f64,
+) -> Section {
+    let addresses = ours.first().map_or(0.0, |naming| naming.addresses);
+    let version = ours.first().map_or("", |naming| &naming.go_version);
+    let each = |value: fn(&Naming) -> f64| Summary::of(ours.iter().map(value));
+    let rates: Vec<f64> = ours
+        .iter()
+        .map(|naming| naming.addresses / naming.name_ms * 1e3)
+        .collect();
+    let their_rates: Vec<f64> = wholes_s
+        .iter()
+        .zip(loads_s)
+        .map(|(whole, load)| addresses / (whole - load))
+        .collect();
+    let name = inputs
+        .binary
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let figure = |id, what: &str, unit, summary| Figure::new(id, what, unit, summary);
+    Section {
+        title: "Names of a large Go binary",
+        method: format!(
+            "{name} ({:.0} MB, {version}): {addresses} addresses spread over its code, each tool \
+             started anew each round with the file in the page cache. Of goprof's answers {:.3}% \
+             are those of go tool addr2line (function, file, line); {:.0} have no name. addr2line \
+             names no inlined calls; its rate is without loading.",
+            inputs.size_bytes as f64 / 1e6,
+            agreeing * 100.0,
+            each(|naming| naming.unnamed).median,
+        ),
+        figures: vec![
+            figure("symbols.parse", "goprof: load", "ms", each(|n| n.parse_ms)),
+            figure(
+                "symbols.addr2line_load",
+                "addr2line: start, load, one address",
+                "ms",
+                Summary::of(loads_s.iter().map(|seconds| seconds * 1e3)),
+            ),
+            figure(
+                "symbols.loaded_memory",
+                "goprof: own memory once loaded",
+                "kB",
+                each(|n| n.opened_kb),
+            ),
+            figure(
+                "symbols.named_memory",
+                "goprof: own memory once all are named",
+                "kB",
+                each(|n| n.named_kb),
+            ),
+            figure(
+                "symbols.resident",
+                "goprof: the same with pages of the file, shared",
+                "kB",
+                each(|n| n.resident_kb),
+            ),
+            figure(
+                "symbols.frames",
+                "goprof: frames named, inlined ones included",
+                "per s",
+                each(|n| n.frames / n.name_ms * 1e3),
+            ),
+            figure(
+                "symbols.addresses",
+                "goprof: addresses named",
+                "per s",
+                Summary::of(rates.iter().copied()),
+            ),
+            figure(
+                "symbols.addr2line",
+                "addr2line: addresses named",
+                "per s",
+                Summary::of(their_rates.iter().copied()),
+            ),
+            figure(
+                "symbols.ratio",
+                "goprof over addr2line, addresses a second",
+                "ratio",
+                Summary::of_ratios(&rates, &their_rates),
+            ),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_agree_where_both_lines_do() {
+        let ours = "main.a\na.go:1\nmain.b\nb.go:2\n";
+        assert_eq!(agreeing(ours, ours), 1.0);
+        assert_eq!(agreeing(ours, "main.a\na.go:1\nmain.b\nb.go:3\n"), 0.5);
+        assert_eq!(agreeing(ours, "main.a\na.go:1\n"), 0.5);
+        assert_eq!(agreeing("", ""), 0.0);
+    }
+}
