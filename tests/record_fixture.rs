@@ -150,8 +150,8 @@ impl Kept {
         unwind(&sample, process, &mut frames);
         // The names in the vdso are those of the machine that replays.
         let in_file = |address: &u64| process.locate(*address).is_some_and(|m| m.has_file);
-        let new = self.instructions.insert(sample.head.ip);
-        let lost = frames.get(1) != sample.callers.first().map(|call| call - 1).as_ref();
+        let new = self.instructions.insert(sample.thread.ip);
+        let lost = frames.get(1) != sample.thread.callers.first().map(|call| call - 1).as_ref();
         let enough = self.records.len() >= FIRST_RECORDS && !new && sample.kernel.is_empty();
         let plain = case.only_lost_callers && !lost;
         let user_only = case.kernel_stacks && sample.kernel.is_empty() && !new;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use goprof::aggregate::Window;
+use goprof::aggregate::{Owner, Window};
 use goprof::decode::{Event, decode};
 use goprof::process::{ProcessIndex, ProcessTable};
 use goprof::profile::{self, Format, proto};
@@ -109,9 +109,13 @@ fn replay(fixture: &Fixture) -> Replay {
         assert!(!unwound.unmapped, "an address in no mapping: {frames:x?}");
         *ends.entry(unwound.end).or_default() += 1;
         table.note_cgroup(index, sample.head.cgroup_id);
-        let thread = (fixture.case.threads).then_some((sample.head.header.tid, sample.head.comm));
+        let owner = Owner {
+            process: index,
+            thread: (fixture.case.threads).then_some((sample.head.header.tid, sample.head.comm)),
+            ..Owner::default()
+        };
         let stack = [sample.kernel, &frames].concat();
-        window.add(index, thread, &stack, sample.head.kernel_frames);
+        window.add(owner, &stack, sample.head.kernel_frames);
     }
     let taken = Taken {
         event: symbolize::Event::Cpu,

@@ -168,20 +168,40 @@ mod tests {
         pid: 3,
         tid: 4,
     };
-    const HEAD: wire::Sample = wire::Sample {
-        header: HEADER,
-        cgroup_id: 5,
-        comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+    const SEGMENT: wire::Segment = wire::Segment {
         ip: 6,
         sp: 7,
         fp: 8,
         lr: 9,
-        user_frames: 3,
+        frames: 3,
         slice_words: 2,
-        kernel_frames: 1,
         walk_end: WalkEnd::Unreadable as u8,
-        flags: wire::flags::IN_USER,
+        reserved: [0; 3],
     };
+    const HEAD: wire::Sample = wire::Sample {
+        header: HEADER,
+        cgroup_id: 5,
+        comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+        goid: 17,
+        thread: SEGMENT,
+        goroutine: wire::Segment {
+            frames: 1,
+            slice_words: 0,
+            ..SEGMENT
+        },
+        kernel_frames: 1,
+        labels_words: 3,
+        labels: 1,
+        labels_missed: 0,
+        flags: wire::flags::IN_USER,
+        reserved: 0,
+    };
+    /// The words that [`HEAD`] counts: two segments, a kernel frame, and a
+    /// label of three and nine bytes, cut after its header and key.
+    const WORDS: [u64; 10] = [10, 11, 12, 20, 21, 13, 30, LABEL, KEY, VALUE];
+    const LABEL: u64 = u64::from_ne_bytes([3, 0, 2, 0, 1, 0, 0, 0]);
+    const KEY: u64 = u64::from_ne_bytes(*b"key\0\0\0\0\0");
+    const VALUE: u64 = u64::from_ne_bytes(*b"va\0\0\0\0\0\0");
 
     /// A record in words, aligned as the ring buffer aligns it.
     fn record(head: &wire::Sample, payload: &[u64]) -> Vec<u64> {
@@ -192,15 +212,48 @@ mod tests {
 
     #[test]
     fn reads_each_part_of_a_sample() {
-        let record = record(&HEAD, &[10, 11, 12, 20, 21, 30]);
-        let expected = Sample {
-            head: &HEAD,
-            walk_end: WalkEnd::Unreadable,
-            callers: &[10, 11, 12],
-            slice: &[20, 21],
-            kernel: &[30],
+        let record = record(&HEAD, &WORDS);
+        let Ok(Event::Sample(sample)) = decode(record.as_bytes()) else {
+            panic!("a sample");
         };
-        assert_eq!(decode(record.as_bytes()), Ok(Event::Sample(expected)));
+        assert_eq!(sample.head, &HEAD);
+        assert_eq!(sample.thread.walk_end, WalkEnd::Unreadable);
+        assert_eq!(sample.thread.callers, [10, 11, 12]);
+        assert_eq!(sample.thread.slice, [20, 21]);
+        assert_eq!(sample.goroutine.map(|g| g.callers), Some(&[13][..]));
+        assert_eq!(sample.kernel, [30]);
+        let labels: Vec<Label<'_>> = sample.labels().collect();
+        let expected = Label {
+            key: b"key",
+            value: b"va",
+            truncated: true,
+        };
+        assert_eq!(labels, [expected]);
+    }
+
+    #[test]
+    fn labels_that_claim_too_much_are_none() {
+        let long = u64::from_ne_bytes([255, 255, 2, 0, 0, 0, 0, 0]);
+        let mut words = WORDS;
+        words[7] = long;
+        let record = record(&HEAD, &words);
+        let Ok(Event::Sample(sample)) = decode(record.as_bytes()) else {
+            panic!("a sample");
+        };
+        assert_eq!(sample.labels().count(), 0);
+    }
+
+    #[test]
+    fn a_goroutine_on_its_own_stack_has_no_second_segment() {
+        let head = wire::Sample {
+            goroutine: wire::Segment::default(),
+            ..HEAD
+        };
+        let record = record(&head, &WORDS);
+        let Ok(Event::Sample(sample)) = decode(record.as_bytes()) else {
+            panic!("a sample");
+        };
+        assert_eq!(sample.goroutine, None);
     }
 
     #[test]
@@ -218,7 +271,7 @@ mod tests {
 
     #[test]
     fn every_truncation_is_short() {
-        let sample = record(&HEAD, &[0; 6]);
+        let sample = record(&HEAD, &WORDS);
         for length in 0..sample.as_bytes().len() {
             let cut = &sample.as_bytes()[..length];
             assert_eq!(decode(cut), Err(DecodeError::Short), "at {length}");
@@ -236,21 +289,27 @@ mod tests {
     #[test]
     fn counts_beyond_the_record_are_short() {
         let many = wire::MAX_PAYLOAD_WORDS as u16;
-        for (user_frames, slice_words, kernel_frames) in [
-            (4, 2, 1),
-            (3, 3, 1),
-            (3, 2, 2),
-            (u16::MAX, u16::MAX, u16::MAX),
-            (0, 0, u16::MAX),
-            (many, 0, 0),
+        for (frames, slice_words, kernel_frames, labels_words) in [
+            (4, 2, 1, 3),
+            (3, 3, 1, 3),
+            (3, 2, 2, 3),
+            (3, 2, 1, 4),
+            (u16::MAX, u16::MAX, u16::MAX, u16::MAX),
+            (0, 0, u16::MAX, 0),
+            (0, 0, 0, u16::MAX),
+            (many, 0, 0, 0),
         ] {
             let head = wire::Sample {
-                user_frames,
-                slice_words,
+                thread: wire::Segment {
+                    frames,
+                    slice_words,
+                    ..SEGMENT
+                },
                 kernel_frames,
+                labels_words,
                 ..HEAD
             };
-            let record = record(&head, &[0; 6]);
+            let record = record(&head, &WORDS);
             assert_eq!(decode(record.as_bytes()), Err(DecodeError::Short));
         }
     }
@@ -258,8 +317,14 @@ mod tests {
     #[test]
     fn an_unknown_end_of_the_walk_is_refused() {
         for walk_end in 0..=u8::MAX {
-            let head = wire::Sample { walk_end, ..HEAD };
-            let record = record(&head, &[0; 6]);
+            let head = wire::Sample {
+                thread: wire::Segment {
+                    walk_end,
+                    ..SEGMENT
+                },
+                ..HEAD
+            };
+            let record = record(&head, &WORDS);
             let known = WalkEnd::from_u8(walk_end).is_some();
             assert_eq!(decode(record.as_bytes()).is_ok(), known, "{walk_end}");
         }
@@ -281,18 +346,29 @@ mod tests {
             return;
         };
         let head = sample.head;
+        // A second segment without registers is none, but its words are there.
+        let none = (head.goroutine.ip == 0).then_some(&[][..]);
+        let goroutine = sample.goroutine.map(|g| (g.callers, g.slice));
+        let (callers, slice) = goroutine.unwrap_or_default();
+        if none.is_some() && (head.goroutine.frames, head.goroutine.slice_words) != (0, 0) {
+            return;
+        }
         let parts = [
-            (sample.callers, head.user_frames),
-            (sample.slice, head.slice_words),
+            (sample.thread.callers, head.thread.frames),
+            (sample.thread.slice, head.thread.slice_words),
+            (none.unwrap_or(callers), head.goroutine.frames),
+            (none.unwrap_or(slice), head.goroutine.slice_words),
             (sample.kernel, head.kernel_frames),
         ];
         let mut at = bytes.as_ptr().wrapping_add(size_of::<wire::Sample>());
         for (words, count) in parts {
             assert_eq!(words.len(), usize::from(count));
-            assert_eq!(words.as_ptr().cast(), at);
+            assert!(words.is_empty() || words.as_ptr().cast() == at);
             at = at.wrapping_add(words.len() * 8);
         }
-        assert!(at <= bytes.as_ptr_range().end);
+        assert_eq!(sample.labels.as_ptr(), at);
+        assert!(sample.labels.as_ptr_range().end <= bytes.as_ptr_range().end);
+        assert!(sample.labels().count() <= sample.labels.len() / 8);
     }
 
     #[test]

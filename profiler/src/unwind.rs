@@ -196,6 +196,9 @@ impl Stack<'_> {
             let Some(function) = self.function(address) else {
                 continue;
             };
+            if function.kind.is_injected() {
+                self.return_to_instruction(index);
+            }
             match function.kind {
                 // Left out, as in Go's own profiles.
                 FuncKind::Goexit => {
@@ -228,6 +231,22 @@ impl Stack<'_> {
         Cut::None
     }
 
+    /// What seems to have called the function at `index` was interrupted, by a
+    /// fault or for preemption: the call into it was put in afterwards, and the
+    /// address is the instruction's own, not one behind a call.
+    fn return_to_instruction(&mut self, index: usize) {
+        // Between sigpanic and the instruction can stand the assembly that
+        // calls it, sigpanic0.
+        let next = self.frames.get(index + 1).copied();
+        let through_assembly = next
+            .and_then(|address| self.function(address))
+            .is_some_and(|function| function.asm);
+        let at = index + 1 + usize::from(through_assembly);
+        if let Some(address) = self.frames.get_mut(at).filter(|address| **address != GAP) {
+            *address = address.wrapping_add(1);
+        }
+    }
+
     /// Appends the callers of a segment's instruction.
     fn callers(&mut self, segment: &Segment<'_>) -> StackEnd {
         let chain_end = match segment.walk_end {
@@ -237,8 +256,13 @@ impl Stack<'_> {
             WalkEnd::Malformed => StackEnd::NoFramePointer,
             WalkEnd::NoRegisters => StackEnd::NoRegisters,
         };
+        // A function that writes the stack pointer itself goes over to another
+        // stack, and the tables do not say where in it.
         let delta = self
-            .go(segment.ip, |binary, address| binary.stack_delta(address))
+            .go(segment.ip, |binary, address| {
+                let writes_sp = binary.function(address)?.sp_write;
+                binary.stack_delta(address).filter(|_| !writes_sp)
+            })
             .and_then(|delta| u64::try_from(delta).ok());
         let Some(delta) = delta else {
             self.push_calls(segment.callers);
@@ -258,7 +282,11 @@ impl Stack<'_> {
             self.push_calls(segment.callers);
             return StackEnd::SliceTooShort;
         };
-        self.frames.push(return_address.wrapping_sub(1));
+        let call = return_address.wrapping_sub(1);
+        self.frames.push(match self.process.locate(call) {
+            Some(_) => call,
+            None => GAP,
+        });
 
         let saved = word(segment, return_slot.wrapping_sub(8)).filter(|_| delta >= 8);
         let chain_is_callers = delta == 0

@@ -309,6 +309,16 @@ pub enum FuncKind {
 }
 
 impl FuncKind {
+    /// Whether the runtime puts calls to this function onto a stack from a
+    /// signal handler, so that it returns to an instruction that was never a
+    /// call (`runtime.unwinder.symPC`, all versions).
+    pub fn is_injected(self) -> bool {
+        matches!(
+            self,
+            FuncKind::SigPanic | FuncKind::AsyncPreempt | FuncKind::DebugCall
+        )
+    }
+
     /// Whether Go leaves out a [`FuncKind::Wrapper`] that called this function.
     /// It keeps those whose callee panicked on the wrapper's behalf
     /// (`runtime.elideWrapperCalling`, all versions).
