@@ -7,6 +7,7 @@ mod debian;
 mod demo;
 mod ebpf;
 mod go;
+mod goffsets;
 mod test;
 mod tidy;
 mod workspace;
@@ -34,6 +35,8 @@ enum Xtask {
     Ci(ci::Args),
     /// Print the path of a Go toolchain, fetched if it is missing
     Go(go::Args),
+    /// Make the table of the runtime's struct offsets
+    Goffsets(goffsets::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,5 +60,6 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Tidy => tidy::run(&workspace),
         Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
+        Xtask::Goffsets(args) => goffsets::run(&workspace, &args),
     }
 }
