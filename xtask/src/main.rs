@@ -9,6 +9,7 @@ mod demo;
 mod ebpf;
 mod fixture;
 mod go;
+mod goffsets;
 mod test;
 mod tidy;
 mod workspace;
@@ -40,6 +41,8 @@ enum Xtask {
     Go(go::Args),
     /// Record cases of bpf-fixtures/ for the replay tests
     Fixture(fixture::Args),
+    /// Make the table of the runtime's struct offsets
+    Goffsets(goffsets::Args),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +68,6 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
         Xtask::Fixture(args) => fixture::run(&workspace, &args),
+        Xtask::Goffsets(args) => goffsets::run(&workspace, &args),
     }
 }

@@ -106,6 +106,8 @@ pub(super) struct Section {
     pub vaddr: u64,
     /// Where its bytes are in the file.
     pub range: Range<usize>,
+    /// The bytes are compressed, after a header that says how.
+    pub compressed: bool,
 }
 
 impl Section {
@@ -185,9 +187,11 @@ impl Elf {
             let (offset, size) = section
                 .file_range(LittleEndian)
                 .filter(|(_, size)| found && *size > 0)?;
+            let flags = section.sh_flags(LittleEndian);
             Some(Section {
                 vaddr: section.sh_addr(LittleEndian),
                 range: in_file(data, offset, size)?,
+                compressed: flags.contains(elf::SHF_COMPRESSED),
             })
         })
     }
@@ -243,6 +247,7 @@ impl Elf {
                 Some(Section {
                     vaddr: segment.vaddr,
                     range: segment.file_range(data.len())?,
+                    compressed: false,
                 })
             })
     }

@@ -4,10 +4,14 @@
 
 mod buildinfo;
 mod bytes;
+mod dwarf;
 mod elf;
 mod inline;
 mod moduledata;
+mod offsets;
+mod offsets_table;
 mod pclntab;
+mod structs;
 mod version;
 
 use std::ops::Range;
@@ -18,6 +22,10 @@ use thiserror::Error;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use inline::GoFrame;
+pub use offsets::RuntimeOffsets;
+pub use structs::{
+    GOffsets, LabelFormat, MOffsets, SavedRegisters, StructOffsets, SyscallRegisters,
+};
 pub use version::{FuncKind, GoVersion};
 
 use crate::image::Image;
@@ -225,6 +233,12 @@ impl GoBinary {
         (0..view.functions)
             .filter_map(move |index| view.func(index))
             .filter_map(|func| self.describe(&func))
+    }
+
+    /// Where the fields of the runtime's structs are. Reads DWARF, which takes
+    /// some milliseconds to a second, only where the version says too little.
+    pub fn runtime_offsets(&self) -> RuntimeOffsets {
+        RuntimeOffsets::of(&self.version, &self.elf, self.image.bytes())
     }
 
     fn view(&self) -> View<'_> {

@@ -14,6 +14,7 @@ pub struct GoVersion {
     minor: u16,
     patch: Option<u16>,
     devel: bool,
+    release: bool,
 }
 
 impl GoVersion {
@@ -35,6 +36,13 @@ impl GoVersion {
             minor,
             patch: patch.map(|(number, _)| number),
             devel,
+            // Since 1.21 every release has a patch number. Snapshots of some who
+            // build Go themselves have none: `go1.22-20240109-RC01`.
+            release: !devel
+                && match patch {
+                    Some((_, rest)) => !rest.starts_with("rc") && !rest.starts_with("beta"),
+                    None => rest.is_empty() && minor <= 20,
+                },
         })
     }
 
@@ -57,6 +65,12 @@ impl GoVersion {
     /// version before.
     pub fn is_devel(&self) -> bool {
         self.devel
+    }
+
+    /// Whether it is a release, possibly with somebody's own patches: not a
+    /// snapshot, beta or candidate.
+    pub fn is_release(&self) -> bool {
+        self.release
     }
 
     /// Whether it is newer than every version whose layouts goprof knows. Its
@@ -469,6 +483,22 @@ mod tests {
         assert_eq!(first("go1.31.1"), [27]);
         assert_eq!(first("devel go1.27-0123abc"), [27, 26]);
         assert_eq!(first("go2.0"), [27]);
+    }
+
+    #[test]
+    fn releases_are_told_from_what_leads_to_them() {
+        let release = |raw| GoVersion::parse(raw).unwrap().is_release();
+        assert!(release("go1.26.8"));
+        assert!(release("go1.20"));
+        assert!(release("go1.21.0"));
+        assert!(release("go1.22.5 X:boringcrypto"));
+        assert!(release("go1.21.13 (Red Hat 1.21.13-4.el9_4)"));
+        assert!(release("go1.21.3-fips cl/1234"));
+        assert!(!release("go1.22rc1"));
+        assert!(!release("go1.20beta1"));
+        assert!(!release("go1.22"));
+        assert!(!release("go1.22-20240109-RC01 cl/597041403"));
+        assert!(!release("devel go1.28-abcdef Mon Jan 2 15:04:05 2027"));
     }
 
     #[test]

@@ -1,0 +1,220 @@
+//! Which fields of the runtime's structs goprof uses, and how their offsets are
+//! read from DWARF and judged. Knows no version's offsets.
+
+use std::collections::HashMap;
+
+use super::dwarf::{Field, Sections, Struct, read_structs};
+
+/// Byte offsets of fields in the runtime's structs `g`, `m` and `gobuf`
+/// (`runtime/runtime2.go`), and how labels are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StructOffsets {
+    /// In a goroutine.
+    pub g: GOffsets,
+    /// In a thread.
+    pub m: MOffsets,
+    /// What `g.labels` points to; None where that is not known.
+    pub labels: Option<LabelFormat>,
+}
+
+/// Byte offsets in `runtime.g`, a goroutine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GOffsets {
+    /// `stack.lo uintptr`: the lowest address of its stack.
+    pub stack_lo: u32,
+    /// `stack.hi uintptr`: the address past its stack.
+    pub stack_hi: u32,
+    /// `m *m`: the thread that runs it, 0 where none does.
+    pub m: u32,
+    /// `sched gobuf`: its registers while it does not run.
+    pub sched: SavedRegisters,
+    /// Its registers while it is in a system call or in C.
+    pub syscall: SyscallRegisters,
+    /// `atomicstatus uint32`.
+    pub atomic_status: u32,
+    /// `goid uint64`.
+    pub goid: u32,
+    /// `waitreason uint8`.
+    pub wait_reason: u32,
+    /// `startpc uintptr`: the function it was started with.
+    pub start_pc: u32,
+    /// `labels unsafe.Pointer`: its pprof labels, 0 where it has none.
+    pub labels: u32,
+    /// Facts of its birth that not all versions keep.
+    pub parent_goid: Option<u32>,
+}
+
+/// Byte offsets in `runtime.g` of the words of `g.sched`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SavedRegisters {
+    /// `sp uintptr`.
+    pub sp: u32,
+    /// `pc uintptr`.
+    pub pc: u32,
+    /// `bp uintptr`: the frame pointer.
+    pub bp: u32,
+}
+
+/// Byte offsets in `runtime.g` of what `runtime.reentersyscall` saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyscallRegisters {
+    /// `syscallsp uintptr`: 0 outside of system calls.
+    pub sp: u32,
+    /// `syscallpc uintptr`.
+    pub pc: u32,
+    /// `syscallbp uintptr` (1.23 and later): the frame pointer.
+    pub bp: Option<u32>,
+}
+
+/// Byte offsets in `runtime.m`, a thread. Only fields up to `id` are here:
+/// later ones moved in patch releases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MOffsets {
+    /// `g0 *g`: owns the thread's system stack.
+    pub g0: u32,
+    /// `procid uint64`: the thread id.
+    pub procid: u32,
+    /// `gsignal *g`: owns the thread's signal stack.
+    pub gsignal: u32,
+    /// `curg *g`: the goroutine that runs on it, 0 where none does.
+    pub curg: u32,
+    /// `p puintptr`: the processor it holds, 0 where none.
+    pub p: u32,
+    /// `id int64`: the runtime's own number of the thread.
+    pub id: u32,
+}
+
+/// What `g.labels` points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelFormat {
+    /// A `map[string]string` (up to Go 1.23).
+    Map,
+    /// A slice of pairs of strings (since Go 1.24).
+    Slice,
+}
+
+const G: &str = "runtime.g";
+const M: &str = "runtime.m";
+const GOBUF: &str = "runtime.gobuf";
+const STACK: &str = "runtime.stack";
+const LABEL_MAP: &str = "runtime/pprof.labelMap";
+const LABEL_SET: &str = "runtime/pprof.LabelSet";
+/// What a map was until 1.23.
+const HMAP: &str = "runtime.hmap";
+/// A pair of strings, by its name up to 1.25 and since.
+const LABELS: [&str; 2] = ["runtime/pprof.label", "internal/runtime/pprof/label.Label"];
+
+/// Larger structs are not the runtime's: they have less than 1 KiB (`g`) and
+/// 4 KiB (`m`).
+const MAX_STRUCT_BYTES: u64 = 64 << 10;
+
+impl StructOffsets {
+    /// Reads the offsets from DWARF. Fails, saying why, where something is
+    /// missing or does not look like the struct it was.
+    pub(super) fn read(sections: Sections<'_>) -> Result<StructOffsets, String> {
+        let wanted = [
+            G, M, GOBUF, STACK, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
+        ];
+        let structs = Structs(read_structs(sections, &wanted)?);
+        let stack = structs.field(G, "stack", 16)?;
+        let gobuf_size = structs.get(GOBUF)?.size;
+        let sched = structs.field(G, "sched", gobuf_size)?;
+        let offsets = StructOffsets {
+            g: GOffsets {
+                stack_lo: stack + structs.field(STACK, "lo", 8)?,
+                stack_hi: stack + structs.field(STACK, "hi", 8)?,
+                m: structs.field(G, "m", 8)?,
+                sched: SavedRegisters {
+                    sp: sched + structs.field(GOBUF, "sp", 8)?,
+                    pc: sched + structs.field(GOBUF, "pc", 8)?,
+                    bp: sched + structs.field(GOBUF, "bp", 8)?,
+                },
+                syscall: SyscallRegisters {
+                    sp: structs.field(G, "syscallsp", 8)?,
+                    pc: structs.field(G, "syscallpc", 8)?,
+                    bp: structs.optional_field(G, "syscallbp", 8)?,
+                },
+                atomic_status: structs.field(G, "atomicstatus", 4)?,
+                goid: structs.field(G, "goid", 8)?,
+                wait_reason: structs.field(G, "waitreason", 1)?,
+                start_pc: structs.field(G, "startpc", 8)?,
+                labels: structs.field(G, "labels", 8)?,
+                parent_goid: structs.optional_field(G, "parentGoid", 8)?,
+            },
+            m: MOffsets {
+                g0: structs.field(M, "g0", 8)?,
+                procid: structs.field(M, "procid", 8)?,
+                gsignal: structs.field(M, "gsignal", 8)?,
+                curg: structs.field(M, "curg", 8)?,
+                p: structs.field(M, "p", 8)?,
+                id: structs.field(M, "id", 8)?,
+            },
+            labels: structs.label_format(),
+        };
+        // C code reads both from there (`runtime/cgo/libcgo.h`, all versions).
+        if (offsets.g.stack_lo, offsets.g.stack_hi) != (0, 8) {
+            return Err("runtime.g does not begin with the bounds of its stack".to_owned());
+        }
+        Ok(offsets)
+    }
+}
+
+struct Structs(HashMap<String, Struct>);
+
+impl Structs {
+    fn get(&self, name: &str) -> Result<&Struct, String> {
+        self.0
+            .get(name)
+            .filter(|found| (1..=MAX_STRUCT_BYTES).contains(&found.size))
+            .ok_or_else(|| format!("no {name} in its DWARF"))
+    }
+
+    /// The offset of a field, proven to have that size, to lie inside of its
+    /// struct and to be aligned. Size and alignment are one for what is used.
+    fn field(&self, owner: &str, name: &str, size: u64) -> Result<u32, String> {
+        let field = self.optional_field(owner, name, size)?;
+        field.ok_or_else(|| format!("no field {name} in {owner} of its DWARF"))
+    }
+
+    /// The same for a field that some versions lack.
+    fn optional_field(&self, owner: &str, name: &str, size: u64) -> Result<Option<u32>, String> {
+        let owner_struct = self.get(owner)?;
+        let Some(Field {
+            offset,
+            size: found,
+        }) = owner_struct.field(name)
+        else {
+            return Ok(None);
+        };
+        let inside = offset
+            .checked_add(size)
+            .is_some_and(|end| end <= owner_struct.size);
+        let odd = || format!("field {name} of {owner} is not what it was");
+        if found != Some(size) || !inside || offset % size.min(8) != 0 {
+            return Err(odd());
+        }
+        u32::try_from(offset).map(Some).map_err(|_| odd())
+    }
+
+    /// The format of labels by the types that the program has. A program
+    /// without labels has none of them.
+    fn label_format(&self) -> Option<LabelFormat> {
+        let pair = LABELS.iter().any(|name| {
+            self.get(name).is_ok_and(|label| {
+                let at = |field| label.field(field).map(|field| field.offset);
+                label.size == 32
+                    && at("key").or(at("Key")) == Some(0)
+                    && at("value").or(at("Value")) == Some(16)
+            })
+        });
+        let is_slice = |name| self.get(name).is_ok_and(|found| found.size == 24);
+        let is_named = self.0.get(LABEL_MAP).is_some();
+        if pair && is_slice(LABEL_MAP) && is_slice(LABEL_SET) {
+            Some(LabelFormat::Slice)
+        } else if is_named && self.get(LABEL_MAP).is_err() && self.get(HMAP).is_ok() {
+            Some(LabelFormat::Map)
+        } else {
+            None
+        }
+    }
+}
