@@ -148,16 +148,17 @@ impl Objects {
     }
 }
 
-/// Opens the file that process `pid` has mapped itself, which may have no name any more; else the
-/// file of that name, as the process sees it.
+/// Opens the file that process `pid` has mapped, which may have no name any
+/// more; without the right to do that the file of that name, as the process
+/// sees it, if it is still the same.
 pub(super) fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
     let process = PathBuf::from(format!("/proc/{pid}"));
-    File::open(process.join("map_files").join(line.map_files_name()))
-        .or_else(|_| {
-            let inside = Path::new(&line.path)
-                .strip_prefix("/")
-                .unwrap_or(Path::new(&line.path));
-            File::open(process.join("root").join(inside))
-        })
-        .ok()
+    if let Ok(file) = File::open(process.join("map_files").join(line.map_files_name())) {
+        return Some(file);
+    }
+    let inside = Path::new(&line.path).strip_prefix("/").ok()?;
+    let file = File::open(process.join("root").join(inside)).ok()?;
+    // Not the device: overlay file systems show another to each.
+    let same = file.metadata().is_ok_and(|data| data.ino() == line.inode);
+    same.then_some(file)
 }
