@@ -114,7 +114,10 @@ fn record(case: &Case, target: &Target, process: &Process) -> Vec<Vec<u64>> {
         .expect("load the probes");
         let mut targets = probes.take_targets().expect("the targets");
         let mut ring = Records::new(probes.take_ring().expect("the ring")).expect("the records");
-        targets.insert(target.pid()).expect("add the target");
+        let layout = process.go_layout().expect("the layout of the runtime");
+        targets
+            .insert(target.pid(), layout)
+            .expect("add the target");
         probes.attach_cpu(RATE_HZ).expect("attach the sampler");
 
         let mut kept = Kept::default();

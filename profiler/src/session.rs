@@ -2,7 +2,7 @@
 //! knows them all; it does the work of none.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     aggregate::{Labels, Owner, Window},
     decode::{Event, Sample, decode},
     probe::{Clock, Counters, Options, Probes, Targets},
-    process::{Considered, ProcessTable, Selection, all_pids, is_alive},
+    process::{Considered, NoLayout, ProcessTable, Selection, all_pids, is_alive},
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
     unwind::{StackEnd, unwind},
@@ -77,6 +77,8 @@ pub struct Tally {
     pub labels_truncated: u64,
     /// Labels that could not be had, once for each sample.
     pub labels_missed: u64,
+    /// What is not recorded of which program, and why.
+    pub off: BTreeSet<String>,
     /// What the kernel side had to say, in words.
     pub diagnostics: Vec<String>,
 }
@@ -172,6 +174,7 @@ impl Session {
             window: Window::default(),
             rejected: HashSet::new(),
             exiting: HashSet::new(),
+            without_layout: HashSet::new(),
             frames: Vec::new(),
             stack: Vec::new(),
             tally: Tally::default(),
@@ -234,6 +237,7 @@ impl Session {
                 () = exit(&mut child) => return Stopped::TargetsGone,
             }
             self.drain();
+            self.recorder.retry_layouts();
             if looked.elapsed() >= LIVENESS_EVERY {
                 looked = Instant::now();
                 self.recorder.look_for_exits();
@@ -308,6 +312,8 @@ struct Recorder {
     rejected: HashSet<u32>,
     /// Processes whose main thread has exited.
     exiting: HashSet<u32>,
+    /// Processes whose goroutines cannot be found yet.
+    without_layout: HashSet<u32>,
     frames: Vec<u64>,
     stack: Vec<u64>,
     tally: Tally,
@@ -342,9 +348,39 @@ impl Recorder {
             self.rejected.insert(pid);
             // Nothing to do about a failure: a sample too many is dropped here.
             let _ = self.targets.remove(pid);
-        } else if self.targets.insert(pid, Default::default()).is_err() {
+        } else {
+            self.sample_goroutines(pid);
+        }
+    }
+
+    /// Samples a process that is wanted, with its goroutines where the layout
+    /// of its runtime is known; says once for each program why it is not.
+    fn sample_goroutines(&mut self, pid: u32) {
+        let Some(index) = self.table.current(pid) else {
+            return;
+        };
+        let process = self.table.get(index);
+        let layout = process.go_layout();
+        match &layout {
+            Err(NoLayout::NotYet) => {
+                self.without_layout.insert(pid);
+            }
+            Err(NoLayout::Unknown(why)) => {
+                let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
+                self.tally.off.insert(text);
+            }
+            Ok(_) => {}
+        }
+        if self.targets.insert(pid, layout.unwrap_or_default()).is_err() {
             self.tally.not_added += 1;
             self.table.forget(pid);
+        }
+    }
+
+    /// Looks again at the processes whose loader had not done its work yet.
+    fn retry_layouts(&mut self) {
+        for pid in std::mem::take(&mut self.without_layout) {
+            self.sample_goroutines(pid);
         }
     }
 

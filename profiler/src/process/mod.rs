@@ -1,6 +1,7 @@
 //! Processes: who they are, what code they have mapped. Reads `/proc`; knows
 //! nothing of samples.
 
+mod goroutines;
 mod maps;
 mod object;
 mod select;
@@ -14,6 +15,7 @@ use std::{
 };
 
 pub use maps::MapsLine;
+pub use goroutines::NoLayout;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Selection, all_pids, is_alive, process_of_thread};
 

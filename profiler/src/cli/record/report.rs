@@ -16,8 +16,9 @@ pub(super) fn notes(recording: &Recording) -> Vec<String> {
     let incomplete = incomplete
         .iter()
         .map(|(count, what)| format!("{count} {what}"));
+    let off = recording.tally.off.iter().cloned();
     let said = recording.tally.diagnostics.iter().cloned();
-    lost.chain(incomplete).chain(said).collect()
+    lost.chain(incomplete).chain(off).chain(said).collect()
 }
 
 /// Writes the summary to stderr.
