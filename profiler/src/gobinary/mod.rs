@@ -7,11 +7,13 @@ mod bytes;
 mod dwarf;
 mod elf;
 mod inline;
+mod labels;
 mod moduledata;
 mod offsets;
 mod offsets_table;
 mod pclntab;
 mod structs;
+mod tls;
 mod version;
 
 use std::ops::Range;
@@ -22,10 +24,12 @@ use thiserror::Error;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use inline::GoFrame;
+pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
 pub use offsets::RuntimeOffsets;
 pub use structs::{
     GOffsets, LabelFormat, MOffsets, SavedRegisters, StructOffsets, SyscallRegisters,
 };
+pub use tls::{GLocation, ThreadWord};
 pub use version::{FuncKind, GoVersion};
 
 use crate::image::Image;
@@ -239,6 +243,32 @@ impl GoBinary {
     /// some milliseconds to a second, only where the version says too little.
     pub fn runtime_offsets(&self) -> RuntimeOffsets {
         RuntimeOffsets::of(&self.version, &self.elf, self.image.bytes())
+    }
+
+    /// Where a thread keeps its current goroutine. Reads function names until it
+    /// has found the code that says so: not for hot paths.
+    pub fn g_location(&self) -> GLocation {
+        let code = |name| {
+            let function = self
+                .functions_by_name(name)
+                .find(|function| function.asm && function.entry < function.end)?;
+            let range = self.elf.range_from(self.image.bytes(), function.entry)?;
+            let code = self.image.bytes().get(range)?;
+            let len = usize::try_from(function.end - function.entry).ok()?;
+            Some((&code[..len.min(code.len())], function.entry))
+        };
+        match self.machine() {
+            Machine::X86_64 => match code(tls::ANCHOR_AMD64) {
+                Some((code, vaddr)) => tls::decode_amd64(code, vaddr),
+                None => GLocation::Unknown {
+                    why: "there is no runtime.asmcgocall that says it",
+                },
+            },
+            Machine::Aarch64 => {
+                let (code, vaddr) = code(tls::ANCHOR_ARM64).unwrap_or_default();
+                tls::decode_arm64(code, vaddr)
+            }
+        }
     }
 
     fn view(&self) -> View<'_> {

@@ -1,0 +1,3 @@
+module example.com/runtime_facts
+
+go 1.19
