@@ -24,6 +24,7 @@ fn record(target: &Target, ring_bytes: u32) -> Recording {
             duration: None,
             kernel_stacks: true,
             threads: false,
+            goroutines: false,
             ring_bytes,
         })
         .expect("root, and a kernel that runs eBPF");
