@@ -201,7 +201,7 @@ fn section(
 ) -> Section {
     let addresses = ours.first().map_or(0.0, |naming| naming.addresses);
     let version = ours.first().map_or("", |naming| &naming.go_version);
-    let each = |value: fn(&Naming) -> f64| Summary::of(ours.iter().map(value));
+    let unnamed = Summary::of(ours.iter().map(|naming| naming.unnamed)).median;
     let rates: Vec<f64> = ours
         .iter()
         .map(|naming| naming.addresses / naming.name_ms * 1e3)
@@ -211,77 +211,86 @@ fn section(
         .zip(loads_s)
         .map(|(whole, load)| addresses / (whole - load))
         .collect();
-    let name = inputs
-        .binary
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let figure = |id, what: &str, unit, summary| Figure::new(id, what, unit, summary);
+    let binary = inputs.binary.file_name().unwrap_or_default();
+    let mut figures = our_figures(ours, &rates);
+    figures.extend(their_figures(loads_s, &their_rates));
+    figures.push(Figure::new(
+        "symbols.ratio",
+        "goprof over addr2line, addresses a second",
+        "ratio",
+        Summary::of_ratios(&rates, &their_rates),
+    ));
     Section {
         title: "Names of a large Go binary",
         method: format!(
-            "{name} ({:.0} MB, {version}): {addresses} addresses spread over its code, each tool \
+            "{} ({:.0} MB, {version}): {addresses} addresses spread over its code, each tool \
              started anew each round with the file in the page cache. Of goprof's answers {:.3}% \
-             are those of go tool addr2line (function, file, line); {:.0} have no name. addr2line \
-             names no inlined calls, its rate is without loading, and it was asked for addresses \
-             {} bytes lower: where C is linked in, it is off by as much.",
+             are those of go tool addr2line (function, file, line); {unnamed:.0} have no name. \
+             addr2line names no inlined calls, its rate is without loading, and it was asked for \
+             addresses {} bytes lower: where C is linked in, it is off by as much.",
+            binary.to_string_lossy(),
             inputs.size_bytes as f64 / 1e6,
             agreeing * 100.0,
-            each(|naming| naming.unnamed).median,
             inputs.shift,
         ),
-        figures: vec![
-            figure("symbols.parse", "goprof: load", "ms", each(|n| n.parse_ms)),
-            figure(
-                "symbols.addr2line_load",
-                "addr2line: start, load, one address",
-                "ms",
-                Summary::of(loads_s.iter().map(|seconds| seconds * 1e3)),
-            ),
-            figure(
-                "symbols.loaded_memory",
-                "goprof: own memory once loaded",
-                "kB",
-                each(|n| n.opened_kb),
-            ),
-            figure(
-                "symbols.named_memory",
-                "goprof: own memory once all are named",
-                "kB",
-                each(|n| n.named_kb),
-            ),
-            figure(
-                "symbols.resident",
-                "goprof: the same with pages of the file, shared",
-                "kB",
-                each(|n| n.resident_kb),
-            ),
-            figure(
-                "symbols.frames",
-                "goprof: frames named, inlined ones included",
-                "per s",
-                each(|n| n.frames / n.name_ms * 1e3),
-            ),
-            figure(
-                "symbols.addresses",
-                "goprof: addresses named",
-                "per s",
-                Summary::of(rates.iter().copied()),
-            ),
-            figure(
-                "symbols.addr2line",
-                "addr2line: addresses named",
-                "per s",
-                Summary::of(their_rates.iter().copied()),
-            ),
-            figure(
-                "symbols.ratio",
-                "goprof over addr2line, addresses a second",
-                "ratio",
-                Summary::of_ratios(&rates, &their_rates),
-            ),
-        ],
+        figures,
     }
+}
+
+fn our_figures(ours: &[Naming], rates: &[f64]) -> Vec<Figure> {
+    let figure = |id, what: &str, unit, value: fn(&Naming) -> f64| {
+        Figure::new(id, what, unit, Summary::of(ours.iter().map(value)))
+    };
+    vec![
+        figure("symbols.parse", "goprof: load", "ms", |n| n.parse_ms),
+        figure(
+            "symbols.loaded_memory",
+            "goprof: own memory once loaded",
+            "kB",
+            |n| n.opened_kb,
+        ),
+        figure(
+            "symbols.named_memory",
+            "goprof: own memory once all are named",
+            "kB",
+            |n| n.named_kb,
+        ),
+        figure(
+            "symbols.resident",
+            "goprof: the same with pages of the file, shared",
+            "kB",
+            |n| n.resident_kb,
+        ),
+        figure(
+            "symbols.frames",
+            "goprof: frames named, inlined ones included",
+            "per s",
+            |n| n.frames / n.name_ms * 1e3,
+        ),
+        Figure::new(
+            "symbols.addresses",
+            "goprof: addresses named",
+            "per s",
+            Summary::of(rates.iter().copied()),
+        ),
+    ]
+}
+
+fn their_figures(loads_s: &[f64], rates: &[f64]) -> [Figure; 2] {
+    [
+        Figure::new(
+            "symbols.addr2line_load",
+            "addr2line: start, load, one address",
+            "ms",
+            Summary::of(loads_s.iter().map(|seconds| seconds * 1e3)),
+        ),
+        Figure::new(
+            "symbols.addr2line",
+            "addr2line: addresses named",
+            "per s",
+            Summary::of(rates.iter().copied()),
+        ),
+    ]
 }
 
 #[cfg(test)]
