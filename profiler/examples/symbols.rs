@@ -1,7 +1,7 @@
 //! Names addresses of a Go binary through the library alone, for
 //! `cargo xtask bench`: `symbols addresses BINARY COUNT` chooses addresses,
 //! `symbols name BINARY` times and `symbols answer BINARY` prints what those on
-//! standard input are.
+//! standard input are. It knows nothing of processes and loads no eBPF.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use goprof::gobinary::{GoBinary, GoFrame};
 use goprof::image::Image;
+use object::{Object, ObjectSection};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -39,18 +40,35 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Prints `count` addresses spread evenly over the code, in no order.
-fn choose(binary: &GoBinary, count: u64) -> Result<()> {
+/// Prints `count` addresses of instructions spread evenly over the code, in no
+/// order. Beside each stands what to ask `go tool addr2line` for it: that takes
+/// the beginning of the section `.text` for that of Go's code (as of Go 1.26,
+/// cmd/internal/objfile/elf.go), which it is not where C is linked in.
+fn choose(binary: &GoBinary, count: usize) -> Result<()> {
     let text = binary.text();
     let length = text.end - text.start;
+    let file = object::File::parse(binary.image().bytes())?;
+    let section = file.section_by_name(".text").context("it has no .text")?;
+    let shift = text.start - section.address();
     let mut output = BufWriter::new(std::io::stdout().lock());
-    for index in 0..count {
+    let mut frames = Vec::new();
+    let mut chosen = 0;
+    for index in 0..count as u64 * 2 {
         // Steps of the golden ratio fall evenly and never where others did.
         let spread = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let offset = (u128::from(spread) * u128::from(length)) >> 64;
-        writeln!(output, "{:#x}", text.start + offset as u64)?;
+        let address = text.start + ((u128::from(spread) * u128::from(length)) >> 64) as u64;
+        frames.clear();
+        let named = binary.frames(address, &mut frames);
+        // No line: filling between two functions, where nothing is executed.
+        if named.is_ok() && frames.first().is_some_and(|leaf| leaf.line > 0) {
+            writeln!(output, "{address:#x} {:#x}", address - shift)?;
+            chosen += 1;
+        }
+        if chosen == count {
+            return Ok(output.flush()?);
+        }
     }
-    Ok(output.flush()?)
+    bail!("the code is more filling than instructions")
 }
 
 fn read_addresses() -> Result<Vec<u64>> {

@@ -103,15 +103,18 @@ fn section(rounds: &Rounds, long_s: u32, short_s: u32) -> Section {
         .zip(&rounds.perf_script_s)
         .map(|(record, script)| record + script)
         .collect();
-    let pairs = || rounds.goprof.iter().zip(&rounds.goprof_short);
-    let per_sample_s = |long: &Recorded, short: &Recorded| {
-        (long.cpu_s - short.cpu_s) / (long.samples - short.samples)
+    let (per_thousand, start): (Vec<f64>, Vec<f64>) = rounds
+        .goprof
+        .iter()
+        .zip(&rounds.goprof_short)
+        .map(|(long, short)| {
+            let per_sample = (long.cpu_s - short.cpu_s) / (long.samples - short.samples);
+            (per_sample * 1e3, short.cpu_s - per_sample * short.samples)
+        })
+        .unzip();
+    let ms = |id, what: &str, seconds: &[f64]| {
+        Figure::new(id, what, "ms", Summary::of(seconds.iter().map(|s| s * 1e3)))
     };
-    let per_thousand = pairs().map(|(long, short)| per_sample_s(long, short) * 1e6);
-    let start = pairs()
-        .map(|(long, short)| (short.cpu_s - per_sample_s(long, short) * short.samples) * 1e3);
-    let ms = |runs: &[f64]| Summary::of(runs.iter().map(|seconds| seconds * 1e3));
-
     Section {
         title: "CPU time of the profiler itself, every process, all CPUs busy in Go",
         method: format!(
@@ -136,26 +139,19 @@ fn section(rounds: &Rounds, long_s: u32, short_s: u32) -> Section {
                 "ratio",
                 Summary::of_ratios(&cpu(&rounds.goprof_again), &goprof),
             ),
-            Figure::new("cost.goprof", "goprof", "ms", ms(&goprof)),
-            Figure::new("cost.perf", "perf record + perf script", "ms", ms(&perf)),
-            Figure::new(
+            ms("cost.goprof", "goprof", &goprof),
+            ms("cost.perf", "perf record + perf script", &perf),
+            ms(
                 "cost.perf_script",
                 "perf script alone",
-                "ms",
-                ms(&rounds.perf_script_s),
+                &rounds.perf_script_s,
             ),
-            Figure::new(
+            ms(
                 "cost.per_1000_samples",
                 "goprof per 1,000 samples after the start",
-                "ms",
-                Summary::of(per_thousand),
+                &per_thousand,
             ),
-            Figure::new(
-                "cost.start",
-                "goprof for start, names and writing",
-                "ms",
-                Summary::of(start),
-            ),
+            ms("cost.start", "goprof for start, names and writing", &start),
         ],
     }
 }

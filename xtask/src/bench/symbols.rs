@@ -45,6 +45,9 @@ struct Inputs {
     binary: PathBuf,
     size_bytes: u64,
     addresses: PathBuf,
+    /// The same for addr2line, and by how much they are lower.
+    shifted: PathBuf,
+    shift: u64,
     /// A single address: what the tool takes to load.
     one: PathBuf,
 }
@@ -77,7 +80,7 @@ pub fn measure(bench: &Bench) -> Result<Section> {
             process::cost_reading(tool.arg(&inputs.binary), open(addresses)?)
         };
         loads_s.push(addr2line(&inputs.one)?.wall_s);
-        wholes_s.push(addr2line(&inputs.addresses)?.wall_s);
+        wholes_s.push(addr2line(&inputs.shifted)?.wall_s);
     }
     Ok(section(&inputs, &ours, &loads_s, &wholes_s, agreeing))
 }
@@ -119,18 +122,39 @@ fn prepare(bench: &Bench, count: u32) -> Result<Inputs> {
     let mut choose = Command::new(&symbols);
     choose.arg("addresses").arg(&binary).arg(count.to_string());
     let chosen = command::output(&mut choose)?;
-    let [addresses, one] = ["addresses.txt", "address.txt"].map(|name| bench.folder.join(name));
-    fs::write(&addresses, &chosen).context("write the addresses")?;
-    let first = chosen.split_inclusive('\n').next().unwrap_or_default();
-    fs::write(&one, first).context("write an address")?;
+    let [addresses, shifted, one] =
+        ["addresses", "shifted", "address"].map(|name| bench.folder.join(format!("{name}.txt")));
+    let (ours, theirs) = columns(&chosen)?;
+    fs::write(&addresses, ours.join("\n")).context("write the addresses")?;
+    fs::write(&shifted, theirs.join("\n")).context("write the addresses")?;
+    fs::write(&one, theirs[0]).context("write an address")?;
     Ok(Inputs {
         symbols,
         addr2line: PathBuf::from(addr2line.trim()),
         binary,
         size_bytes,
         addresses,
+        shifted,
+        shift: hexadecimal(ours[0])?.abs_diff(hexadecimal(theirs[0])?),
         one,
     })
+}
+
+/// Both columns of what `symbols addresses` prints, at least one line of each.
+fn columns(chosen: &str) -> Result<(Vec<&str>, Vec<&str>)> {
+    let columns: (Vec<&str>, Vec<&str>) = chosen
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .unzip();
+    if columns.0.is_empty() {
+        bail!("`symbols addresses` chose none");
+    }
+    Ok(columns)
+}
+
+fn hexadecimal(address: &str) -> Result<u64> {
+    u64::from_str_radix(address.trim_start_matches("0x"), 16)
+        .with_context(|| format!("`{address}` is no address"))
 }
 
 /// The share of addresses for which both tools say the same function, file and
@@ -140,9 +164,9 @@ fn agreement(inputs: &Inputs) -> Result<f64> {
     ours.arg("answer").arg(&inputs.binary);
     let mut theirs = Command::new(&inputs.addr2line);
     theirs.arg(&inputs.binary);
-    let answers = |tool: &mut Command| -> Result<String> {
+    let answers = |tool: &mut Command, addresses: &Path| -> Result<String> {
         let output = tool
-            .stdin(open(&inputs.addresses)?)
+            .stdin(open(addresses)?)
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("start `{}`", command::line(tool)))?;
@@ -151,7 +175,10 @@ fn agreement(inputs: &Inputs) -> Result<f64> {
         }
         String::from_utf8(output.stdout).context("a tool answered something other than text")
     };
-    Ok(agreeing(&answers(&mut ours)?, &answers(&mut theirs)?))
+    Ok(agreeing(
+        &answers(&mut ours, &inputs.addresses)?,
+        &answers(&mut theirs, &inputs.shifted)?,
+    ))
 }
 
 /// The share of answers, of two lines each, that are the same.
@@ -174,7 +201,7 @@ fn section(
 ) -> Section {
     let addresses = ours.first().map_or(0.0, |naming| naming.addresses);
     let version = ours.first().map_or("", |naming| &naming.go_version);
-    let each = |value: fn(&Naming) -> f64| Summary::of(ours.iter().map(value));
+    let unnamed = Summary::of(ours.iter().map(|naming| naming.unnamed)).median;
     let rates: Vec<f64> = ours
         .iter()
         .map(|naming| naming.addresses / naming.name_ms * 1e3)
@@ -184,75 +211,86 @@ fn section(
         .zip(loads_s)
         .map(|(whole, load)| addresses / (whole - load))
         .collect();
-    let name = inputs
-        .binary
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let figure = |id, what: &str, unit, summary| Figure::new(id, what, unit, summary);
+    let binary = inputs.binary.file_name().unwrap_or_default();
+    let mut figures = our_figures(ours, &rates);
+    figures.extend(their_figures(loads_s, &their_rates));
+    figures.push(Figure::new(
+        "symbols.ratio",
+        "goprof over addr2line, addresses a second",
+        "ratio",
+        Summary::of_ratios(&rates, &their_rates),
+    ));
     Section {
         title: "Names of a large Go binary",
         method: format!(
-            "{name} ({:.0} MB, {version}): {addresses} addresses spread over its code, each tool \
+            "{} ({:.0} MB, {version}): {addresses} addresses spread over its code, each tool \
              started anew each round with the file in the page cache. Of goprof's answers {:.3}% \
-             are those of go tool addr2line (function, file, line); {:.0} have no name. addr2line \
-             names no inlined calls; its rate is without loading.",
+             are those of go tool addr2line (function, file, line); {unnamed:.0} have no name. \
+             addr2line names no inlined calls, its rate is without loading, and it was asked for \
+             addresses {} bytes lower: where C is linked in, it is off by as much.",
+            binary.to_string_lossy(),
             inputs.size_bytes as f64 / 1e6,
             agreeing * 100.0,
-            each(|naming| naming.unnamed).median,
+            inputs.shift,
         ),
-        figures: vec![
-            figure("symbols.parse", "goprof: load", "ms", each(|n| n.parse_ms)),
-            figure(
-                "symbols.addr2line_load",
-                "addr2line: start, load, one address",
-                "ms",
-                Summary::of(loads_s.iter().map(|seconds| seconds * 1e3)),
-            ),
-            figure(
-                "symbols.loaded_memory",
-                "goprof: own memory once loaded",
-                "kB",
-                each(|n| n.opened_kb),
-            ),
-            figure(
-                "symbols.named_memory",
-                "goprof: own memory once all are named",
-                "kB",
-                each(|n| n.named_kb),
-            ),
-            figure(
-                "symbols.resident",
-                "goprof: the same with pages of the file, shared",
-                "kB",
-                each(|n| n.resident_kb),
-            ),
-            figure(
-                "symbols.frames",
-                "goprof: frames named, inlined ones included",
-                "per s",
-                each(|n| n.frames / n.name_ms * 1e3),
-            ),
-            figure(
-                "symbols.addresses",
-                "goprof: addresses named",
-                "per s",
-                Summary::of(rates.iter().copied()),
-            ),
-            figure(
-                "symbols.addr2line",
-                "addr2line: addresses named",
-                "per s",
-                Summary::of(their_rates.iter().copied()),
-            ),
-            figure(
-                "symbols.ratio",
-                "goprof over addr2line, addresses a second",
-                "ratio",
-                Summary::of_ratios(&rates, &their_rates),
-            ),
-        ],
+        figures,
     }
+}
+
+fn our_figures(ours: &[Naming], rates: &[f64]) -> Vec<Figure> {
+    let figure = |id, what: &str, unit, value: fn(&Naming) -> f64| {
+        Figure::new(id, what, unit, Summary::of(ours.iter().map(value)))
+    };
+    vec![
+        figure("symbols.parse", "goprof: load", "ms", |n| n.parse_ms),
+        figure(
+            "symbols.loaded_memory",
+            "goprof: own memory once loaded",
+            "kB",
+            |n| n.opened_kb,
+        ),
+        figure(
+            "symbols.named_memory",
+            "goprof: own memory once all are named",
+            "kB",
+            |n| n.named_kb,
+        ),
+        figure(
+            "symbols.resident",
+            "goprof: the same with pages of the file, shared",
+            "kB",
+            |n| n.resident_kb,
+        ),
+        figure(
+            "symbols.frames",
+            "goprof: frames named, inlined ones included",
+            "per s",
+            |n| n.frames / n.name_ms * 1e3,
+        ),
+        Figure::new(
+            "symbols.addresses",
+            "goprof: addresses named",
+            "per s",
+            Summary::of(rates.iter().copied()),
+        ),
+    ]
+}
+
+fn their_figures(loads_s: &[f64], rates: &[f64]) -> [Figure; 2] {
+    [
+        Figure::new(
+            "symbols.addr2line_load",
+            "addr2line: start, load, one address",
+            "ms",
+            Summary::of(loads_s.iter().map(|seconds| seconds * 1e3)),
+        ),
+        Figure::new(
+            "symbols.addr2line",
+            "addr2line: addresses named",
+            "per s",
+            Summary::of(rates.iter().copied()),
+        ),
+    ]
 }
 
 #[cfg(test)]
