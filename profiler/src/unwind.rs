@@ -32,6 +32,9 @@ pub enum StackEnd {
     /// The goroutine's own stack, below the one the thread was on, could not be
     /// joined.
     SwitchNotCrossed,
+    /// It goes on to its first frame, but frames in between are missing: C code
+    /// without frame pointers, most often.
+    Gap,
     /// The registers of user mode could not be had.
     NoRegisters,
 }
@@ -46,6 +49,7 @@ impl StackEnd {
             StackEnd::NoFramePointer => "no frame pointer",
             StackEnd::SliceTooShort => "frame larger than the copied stack",
             StackEnd::SwitchNotCrossed => "stack switch not crossed",
+            StackEnd::Gap => "with frames missing in between",
             StackEnd::NoRegisters => "no user registers",
         }
     }
@@ -69,7 +73,10 @@ pub fn unwind(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> 
         frames,
         unmapped: false,
     };
-    let end = stack.fill(sample);
+    let end = match stack.fill(sample) {
+        StackEnd::Whole if stack.frames.contains(&GAP) => StackEnd::Gap,
+        end => end,
+    };
     Unwound {
         end,
         unmapped: stack.unmapped,

@@ -52,6 +52,8 @@ pub struct Naming {
     pub named: u64,
     /// Frames without, by reason.
     pub unnamed: BTreeMap<Reason, u64>,
+    /// Places in stacks where frames are missing.
+    pub gaps: u64,
 }
 
 impl Naming {
@@ -175,6 +177,8 @@ impl NamingWindow<'_> {
     fn tally(&mut self, place: Place, count: u64) {
         match place.reason {
             None => self.naming.named += u64::from(place.lines) * count,
+            // No frame, but the place of some.
+            Some(Reason::Gap) => self.naming.gaps += count,
             Some(reason) => *self.naming.unnamed.entry(reason).or_default() += count,
         }
     }
