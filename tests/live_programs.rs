@@ -171,11 +171,15 @@ fn c_code_called_from_go_is_named() {
             profile.share(|s| s.has(c_function) && s.has(go_caller))
         );
     }
-    // C with frame pointers: the stack goes on into Go, across the two stacks.
-    let whole =
-        profile.share(|s| s.has("framed_inner") && s.has("main.callFramed") && s.has("main.main"));
-    let all = profile.cumulative_share("framed_inner");
-    assert!(whole >= all * 0.95, "{whole} of {all} go on into Go");
+    // With and without frame pointers in C, the stack goes on into Go.
+    for (c_function, go_caller) in [
+        ("framed_inner", "main.callFramed"),
+        ("frameless_inner", "main.callFrameless"),
+    ] {
+        let whole = profile.share(|s| s.has(c_function) && s.has(go_caller) && s.has("main.main"));
+        let all = profile.cumulative_share(c_function);
+        assert!(whole >= all * 0.95, "{c_function}: {whole} of {all} go on");
+    }
 }
 
 #[test]

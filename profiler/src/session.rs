@@ -371,7 +371,11 @@ impl Recorder {
             }
             Ok(_) => {}
         }
-        if self.targets.insert(pid, layout.unwrap_or_default()).is_err() {
+        if self
+            .targets
+            .insert(pid, layout.unwrap_or_default())
+            .is_err()
+        {
             self.tally.not_added += 1;
             self.table.forget(pid);
         }

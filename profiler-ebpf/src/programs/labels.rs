@@ -17,11 +17,16 @@ mod gomap {
     pub const STRING_BYTES: u64 = 16;
     pub const KEYS: u64 = SLOTS;
     pub const VALUES: u64 = KEYS + SLOTS * STRING_BYTES;
-    pub const BUCKET_BYTES: u64 = VALUES + SLOTS * STRING_BYTES + 8;
+    pub const OVERFLOW: u64 = VALUES + SLOTS * STRING_BYTES;
+    pub const BUCKET_BYTES: u64 = OVERFLOW + 8;
     /// Tags below this are of empty or evacuated slots.
     pub const MIN_TAG: u8 = 5;
-    /// Most buckets looked at, of the map and of what it grew from.
+    /// Most buckets looked at, of the map and of what it grew from, each with
+    /// one that it overflows to.
     pub const MAX_BUCKETS: u64 = 8;
+    pub const FLAGS: u64 = 8;
+    /// The map grows into as many buckets as it had.
+    pub const SAME_SIZE: u8 = 8;
     pub const LOG2_BUCKETS: u64 = 9;
     pub const BUCKETS: u64 = 16;
     pub const OLD_BUCKETS: u64 = 24;
@@ -35,7 +40,7 @@ struct Labels {
     /// Of the buckets that a growing map still has; else 0.
     old_array: u64,
     buckets: u64,
-    found: u64,
+    old_buckets: u64,
     taken: u64,
     words: u64,
 }
@@ -52,7 +57,7 @@ pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
         array: 0,
         old_array: 0,
         buckets: 0,
-        found: 0,
+        old_buckets: 0,
         taken: 0,
         words: before as u64 + MAX_LABELS_WORDS as u64,
     };
@@ -98,27 +103,45 @@ fn map(state: &mut Labels, set: u64) -> u64 {
     state.array = read_word(map.wrapping_add(gomap::BUCKETS));
     state.old_array = read_word(map.wrapping_add(gomap::OLD_BUCKETS));
     state.buckets = 1 << (log2 & 7).min(3);
+    let same_size = read_byte(map.wrapping_add(gomap::FLAGS)) & gomap::SAME_SIZE != 0;
+    state.old_buckets = if same_size {
+        state.buckets
+    } else {
+        state.buckets / 2
+    };
     let callback: extern "C" fn(u64, *mut Labels) -> i64 = map_step;
-    let slots = 2 * gomap::MAX_BUCKETS * gomap::SLOTS;
+    let slots = 4 * gomap::MAX_BUCKETS * gomap::SLOTS;
     run(slots as u32, callback, state);
     count
 }
 
-/// One slot: first those of the map, then those it grew from.
+/// One slot: first those of the map, then those it grew from; of each bucket
+/// its own and those of the bucket that it overflows to.
 extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
     // SAFETY: the loop passes the context that it was given.
     let state = unsafe { &mut *state };
     let slot = index & (gomap::SLOTS - 1);
-    let bucket = (index / gomap::SLOTS) & (2 * gomap::MAX_BUCKETS - 1);
-    let (array, bucket) = if bucket < gomap::MAX_BUCKETS {
-        (state.array, bucket)
+    let overflows = (index / gomap::SLOTS) & 1 != 0;
+    let bucket = (index / gomap::SLOTS / 2) & (2 * gomap::MAX_BUCKETS - 1);
+    let (array, bucket, buckets) = if bucket < gomap::MAX_BUCKETS {
+        (state.array, bucket, state.buckets)
     } else {
-        (state.old_array, bucket - gomap::MAX_BUCKETS)
+        (
+            state.old_array,
+            bucket - gomap::MAX_BUCKETS,
+            state.old_buckets,
+        )
     };
-    if array == 0 || bucket >= state.buckets {
+    if array == 0 || bucket >= buckets {
         return 0;
     }
-    let bucket = array.wrapping_add(bucket * gomap::BUCKET_BYTES);
+    let mut bucket = array.wrapping_add(bucket * gomap::BUCKET_BYTES);
+    if overflows {
+        bucket = read_word(bucket.wrapping_add(gomap::OVERFLOW));
+        if bucket == 0 {
+            return 0;
+        }
+    }
     if read_byte(bucket.wrapping_add(slot)) < gomap::MIN_TAG {
         return 0;
     }
@@ -147,7 +170,6 @@ fn run(steps: u32, callback: extern "C" fn(u64, *mut Labels) -> i64, state: &mut
 /// not zero when there is no more room.
 #[inline(always)]
 fn append(state: &mut Labels, key: u64, value: u64) -> i64 {
-    state.found += 1;
     // SAFETY: a slot of this CPU that outlives the loop.
     let scratch = unsafe { &mut *state.scratch };
     let before = scratch.used();

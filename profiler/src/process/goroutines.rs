@@ -49,7 +49,12 @@ impl Process {
         let object = self.go_object()?;
         self.mappings
             .iter()
-            .find(|mapped| mapped.object.as_ref().is_some_and(|o| Arc::ptr_eq(o, object)))
+            .find(|mapped| {
+                mapped
+                    .object
+                    .as_ref()
+                    .is_some_and(|o| Arc::ptr_eq(o, object))
+            })
             .and_then(|mapped| Some((object, mapped.bias?)))
     }
 

@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use maps::MapsLine;
 pub use goroutines::NoLayout;
+pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Selection, all_pids, is_alive, process_of_thread};
 
