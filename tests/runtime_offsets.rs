@@ -308,7 +308,9 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
     assert_eq!(at(goroutine, g.atomic_status) as u32, 3, "in a system call");
     let current_stack = at(current, g.stack_lo)..=at(current, g.stack_hi);
     assert!(current_stack.contains(&stack_pointer), "{current_stack:x?}");
-    for sp in [g.syscall.sp, g.sched.sp, g.sched.bp] {
+    let minor = binary.version().major_minor().1;
+    let saved_bp = (in_c || minor >= 23).then_some(g.sched.bp);
+    for sp in [g.syscall.sp, g.sched.sp].into_iter().chain(saved_bp) {
         let sp = at(goroutine, sp);
         assert!(stack.contains(&sp), "{sp:x}, {stack:x?}");
     }
@@ -323,7 +325,6 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
     if let Some(parent) = g.parent_goid {
         assert_eq!(at(goroutine, parent), live.parent);
     }
-    let minor = binary.version().major_minor().1;
     assert_eq!(at(goroutine, g.wait_reason) as u8, sleep_reason(minor));
 
     let pointer = at(goroutine, g.labels);
