@@ -51,7 +51,8 @@ pub struct SavedRegisters {
     pub sp: u32,
     /// `pc uintptr`.
     pub pc: u32,
-    /// `bp uintptr`: the frame pointer.
+    /// `bp uintptr`: the frame pointer. Up to 1.22 a system call leaves in it
+    /// what was there before; a call of C does not.
     pub bp: u32,
 }
 

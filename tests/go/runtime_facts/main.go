@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // blockInC is set in builds with cgo.
@@ -45,6 +46,8 @@ func stay(name string, announced *sync.WaitGroup, block func(fd int)) {
 	runtime.LockOSThread()
 	fmt.Printf("goroutine %s %d %s\n", name, syscall.Gettid(), goid())
 	announced.Done()
+	// The runtime keeps the reason of the last wait.
+	time.Sleep(time.Millisecond)
 	block(0)
 }
 
@@ -67,6 +70,8 @@ func run() {
 	labelled("one", pprof.Labels("path", "/api/users"), &announced)
 	labelled("eight", manyLabels(8), &announced)
 	labelled("twenty", manyLabels(20), &announced)
+	// Up to Go 1.23 the map still grows with the 53rd.
+	labelled("fifty-three", manyLabels(53), &announced)
 	labelled("hundred", manyLabels(100), &announced)
 	labelled("long", longLabels(), &announced)
 	if blockInC != nil {
@@ -76,7 +81,7 @@ func run() {
 		})
 	}
 	announced.Wait()
-	fmt.Println("ready")
+	fmt.Println("ready", goid())
 	blockInGo(0)
 	os.Exit(0)
 }
