@@ -1,11 +1,6 @@
 //! The committed table of struct offsets is what Go's releases say. A test, not
 //! a step of `cargo xtask ci`, so that it cannot be left out of `xtask test`.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on says why and fails"
-)]
-
 use std::process::Command;
 
 #[test]
@@ -15,7 +10,7 @@ fn table_is_what_builds_say() {
         .args(["goffsets", "--check"])
         .current_dir(goprof_tests::workspace())
         .output()
-        .unwrap();
+        .expect("run cargo");
     assert!(
         checked.status.success(),
         "{}",

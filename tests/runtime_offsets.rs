@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use goprof::gobinary::{
     GLocation, GoBinary, LabelFormat, Labels, MAX_LABEL_BYTES, MAX_LABELS, RuntimeOffsets,
-    StructOffsets, read_labels,
+    StructOffsets, ThreadWord, read_labels,
 };
 use goprof::image::Image;
 use goprof_tests::{cache_dir, go};
@@ -450,6 +450,32 @@ fn go_1_26_is_found() {
 #[test]
 fn go_1_27_is_found() {
     check("1.27.3");
+}
+
+/// Builds the program for arm64, which needs no C compiler.
+fn check_arm64(version: &str, build: Build) {
+    let made = cache_dir().join(format!("runtime_facts-{version}-{build:?}-arm64"));
+    let mut go = go::go(version);
+    go.arg("build").args(build.flags()).arg("-o").arg(&made);
+    go.arg(".").current_dir(go::source_dir("runtime_facts"));
+    succeed(go.env("CGO_ENABLED", "0").env("GOARCH", "arm64"));
+    let binary = parse(&made);
+    let offsets = binary.runtime_offsets();
+    assert!(matches!(offsets, RuntimeOffsets::Known(_)), "{offsets:?}");
+    let register = GLocation::Register {
+        number: 28,
+        in_c: Some(ThreadWord::Offset(16)),
+    };
+    assert_eq!(binary.g_location(), register, "{version} {build:?}");
+}
+
+#[test]
+fn arm64_keeps_g_in_a_register() {
+    for version in ["1.19.13", "1.20.14"].iter().chain(&go::VERSIONS) {
+        check_arm64(version, Build::Static);
+    }
+    check_arm64("1.19.13", Build::Pie);
+    check_arm64(go::NEWEST, Build::Pie);
 }
 
 /// The program with another version written over its own.

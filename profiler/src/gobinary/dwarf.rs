@@ -58,6 +58,19 @@ impl Struct {
     pub(super) fn field(&self, name: &str) -> Option<Field> {
         self.fields.get(name).copied()
     }
+
+    /// Whether every field lies inside of it and none lies on another.
+    pub(super) fn is_consistent(&self) -> bool {
+        let mut fields: Vec<Field> = self.fields.values().copied().collect();
+        fields.sort_by_key(|field| (field.offset, field.size));
+        let mut free = 0;
+        fields.into_iter().all(|field| {
+            let begins_free = field.offset >= free;
+            let end = field.offset.checked_add(field.size.unwrap_or(0));
+            free = end.unwrap_or(u64::MAX);
+            begins_free && free <= self.size
+        })
+    }
 }
 
 /// Reads the structs of the names given. One that is not there is left out.

@@ -90,6 +90,7 @@ fn survive(file: &File, what: &str) {
     let start = Instant::now();
     if let Ok(binary) = parse(file) {
         look_up(&binary, 20);
+        binary.g_location();
     }
     assert!(start.elapsed() < PATIENCE, "{what}: {:?}", start.elapsed());
 }
@@ -331,6 +332,90 @@ fn versions_beyond_the_known_are_tried() {
         }
         Err(error) => assert!(matches!(error, GoBinaryError::UnsupportedVersion(_))),
     }
+}
+
+/// A build with the version of a candidate, which no table knows.
+fn candidate(arguments: &[&str]) -> Vec<u8> {
+    let mut bytes = std::fs::read(build(arguments)).unwrap();
+    let opened = parse(&temporary(&bytes)).unwrap();
+    let section = opened.elf.section(&bytes, ".go.buildinfo").unwrap().range;
+    let at = section.start + 33;
+    assert_eq!(&bytes[at..at + 4], b"go1.");
+    assert_eq!(bytes[at + 6], b'.');
+    bytes[at + 6..at + 8].copy_from_slice(b"rc");
+    bytes
+}
+
+#[test]
+fn damaged_dwarf_is_survived() {
+    let known = parse(&temporary(binary())).unwrap().runtime_offsets();
+    for arguments in [&[][..], &["-ldflags=-compressdwarf=false"]] {
+        let whole = candidate(arguments);
+        let file = temporary(&whole);
+        let opened = parse(&file).unwrap();
+        let RuntimeOffsets::FromDwarf(read) = opened.runtime_offsets() else {
+            panic!("{:?}", opened.runtime_offsets());
+        };
+        let known = known.get().unwrap();
+        assert_eq!((read.g, read.m), (known.g, known.m));
+        assert_eq!(read.labels, None, "the program has no labels");
+
+        let section = |name| opened.elf.section(&whole, name).unwrap().range;
+        let (info, abbrev) = (section(".debug_info"), section(".debug_abbrev"));
+        let places = [
+            info.clone(),
+            info.start..info.start + 64,
+            abbrev.clone(),
+            abbrev.start..abbrev.start + 32,
+        ];
+        let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+        let mut refused = 0;
+        for round in 0..400 {
+            let place = &places[round % places.len()];
+            let at = place.start + dice.roll(place.len() as u64) as usize;
+            file.write_all_at(&[dice.roll(256) as u8], at as u64)
+                .unwrap();
+            let start = Instant::now();
+            refused += u32::from(opened.runtime_offsets().get().is_none());
+            assert!(start.elapsed() < PATIENCE, "byte {at:#x}");
+            file.write_all_at(&whole[at..=at], at as u64).unwrap();
+        }
+        assert!(refused > 0, "no damage was noticed");
+    }
+}
+
+#[test]
+fn endless_dwarf_is_left() {
+    let mut whole = candidate(&["-ldflags=-compressdwarf=false"]);
+    let opened = parse(&temporary(&whole)).unwrap();
+    let section = |name| opened.elf.section(&whole, name).unwrap().range;
+    let (info, abbrev) = (section(".debug_info"), section(".debug_abbrev"));
+    // A unit with a name, and below it entries with as many attributes that take
+    // no byte as their abbreviation has room for.
+    whole[abbrev.clone()].fill(0);
+    let mut table = vec![1, 0x11, 1, 0x03, 0x08, 0, 0, 2, 0x34, 0];
+    let attributes = (abbrev.len() - table.len() - 3) / 2;
+    table.extend([0x03, 0x19].repeat(attributes));
+    whole[abbrev.start..abbrev.start + table.len()].copy_from_slice(&table);
+    whole[info.clone()].fill(2);
+    let length = info.len() as u32 - 4;
+    let header = [
+        &length.to_le_bytes()[..],
+        &[4, 0, 0, 0, 0, 0, 8, 1],
+        b"runtime\0",
+    ]
+    .concat();
+    whole[info.start..info.start + header.len()].copy_from_slice(&header);
+    let start = Instant::now();
+    let offsets = parse(&temporary(&whole)).unwrap().runtime_offsets();
+    let RuntimeOffsets::Unknown { why } = offsets else {
+        panic!("{offsets:?}");
+    };
+    assert!(
+        why.ends_with("too much DWARF in the runtime's unit"),
+        "{why}"
+    );
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
 #[test]

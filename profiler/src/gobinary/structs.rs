@@ -117,6 +117,11 @@ impl StructOffsets {
             G, M, GOBUF, STACK, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
         ];
         let structs = Structs(read_structs(sections, &wanted)?);
+        for name in [G, M, GOBUF, STACK] {
+            if !structs.get(name)?.is_consistent() {
+                return Err(format!("{name} of its DWARF contradicts itself"));
+            }
+        }
         let stack = structs.field(G, "stack", 16)?;
         let gobuf_size = structs.get(GOBUF)?.size;
         let sched = structs.field(G, "sched", gobuf_size)?;
@@ -209,7 +214,7 @@ impl Structs {
             })
         });
         let is_slice = |name| self.get(name).is_ok_and(|found| found.size == 24);
-        let is_named = self.0.get(LABEL_MAP).is_some();
+        let is_named = self.0.contains_key(LABEL_MAP);
         if pair && is_slice(LABEL_MAP) && is_slice(LABEL_SET) {
             Some(LabelFormat::Slice)
         } else if is_named && self.get(LABEL_MAP).is_err() && self.get(HMAP).is_ok() {

@@ -33,7 +33,8 @@ pub enum GLocation {
 pub enum ThreadWord {
     /// This many bytes from the thread pointer (`TPIDR_EL0`).
     Offset(i64),
-    /// As [`GLocation::GotSlot`].
+    /// That offset stands at this link-time address, as for
+    /// [`GLocation::GotSlot`]; it is positive.
     GotSlot(u64),
 }
 
@@ -295,7 +296,7 @@ mod tests {
 
     fn arm64(words: &[u32]) -> Option<ThreadWord> {
         let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        decode_load_g(&code, 0x8ab30)
+        decode_load_g(&code, 0xa7d40)
     }
 
     #[test]
@@ -310,15 +311,22 @@ mod tests {
             0xf87b_681c,
         ];
         assert_eq!(arm64(&linked), Some(ThreadWord::Offset(16)));
-        // adrp x27, .+0x147000; ldr x27, [x27, #8]
-        let slot = [0xd53b_d040, 0xf000_0a3b, 0xf940_077b, 0xf87b_681c];
-        assert_eq!(
-            arm64(&slot),
-            Some(ThreadWord::GotSlot(0x8a000 + 0x147000 + 8))
-        );
-        // movz x27, #1, lsl 16; movk x27, #0x20
-        let relaxed = [0xd53b_d040, 0xd2a0_003b, 0xf280_041b, 0xf87b_681c];
-        assert_eq!(arm64(&relaxed), Some(ThreadWord::Offset(0x10020)));
+        // The same in a library.
+        let slot = [
+            0xd000_08fb,
+            0x399b_1360,
+            0xb400_00a0,
+            0xd53b_d040,
+            0x9000_08db,
+            0xf947_c37b,
+            0xf87b_681c,
+        ];
+        assert_eq!(arm64(&slot), Some(ThreadWord::GotSlot(0x1bff80)));
+        // In a PIE, as the linkers relax it.
+        let small = [0xd53b_d040, 0xd2a0_001b, 0xf280_021b, 0xf87b_681c];
+        assert_eq!(arm64(&small), Some(ThreadWord::Offset(16)));
+        let large = [0xd53b_d040, 0xd2a0_003b, 0xf280_041b, 0xf87b_681c];
+        assert_eq!(arm64(&large), Some(ThreadWord::Offset(0x10020)));
     }
 
     #[test]
