@@ -1,0 +1,200 @@
+//! The side of a session that takes records: whose they are, their stacks, and
+//! into the window. Decides which processes the kernel side samples.
+
+use std::collections::HashSet;
+
+use super::{Config, Tally};
+use crate::{
+    aggregate::{Labels, Owner, Window},
+    decode::{Event, Sample, decode},
+    probe::Targets,
+    process::{Considered, NoLayout, ProcessTable, Selection, all_pids, is_alive},
+    unwind::unwind,
+};
+
+/// The side of a session that takes records.
+pub(super) struct Recorder {
+    selection: Selection,
+    threads: bool,
+    goroutines: bool,
+    targets: Targets,
+    pub(super) table: ProcessTable,
+    pub(super) window: Window,
+    /// Pids that run something not wanted; stray samples of theirs are no loss.
+    rejected: HashSet<u32>,
+    /// Processes whose main thread has exited.
+    exiting: HashSet<u32>,
+    /// Processes whose goroutines cannot be found yet.
+    without_layout: HashSet<u32>,
+    frames: Vec<u64>,
+    stack: Vec<u64>,
+    pub(super) tally: Tally,
+}
+
+impl Recorder {
+    /// Nothing is sampled yet.
+    pub(super) fn new(config: &Config, targets: Targets) -> Self {
+        Self {
+            selection: config.selection.clone(),
+            threads: config.threads,
+            goroutines: config.goroutines,
+            targets,
+            table: ProcessTable::default(),
+            window: Window::default(),
+            rejected: HashSet::new(),
+            exiting: HashSet::new(),
+            without_layout: HashSet::new(),
+            frames: Vec::new(),
+            stack: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn find_running(&mut self) {
+        let pids = match &self.selection {
+            Selection::Pids(pids) => pids.clone(),
+            Selection::All | Selection::Name(_) => all_pids(),
+            Selection::DescendantsOf(_) => Vec::new(),
+        };
+        for pid in pids {
+            self.consider(pid);
+        }
+    }
+
+    /// Looks at what runs under `pid` and samples it if it is wanted.
+    fn consider(&mut self, pid: u32) {
+        self.rejected.remove(&pid);
+        self.exiting.remove(&pid);
+        self.table.forget(pid);
+        let wanted = match self.table.consider(pid, &self.selection) {
+            Considered::Wanted => true,
+            Considered::Other(_) | Considered::Unreadable(_) => false,
+            Considered::Gone => {
+                self.tally.vanished += u64::from(!is_kernel_thread(pid));
+                false
+            }
+        };
+        if !wanted {
+            self.rejected.insert(pid);
+            // Nothing to do about a failure: a sample too many is dropped here.
+            let _ = self.targets.remove(pid);
+        } else {
+            self.sample_goroutines(pid);
+        }
+    }
+
+    /// Samples a process that is wanted, with its goroutines where the layout
+    /// of its runtime is known; says once for each program why it is not.
+    fn sample_goroutines(&mut self, pid: u32) {
+        let Some(index) = self.table.current(pid) else {
+            return;
+        };
+        let process = self.table.get(index);
+        let layout = process.go_layout();
+        match &layout {
+            Err(NoLayout::NotYet) => {
+                self.without_layout.insert(pid);
+            }
+            Err(NoLayout::Unknown(why)) => {
+                let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
+                self.tally.off.insert(text);
+            }
+            Ok(_) => {}
+        }
+        if self
+            .targets
+            .insert(pid, layout.unwrap_or_default())
+            .is_err()
+        {
+            self.tally.not_added += 1;
+            self.table.forget(pid);
+        }
+    }
+
+    /// Looks again at the processes whose loader had not done its work yet.
+    pub(super) fn retry_layouts(&mut self) {
+        for pid in std::mem::take(&mut self.without_layout) {
+            self.sample_goroutines(pid);
+        }
+    }
+
+    pub(super) fn take(&mut self, record: &[u8]) {
+        match decode(record) {
+            Ok(Event::Sample(sample)) => self.sample(&sample),
+            Ok(Event::Exec { pid, .. }) => self.consider(pid),
+            Ok(Event::Exit { pid }) => {
+                self.exiting.insert(pid);
+            }
+            Err(_) => self.tally.undecodable += 1,
+        }
+    }
+
+    fn sample(&mut self, sample: &Sample<'_>) {
+        let head = sample.head;
+        let Some(index) = self.table.current(head.header.pid) else {
+            match self.rejected.contains(&head.header.pid) {
+                true => self.tally.unwanted += 1,
+                false => self.tally.unknown_process += 1,
+            }
+            return;
+        };
+        self.table.note_cgroup(index, head.cgroup_id);
+        let mut unwound = unwind(sample, self.table.get(index), &mut self.frames);
+        if unwound.unmapped && self.table.refresh(index) {
+            unwound = unwind(sample, self.table.get(index), &mut self.frames);
+        }
+        *self.tally.ends.entry(unwound.end).or_default() += 1;
+        self.stack.clear();
+        self.stack.extend_from_slice(sample.kernel);
+        self.stack.extend_from_slice(&self.frames);
+        let owner = Owner {
+            process: index,
+            thread: self.threads.then_some((head.header.tid, head.comm)),
+            goid: (self.goroutines && head.goid != 0).then_some(head.goid),
+            labels: self.labels(sample),
+        };
+        self.window.add(owner, &self.stack, head.kernel_frames);
+    }
+
+    /// The labels of a sample, by key; those that could not be had are counted.
+    fn labels(&mut self, sample: &Sample<'_>) -> Labels {
+        self.tally.labels_missed += u64::from(sample.head.labels_missed);
+        let mut labels: Labels = sample
+            .labels()
+            .map(|label| {
+                self.tally.labels_truncated += u64::from(label.truncated);
+                let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                (text(label.key), text(label.value))
+            })
+            .collect();
+        labels.sort_unstable();
+        labels
+    }
+
+    /// Forgets processes that have exited.
+    pub(super) fn look_for_exits(&mut self) {
+        let watched: Vec<u32> = match &self.selection {
+            // An exit that was not told of must not keep us waiting for ever.
+            Selection::Pids(_) => self.table.pids().collect(),
+            _ => self.exiting.iter().copied().collect(),
+        };
+        for pid in watched {
+            if !is_alive(pid) {
+                self.exiting.remove(&pid);
+                self.table.forget(pid);
+                let _ = self.targets.remove(pid);
+            }
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.selection, Selection::Pids(_)) && self.table.pids().next().is_none()
+    }
+}
+
+/// A process without an executable that is there all the same.
+fn is_kernel_thread(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}/exe"))
+        .symlink_metadata()
+        .is_ok()
+}

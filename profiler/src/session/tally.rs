@@ -1,0 +1,76 @@
+//! What a recording counts beside its samples: all that is missing, by reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use profiler_ebpf::wire::Counter;
+
+use crate::{probe::Counters, unwind::StackEnd};
+
+/// What was counted beside the samples.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// The kernel side's counters.
+    pub kernel: Counters,
+    /// How the stacks end, in samples.
+    pub ends: BTreeMap<StackEnd, u64>,
+    /// Records that could not be read.
+    pub undecodable: u64,
+    /// Samples of processes that exited before goprof could look at them.
+    pub unknown_process: u64,
+    /// Samples of programs that turned out not to be wanted: those that had
+    /// just begun when they were taken.
+    pub unwanted: u64,
+    /// Processes that exited before goprof could look at them.
+    pub vanished: u64,
+    /// Go processes that could not be added to the kernel's table.
+    pub not_added: u64,
+    /// Labels cut short, once for each sample.
+    pub labels_truncated: u64,
+    /// Labels that could not be had, once for each sample.
+    pub labels_missed: u64,
+    /// What is not recorded of which program, and why.
+    pub off: BTreeSet<String>,
+    /// What the kernel side had to say, in words.
+    pub diagnostics: Vec<String>,
+}
+
+impl Tally {
+    /// Samples that were taken but are in no profile, by reason.
+    pub fn lost(&self) -> Vec<(u64, &'static str)> {
+        [
+            (
+                self.kernel.get(Counter::SamplesRingFull),
+                "ring buffer full",
+            ),
+            (self.undecodable, "record not readable"),
+            (self.unknown_process, "process gone before it was looked at"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .collect()
+    }
+
+    /// Anything else that is missing from the profile, by reason.
+    pub fn incomplete(&self) -> Vec<(u64, &'static str)> {
+        [
+            (
+                self.kernel.get(Counter::EventsRingFull),
+                "process starts or exits not seen: ring buffer full",
+            ),
+            (
+                self.kernel.get(Counter::TargetsFull) + self.not_added,
+                "processes not sampled: target table full",
+            ),
+            (
+                self.kernel.get(Counter::NoKernelStack),
+                "samples without their kernel stack",
+            ),
+            (self.vanished, "processes gone before they were looked at"),
+            (self.labels_truncated, "labels of samples cut short"),
+            (self.labels_missed, "labels of samples left out"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .collect()
+    }
+}
