@@ -38,7 +38,7 @@ const CONFIGURATIONS: [Beside; 5] = [
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let (rounds, interval) = if bench.quick { (3, 1) } else { (10, 5) };
+    let (rounds, interval) = if bench.quick { (3, 1) } else { (10, 3) };
     let program = bench.build_go("throughput")?;
     let mut target = Target::start(&mut Command::new(program))?;
     // The first second holds the growth of the heap.
