@@ -300,13 +300,13 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
     assert!(at(thread, m.id) < 1000);
 
     // The goroutine.
-    let stack = at(goroutine, g.stack_lo)..at(goroutine, g.stack_hi);
+    let stack = at(goroutine, g.stack.lo)..at(goroutine, g.stack.hi);
     let text = binary.text();
     let in_text = |pc: u64| text.contains(&pc.wrapping_sub(live.bias));
     assert_eq!(at(goroutine, g.m), thread);
     assert_eq!(at(goroutine, g.goid), announced.goid);
     assert_eq!(at(goroutine, g.atomic_status) as u32, 3, "in a system call");
-    let current_stack = at(current, g.stack_lo)..=at(current, g.stack_hi);
+    let current_stack = at(current, g.stack.lo)..=at(current, g.stack.hi);
     assert!(current_stack.contains(&stack_pointer), "{current_stack:x?}");
     let minor = binary.version().major_minor().1;
     let saved_bp = (in_c || minor >= 23).then_some(g.sched.bp);

@@ -27,7 +27,7 @@ pub use inline::GoFrame;
 pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
 pub use offsets::RuntimeOffsets;
 pub use structs::{
-    GOffsets, LabelFormat, MOffsets, SavedRegisters, StructOffsets, SyscallRegisters,
+    GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
 pub use version::{FuncKind, GoVersion};

@@ -4,7 +4,9 @@
 use std::ops::RangeInclusive;
 
 use super::structs::LabelFormat::{Map, Slice};
-use super::structs::{GOffsets, MOffsets, SavedRegisters, StructOffsets, SyscallRegisters};
+use super::structs::{
+    GOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
+};
 
 /// Go 1.x that the table ends with.
 pub(super) const LATEST: u16 = 27;
@@ -15,8 +17,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         19..=20,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,
@@ -50,8 +51,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         21..=22,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,
@@ -85,8 +85,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         23..=23,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,
@@ -120,8 +119,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         24..=24,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,
@@ -155,8 +153,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         25..=25,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,
@@ -190,8 +187,7 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
         26..=27,
         StructOffsets {
             g: GOffsets {
-                stack_lo: 0,
-                stack_hi: 8,
+                stack: StackBounds { lo: 0, hi: 8 },
                 m: 48,
                 sched: SavedRegisters {
                     sp: 56,

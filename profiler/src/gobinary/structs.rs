@@ -20,10 +20,8 @@ pub struct StructOffsets {
 /// Byte offsets in `runtime.g`, a goroutine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GOffsets {
-    /// `stack.lo uintptr`: the lowest address of its stack.
-    pub stack_lo: u32,
-    /// `stack.hi uintptr`: the address past its stack.
-    pub stack_hi: u32,
+    /// `stack stack`: the bounds of its stack.
+    pub stack: StackBounds,
     /// `m *m`: the thread that runs it, 0 where none does.
     pub m: u32,
     /// `sched gobuf`: its registers while it does not run.
@@ -40,8 +38,17 @@ pub struct GOffsets {
     pub start_pc: u32,
     /// `labels unsafe.Pointer`: its pprof labels, 0 where it has none.
     pub labels: u32,
-    /// Facts of its birth that not all versions keep.
+    /// `parentGoid uint64` (1.21 and later): the goroutine that started it.
     pub parent_goid: Option<u32>,
+}
+
+/// Byte offsets in `runtime.g` of the words of `g.stack`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackBounds {
+    /// `lo uintptr`: the lowest address.
+    pub lo: u32,
+    /// `hi uintptr`: the address past the highest.
+    pub hi: u32,
 }
 
 /// Byte offsets in `runtime.g` of the words of `g.sched`.
@@ -127,8 +134,10 @@ impl StructOffsets {
         let sched = structs.field(G, "sched", gobuf_size)?;
         let offsets = StructOffsets {
             g: GOffsets {
-                stack_lo: stack + structs.field(STACK, "lo", 8)?,
-                stack_hi: stack + structs.field(STACK, "hi", 8)?,
+                stack: StackBounds {
+                    lo: stack + structs.field(STACK, "lo", 8)?,
+                    hi: stack + structs.field(STACK, "hi", 8)?,
+                },
                 m: structs.field(G, "m", 8)?,
                 sched: SavedRegisters {
                     sp: sched + structs.field(GOBUF, "sp", 8)?,
@@ -158,7 +167,7 @@ impl StructOffsets {
             labels: structs.label_format(),
         };
         // C code reads both from there (`runtime/cgo/libcgo.h`, all versions).
-        if (offsets.g.stack_lo, offsets.g.stack_hi) != (0, 8) {
+        if (offsets.g.stack.lo, offsets.g.stack.hi) != (0, 8) {
             return Err("runtime.g does not begin with the bounds of its stack".to_owned());
         }
         Ok(offsets)
