@@ -40,14 +40,14 @@ fn check_shares(profile: &Profile) {
     let one = profile.cumulative_share("main.spinOne");
     let ratio = three / (three + one);
     assert!(
-        three + one >= 0.9,
+        three + one >= 0.8,
         "the loops have {three} and {one}\n{}",
         profile.top(20)
     );
     assert!((ratio - 0.75).abs() < 0.1, "spinThree has {ratio}, not 3/4");
     for root in ["main.spin", "main.main", "runtime.main"] {
         let share = profile.cumulative_share(root);
-        assert!(share >= 0.9, "{root} is over {share} of the samples");
+        assert!(share >= 0.8, "{root} is over {share} of the samples");
     }
 }
 
