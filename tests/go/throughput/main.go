@@ -2,9 +2,10 @@
 // and says on request how often it did so in an interval: how much slower it
 // gets under a profiler is what that profiler costs.
 //
-// Each line on standard input is a request: "plain 5s" or "profiled 5s", the
-// latter with the program's own CPU profile on. The answer is a line with the
-// number of pieces and the nanoseconds they took.
+// Each line on standard input is a request, answered by a line. "measure 50ms"
+// gives the number of pieces, the nanoseconds they took by the clock, and the
+// nanoseconds of CPU time. "profile on" and "profile off" switch the program's
+// own CPU profile.
 package main
 
 import (
@@ -19,13 +20,11 @@ import (
 	"sort"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"fixtures/internal/workload"
 )
-
-// settle is how long a profile of its own runs before it is measured.
-const settle = 200 * time.Millisecond
 
 type order struct {
 	ID    int            `json:"id"`
@@ -99,19 +98,48 @@ func total(workers []worker) (sum uint64) {
 	return sum
 }
 
-// answer serves one request.
-func answer(workers []worker, kind string, interval time.Duration) error {
-	if kind == "profiled" {
-		if err := pprof.StartCPUProfile(io.Discard); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-		time.Sleep(settle)
+// cpuTime is what the process took of every CPU since its start.
+func cpuTime() (time.Duration, error) {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return 0, err
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
+}
+
+func measure(workers []worker, interval time.Duration) error {
+	cpuBefore, err := cpuTime()
+	if err != nil {
+		return err
 	}
 	begun, before := time.Now(), total(workers)
 	time.Sleep(interval)
 	pieces, took := total(workers)-before, time.Since(begun)
-	fmt.Println(pieces, took.Nanoseconds())
+	cpu, err := cpuTime()
+	if err != nil {
+		return err
+	}
+	fmt.Println(pieces, took.Nanoseconds(), (cpu - cpuBefore).Nanoseconds())
+	return nil
+}
+
+// answer serves one request.
+func answer(workers []worker, verb, object string) error {
+	switch verb + " " + object {
+	case "profile on":
+		if err := pprof.StartCPUProfile(io.Discard); err != nil {
+			return err
+		}
+	case "profile off":
+		pprof.StopCPUProfile()
+	default:
+		interval, err := time.ParseDuration(object)
+		if verb != "measure" || err != nil {
+			return fmt.Errorf("no such request: %s %s", verb, object)
+		}
+		return measure(workers, interval)
+	}
+	fmt.Println("done")
 	return nil
 }
 
@@ -123,14 +151,10 @@ func main() {
 	}
 	requests := bufio.NewScanner(os.Stdin)
 	for requests.Scan() {
-		var kind, length string
-		if _, err := fmt.Sscan(requests.Text(), &kind, &length); err != nil {
-			fmt.Fprintln(os.Stderr, "throughput: a request is KIND DURATION:", err)
-			os.Exit(1)
-		}
-		interval, err := time.ParseDuration(length)
+		var verb, object string
+		_, err := fmt.Sscan(requests.Text(), &verb, &object)
 		if err == nil {
-			err = answer(workers, kind, interval)
+			err = answer(workers, verb, object)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "throughput:", err)

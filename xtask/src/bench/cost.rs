@@ -44,7 +44,7 @@ impl Recorded {
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let (count, long_s, short_s) = if bench.quick { (2, 5, 2) } else { (2, 60, 10) };
+    let (count, long_s, short_s) = if bench.quick { (2, 5, 2) } else { (3, 60, 10) };
     let program = bench.build_go("oracle")?;
     let _target = Target::start(&mut Command::new(program))?;
     let mut rounds = Rounds::default();

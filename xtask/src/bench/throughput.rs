@@ -1,9 +1,8 @@
 //! How much slower a busy Go program gets under goprof, under perf and under
-//! its own CPU profile. It compares intervals of one process's life, so that no
-//! restart is in the difference.
+//! its own CPU profile. Two processes of it take short turns, of which only one
+//! is profiled, so that whatever the machine does meanwhile meets both alike.
 
 use std::process::Command;
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,86 +12,178 @@ use super::report::{Figure, Section};
 use super::stats::{Shuffle, Summary};
 use super::{Bench, RATE_HZ};
 
-/// How long a profiler has been sampling before it is measured: its start is
-/// measured elsewhere, as CPU time.
-const SETTLE: Duration = Duration::from_millis(500);
+/// How long a turn is: long for a cycle of the garbage collector, short for
+/// what drifts on a machine shared with others.
+const TURN: Duration = Duration::from_millis(50);
 
-/// What runs beside the program, or within it.
+/// Pairs of turns whose median makes one of the runs reported.
+const PAIRS_A_RUN: usize = 30;
+
+/// What runs beside the profiled process, or within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beside {
+    /// How far apart two equal configurations come out.
     Nothing,
-    /// The same again: how far apart two equal configurations come out.
-    NothingAgain,
     Goprof,
     Perf,
     OwnProfile,
 }
 
-const CONFIGURATIONS: [Beside; 5] = [
+const CONFIGURATIONS: [Beside; 4] = [
     Beside::Nothing,
-    Beside::NothingAgain,
     Beside::Goprof,
     Beside::Perf,
     Beside::OwnProfile,
 ];
 
+/// What one configuration came to.
+#[derive(Debug, Default)]
+struct Measured {
+    /// Per run: work done per CPU second, profiled over not.
+    by_cpu_time: Vec<f64>,
+    /// Per run: work done per second of the clock, profiled over not.
+    by_clock: Vec<f64>,
+    /// The profiler's own CPU time, from its start to its end.
+    profiler_cpu_s: f64,
+    /// How long profiled turns were altogether.
+    profiled_s: f64,
+    samples: u64,
+}
+
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let (rounds, interval) = if bench.quick { (3, 1) } else { (10, 3) };
+    let runs = if bench.quick { 2 } else { 20 };
     let program = bench.build_go("throughput")?;
-    let mut target = Target::start(&mut Command::new(program))?;
-    // The first second holds the growth of the heap.
-    target.ask("plain 1s")?;
+    let mut pair = Pair::start(&program)?;
+    let mut measured: [Measured; 4] = Default::default();
+    for index in Shuffle::default().order(CONFIGURATIONS.len()) {
+        let beside = CONFIGURATIONS[index];
+        bench.progress(&format!("throughput: {beside:?}"));
+        measured[index] = configuration(bench, &mut pair, beside, runs * PAIRS_A_RUN)?;
+    }
+    Ok(section(&measured, bench.cpus))
+}
 
-    let mut rates = CONFIGURATIONS.map(|_| Vec::new());
-    let mut samples = CONFIGURATIONS.map(|_| Vec::new());
-    let mut shuffle = Shuffle::default();
-    for round in 0..rounds {
-        bench.progress(&format!("throughput: round {} of {rounds}", round + 1));
-        for index in shuffle.order(CONFIGURATIONS.len()) {
-            let taken = run(bench, &mut target, CONFIGURATIONS[index], interval)?;
-            rates[index].push(taken.pieces_per_s);
-            samples[index].extend(taken.samples_per_s);
+/// Two processes of one program, of which at most one runs.
+struct Pair([Target; 2]);
+
+impl Pair {
+    fn start(program: &std::path::Path) -> Result<Self> {
+        let start = || -> Result<Target> {
+            let mut target = Target::start(&mut Command::new(program))?;
+            // The first second holds the growth of the heap.
+            target.ask("measure 1s")?;
+            target.freeze()?;
+            Ok(target)
+        };
+        Ok(Self([start()?, start()?]))
+    }
+
+    /// Has one of them answer while the other is frozen.
+    fn ask(&mut self, which: usize, request: &str) -> Result<String> {
+        let target = &mut self.0[which];
+        target.thaw()?;
+        let answer = target.ask(request)?;
+        target.freeze()?;
+        Ok(answer)
+    }
+
+    fn turn(&mut self, which: usize) -> Result<Turn> {
+        let answer = self.ask(which, &format!("measure {}ms", TURN.as_millis()))?;
+        Turn::parse(&answer)
+    }
+}
+
+/// What a process did in its turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Turn {
+    pieces: f64,
+    clock_s: f64,
+    cpu_s: f64,
+}
+
+impl Turn {
+    /// From "PIECES NANOSECONDS CPU-NANOSECONDS".
+    fn parse(answer: &str) -> Result<Self> {
+        let numbers: Vec<f64> = answer
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("the measured program answered `{}`", answer.trim()))?;
+        match numbers[..] {
+            [pieces, clock_ns, cpu_ns] if pieces > 0.0 && clock_ns > 0.0 && cpu_ns > 0.0 => {
+                Ok(Self {
+                    pieces,
+                    clock_s: clock_ns / 1e9,
+                    cpu_s: cpu_ns / 1e9,
+                })
+            }
+            _ => bail!("the measured program answered `{}`", answer.trim()),
         }
     }
-    Ok(section(&rates, &samples, rounds, interval))
 }
 
-/// What one interval gave.
-struct Taken {
-    pieces_per_s: f64,
-    /// Of the profiler beside it, over its whole life.
-    samples_per_s: Option<f64>,
-}
-
-fn run(bench: &Bench, target: &mut Target, beside: Beside, interval_s: u32) -> Result<Taken> {
-    let kind = match beside {
-        Beside::OwnProfile => "profiled",
-        _ => "plain",
-    };
-    let profiler = profiler(bench, beside, target.pid())
-        .map(|mut command| Profiler::start(&mut command))
-        .transpose()?;
-    if let Some(profiler) = &profiler {
-        profiler.wait_until_sampling()?;
+/// Measures with each of the two profiled in its turn: one of them is always a
+/// little faster, by where its memory happens to lie.
+fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside, pairs: usize) -> Result<Measured> {
+    let mut measured = Measured::default();
+    let mut ratios: [Vec<[f64; 2]>; 2] = Default::default();
+    for profiled in [0, 1] {
+        let mut command = profiler(bench, beside, pair.0[profiled].pid());
+        let profiler = command.as_mut().map(Profiler::start).transpose()?;
+        if let Some(profiler) = &profiler {
+            profiler.wait_until_sampling()?;
+        }
+        if beside == Beside::OwnProfile {
+            pair.ask(profiled, "profile on")?;
+        }
+        for number in 0..pairs {
+            let first = number % 2;
+            let one = pair.turn(first)?;
+            let other = pair.turn(1 - first)?;
+            let (with, without) = if first == profiled {
+                (one, other)
+            } else {
+                (other, one)
+            };
+            measured.profiled_s += with.clock_s;
+            ratios[profiled].push([
+                (with.pieces / with.cpu_s) / (without.pieces / without.cpu_s),
+                (with.pieces / with.clock_s) / (without.pieces / without.clock_s),
+            ]);
+        }
+        if beside == Beside::OwnProfile {
+            pair.ask(profiled, "profile off")?;
+        }
+        if let Some(cost) = profiler.map(Profiler::stop).transpose()? {
+            measured.profiler_cpu_s += cost.cpu_s;
+            measured.samples += samples(&cost)?;
+        }
     }
-    sleep(SETTLE);
-    let answer = target.ask(&format!("{kind} {interval_s}s"))?;
-    let samples_per_s = match profiler.map(Profiler::stop).transpose()? {
-        Some(cost) => Some(samples_per_s(&cost)?),
-        None => None,
+    measured.by_cpu_time = runs(&ratios, 0);
+    measured.by_clock = runs(&ratios, 1);
+    Ok(measured)
+}
+
+/// The ratios of both processes, run by run: the difference between the two
+/// themselves is in one's as much as it is out of the other's.
+fn runs(ratios: &[Vec<[f64; 2]>; 2], kind: usize) -> Vec<f64> {
+    let medians = |which: usize| {
+        ratios[which]
+            .chunks(PAIRS_A_RUN)
+            .map(|run| Summary::of(run.iter().map(|ratio| ratio[kind])).median)
     };
-    Ok(Taken {
-        pieces_per_s: pieces_per_s(&answer)?,
-        samples_per_s,
-    })
+    medians(0)
+        .zip(medians(1))
+        .map(|(one, other)| (one * other).sqrt())
+        .collect()
 }
 
 /// A profiler that took no samples costs nothing and proves nothing.
-fn samples_per_s(cost: &Cost) -> Result<f64> {
+fn samples(cost: &Cost) -> Result<u64> {
     match process::samples(&cost.errors)? {
         0 => bail!("the profiler took no samples:\n{}", cost.errors),
-        samples => Ok(samples as f64 / cost.wall_s),
+        samples => Ok(samples),
     }
 }
 
@@ -111,58 +202,68 @@ fn profiler(bench: &Bench, beside: Beside, pid: u32) -> Option<Command> {
             perf.arg(bench.folder.join("throughput.perf.data"));
             Some(perf)
         }
-        _ => None,
+        Beside::Nothing | Beside::OwnProfile => None,
     }
 }
 
-/// From "PIECES NANOSECONDS".
-fn pieces_per_s(answer: &str) -> Result<f64> {
-    let numbers: Vec<f64> = answer
-        .split_whitespace()
-        .map(str::parse)
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("the measured program answered `{}`", answer.trim()))?;
-    match numbers[..] {
-        [pieces, ns] if ns > 0.0 => Ok(pieces / (ns / 1e9)),
-        _ => bail!("the measured program answered `{}`", answer.trim()),
+impl Measured {
+    /// What is left of the CPUs beside the profiler. It sampled in the profiled
+    /// turns alone, so its whole cost is set against their length.
+    fn left_of_cpus(&self, cpus: usize) -> f64 {
+        1.0 - self.profiler_cpu_s / (self.profiled_s * cpus as f64)
+    }
+
+    fn samples_per_s(&self) -> f64 {
+        self.samples as f64 / self.profiled_s
     }
 }
 
-fn section(rates: &[Vec<f64>; 5], samples: &[Vec<f64>; 5], rounds: u32, interval: u32) -> Section {
-    let [nothing, again, goprof, perf, own] = rates;
-    // Both runs without a profiler: half the noise in what is divided by.
-    let base: Vec<f64> = nothing
-        .iter()
-        .zip(again)
-        .map(|(a, b)| (a + b) / 2.0)
-        .collect();
-    let ratio = |id, what: &str, measured: &[f64], base: &[f64]| {
-        Figure::new(id, what, "ratio", Summary::of_ratios(measured, base))
+fn section(measured: &[Measured; 4], cpus: usize) -> Section {
+    let [nothing, goprof, perf, own] = measured;
+    let figure = |id, what: &str, ratios: &[f64], left: f64| {
+        let summary = Summary::of(ratios.iter().map(|ratio| ratio * left));
+        Figure::new(id, what, "ratio", summary)
     };
-    let per_s = |index: usize| Summary::of(samples[index].iter().copied()).median;
+    let whole = |id, what: &str, measured: &Measured| {
+        figure(id, what, &measured.by_cpu_time, measured.left_of_cpus(cpus))
+    };
     Section {
         title: "Throughput of a busy program, over that without a profiler",
         method: format!(
-            "{rounds} rounds in one process, each configuration {interval} s a round in an order \
-             drawn anew; the profiler already samples. Samples a second: goprof {:.0}, perf {:.0}; \
-             the program's own profile is taken at 100 Hz, as Go fixes it.",
-            per_s(2),
-            per_s(3),
+            "Two processes in turns of {} ms, one of them profiled, each for half of the time; \
+             {} runs of {PAIRS_A_RUN} pairs of turns for each. Work done per CPU second of the \
+             process, in which its interruptions are, less the share of the CPUs that the \
+             profiler itself took from its start to its end ({:.0} s of profiled turns). Samples a \
+             second: goprof {:.0}, perf {:.0}; the program's own profile is taken at 100 Hz, as \
+             Go fixes it.",
+            TURN.as_millis(),
+            nothing.by_clock.len(),
+            goprof.profiled_s,
+            goprof.samples_per_s(),
+            perf.samples_per_s(),
         ),
         figures: vec![
-            ratio("throughput.goprof", "goprof record -r 99", goprof, &base).goal("at least 0.99"),
-            ratio("throughput.perf", "perf record -F 99 -g", perf, &base),
-            ratio(
-                "throughput.own",
-                "its own runtime/pprof profile",
-                own,
-                &base,
+            whole("throughput.goprof", "goprof record -r 99", goprof).goal("at least 0.99"),
+            whole("throughput.perf", "perf record -F 99 -g", perf),
+            whole("throughput.own", "its own runtime/pprof profile", own),
+            whole("throughput.noise", "noise: nothing over nothing", nothing),
+            figure(
+                "throughput.goprof_inside",
+                "goprof, without what it takes itself",
+                &goprof.by_cpu_time,
+                1.0,
             ),
-            ratio(
-                "throughput.noise",
-                "noise: nothing over nothing",
-                again,
-                nothing,
+            figure(
+                "throughput.goprof_clock",
+                "the same by the clock",
+                &goprof.by_clock,
+                1.0,
+            ),
+            figure(
+                "throughput.noise_clock",
+                "noise by the clock",
+                &nothing.by_clock,
+                1.0,
             ),
         ],
     }
@@ -174,9 +275,32 @@ mod tests {
 
     #[test]
     fn reads_the_answer_of_the_program() {
-        assert_eq!(pieces_per_s("5000 500000000\n").unwrap(), 10_000.0);
-        for answer in ["", "5000", "5000 0", "five 1"] {
-            assert!(pieces_per_s(answer).is_err(), "{answer:?}");
+        let turn = Turn::parse("5000 500000000 900000000\n").unwrap();
+        assert_eq!((turn.pieces, turn.clock_s, turn.cpu_s), (5000.0, 0.5, 0.9));
+        for answer in ["", "5000 1", "5000 0 1", "five 1 1"] {
+            assert!(Turn::parse(answer).is_err(), "{answer:?}");
         }
+    }
+
+    #[test]
+    fn a_process_that_is_faster_by_itself_does_not_count() {
+        let ratios = [
+            vec![[1.1, 2.2]; PAIRS_A_RUN],
+            vec![[0.9 / 1.1, 1.0]; PAIRS_A_RUN],
+        ];
+        let [ratio] = runs(&ratios, 0)[..] else {
+            panic!("one run");
+        };
+        assert!((ratio - 0.9_f64.sqrt()).abs() < 1e-9, "{ratio}");
+    }
+
+    #[test]
+    fn what_the_profiler_takes_is_lost_to_the_program() {
+        let measured = Measured {
+            profiler_cpu_s: 0.5,
+            profiled_s: 25.0,
+            ..Measured::default()
+        };
+        assert!((measured.left_of_cpus(2) - 0.99).abs() < 1e-9);
     }
 }
