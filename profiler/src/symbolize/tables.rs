@@ -50,6 +50,12 @@ impl Tables {
         id
     }
 
+    /// The function that the inlined ones of a location are part of.
+    pub(super) fn outermost(&self, id: LocationId) -> &str {
+        let line = self.locations[id.0 as usize].lines.last();
+        line.map_or("", |line| &self.functions[line.function.0 as usize].name)
+    }
+
     pub(super) fn location(&mut self, location: Location) -> LocationId {
         let next = LocationId(self.locations.len() as u32);
         let key = (location.mapping, location.address);
