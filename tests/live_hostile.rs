@@ -3,11 +3,7 @@
 //! threads. Its stacks become partial and say why; goprof ends well, takes
 //! every sample in bounded time, and tells the honest part of it right.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "test code: a failure is a panic"
-)]
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
