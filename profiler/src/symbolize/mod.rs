@@ -4,16 +4,19 @@
 //! typed data throughout; no stage passes text to the next.
 
 mod filter;
+mod kallsyms;
 mod native;
 mod tables;
 mod window;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use foldhash::HashMap;
 
 use crate::{
     aggregate::{StackCount, Window},
@@ -109,7 +112,7 @@ impl Symbolizer {
         addresses: &[(ProcessIndex, u64)],
         processes: &ProcessTable,
     ) -> Vec<String> {
-        let mut naming = NamingWindow::new(&mut self.native, processes, HashMap::new());
+        let mut naming = NamingWindow::new(&mut self.native, processes, HashMap::default());
         addresses
             .iter()
             .map(|(process, address)| {
@@ -165,9 +168,9 @@ impl<'a> NamingWindow<'a> {
             processes,
             kernel,
             tables: Tables::default(),
-            places: HashMap::new(),
-            process_ids: HashMap::new(),
-            changed: HashMap::new(),
+            places: HashMap::default(),
+            process_ids: HashMap::default(),
+            changed: HashMap::default(),
             naming: Naming::default(),
         }
     }

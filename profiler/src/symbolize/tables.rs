@@ -1,7 +1,7 @@
 //! The tables of a symbolized window while it grows: each function, location
 //! and mapping once.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::{
     Function, FunctionId, Location, LocationId, Mapping, MappingId, Process, ProcessId, Sample,
