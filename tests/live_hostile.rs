@@ -102,15 +102,15 @@ impl Recording {
         println!("{ends:?}");
         assert_eq!(ends.values().sum::<u64>(), samples, "{}", self.said);
         let whole = ends.get("whole").copied().unwrap_or(0);
-        // Five of seven threads lie.
-        assert!(whole < samples * 3 / 4, "{whole} of {samples} are whole");
-        assert!(ends.len() >= 4, "three reasons at least: {}", self.said);
+        // C code that spoils its frame pointer alone can be unwound by its
+        // tables; without a stack pointer nothing can.
+        assert!(whole < samples * 9 / 10, "{whole} of {samples} are whole");
+        assert!(ends.len() >= 3, "two reasons at least: {}", self.said);
         let broken = self.counts("broke at ");
         let elsewhere = self.counts("broke elsewhere");
         let broken_stacks = broken.values().chain(elsewhere.values()).sum::<u64>();
         assert_eq!(whole + broken_stacks, samples, "{}", self.said);
         let named = |name| broken.keys().any(|line: &String| line.starts_with(name));
-        assert!(named("spin_off_frame,"), "{}", self.said);
         assert!(named("spin_off_stack,"), "{}", self.said);
         assert!(self.said.contains("labels of samples"), "{}", self.said);
     }
