@@ -17,6 +17,8 @@ pub mod compare;
 pub mod debian;
 #[path = "harness/fixture.rs"]
 pub mod fixture;
+#[path = "harness/fuzzing.rs"]
+pub mod fuzzing;
 #[path = "harness/go.rs"]
 pub mod go;
 #[path = "harness/goprof.rs"]

@@ -1,7 +1,9 @@
 //! Aggregate: stacks to a [`Window`] of distinct stacks with counts. Does no
 //! I/O; memory grows with distinct stacks, not with samples.
 
-use std::collections::HashMap;
+// Fast over the long keys that stacks are. Its seeds are random, so that a target
+// cannot choose stacks that collide.
+use foldhash::HashMap;
 
 use crate::process::ProcessIndex;
 

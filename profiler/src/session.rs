@@ -1,6 +1,7 @@
 //! Session: wires the stages of one recording together. The only module that
 //! knows them all; it does the work of none.
 
+mod breaks;
 mod recorder;
 mod tally;
 
@@ -15,6 +16,7 @@ use crate::{
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
+pub use breaks::Break;
 use recorder::Recorder;
 pub use tally::Tally;
 
@@ -61,6 +63,8 @@ pub struct Recording {
     pub naming: Naming,
     /// What was counted.
     pub tally: Tally,
+    /// Where the stacks broke that are not whole, most first.
+    pub breaks: Vec<Break>,
     /// Why it ended.
     pub stopped: Stopped,
     /// What made the sampler tick.
@@ -182,12 +186,15 @@ impl Session {
             duration,
             period_ns: 1_000_000_000 / u64::from(self.config.rate_hz),
         };
-        let (window, naming) =
-            Symbolizer::default().symbolize(taken, &self.recorder.window, &self.recorder.table);
+        let mut symbolizer = Symbolizer::default();
+        let table = &self.recorder.table;
+        let (window, naming) = symbolizer.symbolize(taken, &self.recorder.window, table);
+        let breaks = self.recorder.breaks.name(&mut symbolizer, table);
         Ok(Recording {
             window,
             naming,
             tally,
+            breaks,
             stopped,
             clock: self.clock.unwrap_or(Clock::CpuClock),
             samples: self.recorder.window.samples(),

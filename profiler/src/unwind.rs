@@ -62,6 +62,10 @@ pub struct Unwound {
     pub end: StackEnd,
     /// Whether an address lay in no mapping that is known.
     pub unmapped: bool,
+    /// The address in `frames` of the last frame before the walk stopped, or
+    /// before the first [`GAP`]: the function that could not be passed. `None`
+    /// where the stack is whole or has no frames.
+    pub broke_at: Option<u64>,
 }
 
 /// Writes the user stack of `sample` to `frames`, leaf first: the interrupted
@@ -77,10 +81,21 @@ pub fn unwind(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> 
         StackEnd::Whole if stack.frames.contains(&GAP) => StackEnd::Gap,
         end => end,
     };
+    let unmapped = stack.unmapped;
     Unwound {
         end,
-        unmapped: stack.unmapped,
+        unmapped,
+        broke_at: broke_at(end, frames),
     }
+}
+
+/// The last of `frames` before what is missing.
+fn broke_at(end: StackEnd, frames: &[u64]) -> Option<u64> {
+    if end == StackEnd::Whole {
+        return None;
+    }
+    let known = frames.iter().position(|frame| *frame == GAP);
+    frames.get(..known.unwrap_or(frames.len()))?.last().copied()
 }
 
 /// Where a segment's frames stop being the stack's.

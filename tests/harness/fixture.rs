@@ -134,6 +134,12 @@ impl Fixture {
         }
     }
 
+    /// The binary, with zeros in place of what the records do not need.
+    #[track_caller]
+    pub fn tables(&self) -> Vec<u8> {
+        std::fs::read(&self.tables).expect("read the tables")
+    }
+
     /// The process, as its maps and the kept tables describe it.
     pub fn process(&self, objects: &mut Objects) -> Process {
         let exe = self.case.exe();

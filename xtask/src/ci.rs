@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::bpf_toolchain::BpfToolchain;
 use crate::workspace::Workspace;
-use crate::{command, ebpf, test, tidy};
+use crate::{command, ebpf, fuzz, test, tidy};
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
 
@@ -56,7 +56,17 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 }
 
 fn check_format(workspace: &Workspace) -> Result<()> {
-    command::run(workspace.cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt`")
+    let check = |package: &[&str]| {
+        let mut fmt = workspace.cargo();
+        command::run(fmt.args(["fmt", "--check"]).args(package)).context("run `cargo fmt`")
+    };
+    check(&["--all"])?;
+    check(&["--manifest-path", &fuzz_manifest()])
+}
+
+/// The fuzz targets are a workspace of their own.
+fn fuzz_manifest() -> String {
+    format!("{}/Cargo.toml", fuzz::PACKAGE)
 }
 
 fn deny_warnings(clippy: &mut Command) -> Result<()> {
@@ -65,7 +75,10 @@ fn deny_warnings(clippy: &mut Command) -> Result<()> {
 
 fn lint_host(workspace: &Workspace) -> Result<()> {
     let mut clippy = workspace.cargo();
-    deny_warnings(clippy.args(["clippy", "--workspace", "--all-targets"]))
+    deny_warnings(clippy.args(["clippy", "--workspace", "--all-targets"]))?;
+    let mut clippy = workspace.cargo();
+    clippy.args(["clippy", "--locked", "--manifest-path", &fuzz_manifest()]);
+    deny_warnings(clippy.arg("--target-dir").arg(workspace.target()))
 }
 
 fn lint_bpf(workspace: &Workspace) -> Result<()> {

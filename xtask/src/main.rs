@@ -8,6 +8,7 @@ mod debian;
 mod demo;
 mod ebpf;
 mod fixture;
+mod fuzz;
 mod go;
 mod goffsets;
 mod test;
@@ -41,6 +42,8 @@ enum Xtask {
     Go(go::Args),
     /// Record cases of bpf-fixtures/ for the replay tests
     Fixture(fixture::Args),
+    /// Look for inputs that break the stack walk and what reads binaries
+    Fuzz(fuzz::Args),
     /// Make the table of the runtime's struct offsets
     Goffsets(goffsets::Args),
 }
@@ -68,6 +71,7 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Ci(args) => ci::run(&workspace, &args),
         Xtask::Go(args) => go::run(&workspace, &args),
         Xtask::Fixture(args) => fixture::run(&workspace, &args),
+        Xtask::Fuzz(args) => fuzz::run(&workspace, &args),
         Xtask::Goffsets(args) => goffsets::run(&workspace, &args),
     }
 }

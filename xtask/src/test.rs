@@ -1,5 +1,5 @@
-//! `cargo xtask test`: provides what the tests need, then runs every one. Its
-//! last line is the test runner's own summary.
+//! `cargo xtask test`: provides what the tests need, fuzzes for a minute, then
+//! runs every test. Its last line is the test runner's own summary.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command;
+use crate::fuzz;
 use crate::go::{self, Go};
 use crate::workspace::Workspace;
 
@@ -54,6 +55,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         Ok(test)
     };
     if args.arguments.is_empty() {
+        fuzz::run_all_for_a_minute(workspace)?;
         command::run(&mut cargo_test(&["--doc", "--quiet"])?).context("documentation tests")?;
         return command::run(&mut cargo_test(&["--all-targets"])?);
     }

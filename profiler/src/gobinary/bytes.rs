@@ -1,7 +1,7 @@
 //! Bounds-checked little-endian reads from mapped bytes. Every function here
 //! answers None rather than reach past the end.
 
-use std::ffi::CStr;
+use memchr::memchr;
 
 /// The `N` bytes at `offset`.
 fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
@@ -57,9 +57,9 @@ fn read_long_varint(bytes: &[u8], offset: usize) -> Option<(u32, usize)> {
 pub(super) fn read_text(bytes: &[u8], offset: usize, limit: usize) -> Option<String> {
     let rest = bytes.get(offset..)?;
     let within = &rest[..rest.len().min(limit)];
-    match CStr::from_bytes_until_nul(within) {
-        Ok(text) => Some(to_text(text.to_bytes())),
-        Err(_) => (rest.len() > limit).then(|| to_text(within)),
+    match memchr(0, within) {
+        Some(end) => Some(to_text(&within[..end])),
+        None => (rest.len() > limit).then(|| to_text(within)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{Config, Tally};
+use super::{Config, Tally, breaks::Breaks};
 use crate::{
     aggregate::{Labels, Owner, Window},
     decode::{Event, Sample, decode},
@@ -29,6 +29,7 @@ pub(super) struct Recorder {
     frames: Vec<u64>,
     stack: Vec<u64>,
     pub(super) tally: Tally,
+    pub(super) breaks: Breaks,
 }
 
 impl Recorder {
@@ -47,6 +48,7 @@ impl Recorder {
             frames: Vec::new(),
             stack: Vec::new(),
             tally: Tally::default(),
+            breaks: Breaks::default(),
         }
     }
 
@@ -144,6 +146,7 @@ impl Recorder {
             unwound = unwind(sample, self.table.get(index), &mut self.frames);
         }
         *self.tally.ends.entry(unwound.end).or_default() += 1;
+        self.breaks.note(index, &unwound);
         self.stack.clear();
         self.stack.extend_from_slice(sample.kernel);
         self.stack.extend_from_slice(&self.frames);

@@ -4,16 +4,19 @@
 //! typed data throughout; no stage passes text to the next.
 
 mod filter;
+mod kallsyms;
 mod native;
 mod tables;
 mod window;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use foldhash::HashMap;
 
 use crate::{
     aggregate::{StackCount, Window},
@@ -93,22 +96,30 @@ impl Symbolizer {
         let kernel = self
             .native
             .kernel(stacks.iter().flat_map(|stack| kernel_calls(stack.kernel)));
-        let mut naming_window = NamingWindow {
-            native: &mut self.native,
-            processes,
-            kernel,
-            tables: Tables::default(),
-            places: HashMap::new(),
-            process_ids: HashMap::new(),
-            changed: HashMap::new(),
-            naming: Naming::default(),
-        };
+        let mut naming_window = NamingWindow::new(&mut self.native, processes, kernel);
         let samples = stacks
             .iter()
             .map(|stack| naming_window.sample(stack))
             .collect();
         let NamingWindow { tables, naming, .. } = naming_window;
         (tables.into_window(taken, samples), naming)
+    }
+
+    /// The functions that hold addresses of user code, by the name of their
+    /// frame; of inlined functions the one they are part of.
+    pub fn functions(
+        &mut self,
+        addresses: &[(ProcessIndex, u64)],
+        processes: &ProcessTable,
+    ) -> Vec<String> {
+        let mut naming = NamingWindow::new(&mut self.native, processes, HashMap::default());
+        addresses
+            .iter()
+            .map(|(process, address)| {
+                let place = naming.user_place(*process, *address);
+                naming.tables.outermost(place.location).to_owned()
+            })
+            .collect()
     }
 }
 
@@ -146,7 +157,24 @@ struct NamingWindow<'a> {
     naming: Naming,
 }
 
-impl NamingWindow<'_> {
+impl<'a> NamingWindow<'a> {
+    fn new(
+        native: &'a mut NativeSymbols,
+        processes: &'a ProcessTable,
+        kernel: HashMap<u64, Option<NativeFrame>>,
+    ) -> Self {
+        Self {
+            native,
+            processes,
+            kernel,
+            tables: Tables::default(),
+            places: HashMap::default(),
+            process_ids: HashMap::default(),
+            changed: HashMap::default(),
+            naming: Naming::default(),
+        }
+    }
+
     fn sample(&mut self, stack: &StackCount<'_>) -> Sample {
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
         for address in kernel_calls(stack.kernel) {

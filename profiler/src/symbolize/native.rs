@@ -1,13 +1,21 @@
 //! Names of C and kernel code, through blazesym. Never asked about Go code:
 //! in a stripped cgo binary it would take the nearest C symbol for it.
 
-use std::{collections::HashMap, fs::File, io::Write, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::Write,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 use blazesym::{
     MaybeDefault,
     symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source},
 };
+use foldhash::HashMap;
 
+use super::kallsyms;
 use crate::process::Object;
 
 /// The source frames of one address, leaf first.
@@ -26,26 +34,22 @@ pub(super) struct NativeLine {
 
 pub(super) struct NativeSymbols {
     symbolizer: Symbolizer,
-    kallsyms: MaybeDefault<PathBuf>,
-    vdso: Option<Vdso>,
+    kallsyms: PathBuf,
+    /// A copy of this process's vdso: the kernel gives every process the same.
+    vdso: Option<MemoryFile>,
 }
 
-/// A copy of this process's vdso: the kernel gives every process the same.
-struct Vdso {
+/// A file in memory, which a path names while it lives.
+struct MemoryFile {
     path: PathBuf,
     _file: File,
 }
 
 impl Default for NativeSymbols {
     fn default() -> Self {
-        let symbolizer = Symbolizer::builder()
-            .enable_code_info(true)
-            .enable_inlined_fns(true)
-            .enable_auto_reload(false)
-            .build();
         Self {
-            symbolizer,
-            kallsyms: MaybeDefault::Default,
+            symbolizer: symbolizer(),
+            kallsyms: PathBuf::from("/proc/kallsyms"),
             vdso: None,
         }
     }
@@ -55,7 +59,7 @@ impl NativeSymbols {
     /// Names kernel addresses from a copy of `/proc/kallsyms`.
     pub(super) fn with_kallsyms(path: PathBuf) -> Self {
         Self {
-            kallsyms: MaybeDefault::Some(path),
+            kallsyms: path,
             ..Self::default()
         }
     }
@@ -69,20 +73,27 @@ impl NativeSymbols {
         addresses.sort_unstable();
         addresses.dedup();
         if addresses.is_empty() {
-            return HashMap::new();
+            return HashMap::default();
         }
+        let mut frames: HashMap<u64, Option<NativeFrame>> =
+            addresses.iter().map(|address| (*address, None)).collect();
+        // Blazesym would keep every symbol there is, and take more time for it
+        // than a short recording takes for all the rest.
+        let Some(symbols) = nearest_symbols(&self.kallsyms, &addresses) else {
+            return frames;
+        };
         let source = source::Source::Kernel(source::Kernel {
             // The image on disk, if any, adds lines but costs seconds to read.
             vmlinux: MaybeDefault::None,
-            kallsyms: self.kallsyms.clone(),
+            kallsyms: MaybeDefault::Some(symbols.path.clone()),
             ..Default::default()
         });
-        let symbols = self
-            .symbolizer
+        // One of its own: it remembers the file by its path, which the next
+        // may have again.
+        let symbolizer = symbolizer();
+        let symbols = symbolizer
             .symbolize(&source, Input::AbsAddr(&addresses))
             .unwrap_or_default();
-        let mut frames: HashMap<u64, Option<NativeFrame>> =
-            addresses.iter().map(|address| (*address, None)).collect();
         for (address, symbolized) in addresses.iter().zip(symbols) {
             frames.insert(*address, frame(symbolized));
         }
@@ -116,6 +127,20 @@ impl NativeSymbols {
     }
 }
 
+fn symbolizer() -> Symbolizer {
+    Symbolizer::builder()
+        .enable_code_info(true)
+        .enable_inlined_fns(true)
+        .enable_auto_reload(false)
+        .build()
+}
+
+/// The symbols of the kernel that `addresses` need, in a file of their own.
+fn nearest_symbols(kallsyms: &Path, addresses: &[u64]) -> Option<MemoryFile> {
+    let lines = kallsyms::nearest(File::open(kallsyms).ok()?, addresses).ok()?;
+    MemoryFile::of(c"kallsyms", &lines)
+}
+
 fn frame(symbolized: Symbolized<'_>) -> Option<NativeFrame> {
     let Symbolized::Sym(Sym {
         name,
@@ -144,8 +169,8 @@ fn line(name: &str, code: Option<&CodeInfo<'_>>) -> NativeLine {
     }
 }
 
-/// Writes this process's own vdso to a file in memory, which a path names.
-fn copy_vdso() -> Option<Vdso> {
+/// Copies this process's own vdso.
+fn copy_vdso() -> Option<MemoryFile> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
     let (start, end) = line.split(' ').next()?.split_once('-')?;
@@ -154,18 +179,64 @@ fn copy_vdso() -> Option<Vdso> {
     let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
     let memory = File::open("/proc/self/mem").ok()?;
     std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, start).ok()?;
+    MemoryFile::of(c"vdso", &bytes)
+}
 
-    // SAFETY: a constant name; the descriptor that comes back is ours alone.
-    let mut file = unsafe {
-        let fd = libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC);
-        if fd < 0 {
-            return None;
+impl MemoryFile {
+    fn of(name: &CStr, bytes: &[u8]) -> Option<Self> {
+        // SAFETY: the name ends with a zero; the descriptor that comes back is
+        // ours alone.
+        let mut file = unsafe {
+            let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return None;
+            }
+            <File as std::os::fd::FromRawFd>::from_raw_fd(fd)
+        };
+        file.write_all(bytes).ok()?;
+        Some(Self {
+            path: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+            _file: file,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_names_are_those_that_all_of_its_symbols_give() {
+        let text = std::fs::read_to_string("/proc/kallsyms").unwrap();
+        let addresses: Vec<u64> = text
+            .lines()
+            .filter_map(|line| u64::from_str_radix(line.split(' ').next()?, 16).ok())
+            .filter(|address| *address != 0)
+            .step_by(1009)
+            .flat_map(|address| [address, address + 3])
+            .collect();
+        let source = source::Source::Kernel(source::Kernel {
+            vmlinux: MaybeDefault::None,
+            ..Default::default()
+        });
+        let whole = symbolizer();
+        let whole = whole.symbolize(&source, Input::AbsAddr(&addresses));
+        let names = |frame: Option<NativeFrame>| frame.map(|frame| frame.lines[0].name.clone());
+        let expected: Vec<Option<String>> = whole
+            .unwrap()
+            .into_iter()
+            .map(|s| names(frame(s)))
+            .collect();
+
+        // Twice: the second file may have the first one's path.
+        let mut symbols = NativeSymbols::default();
+        for addresses in [&addresses[..], &addresses[..addresses.len() / 2]] {
+            let found = symbols.kernel(addresses.iter().copied());
+            for (address, name) in addresses.iter().zip(&expected) {
+                assert_eq!(&names(found[address].clone()), name, "{address:#x}");
+            }
         }
-        <File as std::os::fd::FromRawFd>::from_raw_fd(fd)
-    };
-    file.write_all(&bytes).ok()?;
-    Some(Vdso {
-        path: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
-        _file: file,
-    })
+        // Without the rights the kernel gives zeros; the tests are root's.
+        assert!(expected.iter().flatten().count() > 100, "{expected:?}");
+    }
 }

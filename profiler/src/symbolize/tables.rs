@@ -1,7 +1,7 @@
 //! The tables of a symbolized window while it grows: each function, location
 //! and mapping once.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::{
     Function, FunctionId, Location, LocationId, Mapping, MappingId, Process, ProcessId, Sample,
@@ -48,6 +48,12 @@ impl Tables {
         self.functions.push(function.clone());
         self.function_ids.insert(function, id);
         id
+    }
+
+    /// The function that the inlined ones of a location are part of.
+    pub(super) fn outermost(&self, id: LocationId) -> &str {
+        let line = self.locations[id.0 as usize].lines.last();
+        line.map_or("", |line| &self.functions[line.function.0 as usize].name)
     }
 
     pub(super) fn location(&mut self, location: Location) -> LocationId {

@@ -4,7 +4,15 @@
 use std::{path::Path, time::Duration};
 
 use super::args::Plan;
-use crate::{probe::Clock, profile::Format, session::Recording, unwind::StackEnd};
+use crate::{
+    probe::Clock,
+    profile::Format,
+    session::{Break, Recording},
+    unwind::StackEnd,
+};
+
+/// Most lines about where stacks broke.
+const MAX_BREAKS: usize = 10;
 
 /// What a reader of the profile must know, one sentence each.
 pub(super) fn notes(recording: &Recording) -> Vec<String> {
@@ -75,6 +83,9 @@ fn details(recording: &Recording) {
     for (end, count) in &recording.tally.ends {
         eprintln!("  stacks {}: {count}", end.describe());
     }
+    for line in breaks(&recording.breaks) {
+        eprintln!("  {line}");
+    }
     for (reason, count) in &recording.naming.unnamed {
         eprintln!("  frames without a name, {}: {count}", reason.describe());
     }
@@ -84,6 +95,21 @@ fn details(recording: &Recording) {
             process.pid, process.comm, process.go_version, process.exe
         );
     }
+}
+
+/// Where stacks broke, most first.
+fn breaks(breaks: &[Break]) -> Vec<String> {
+    let lines = breaks.iter().take(MAX_BREAKS).map(|at| {
+        let end = at.end.describe();
+        match &at.function {
+            Some(function) => format!("broke at {function}, {end}: {}", at.count),
+            None => format!("broke elsewhere, {end}: {}", at.count),
+        }
+    });
+    let rest = breaks.iter().skip(MAX_BREAKS);
+    let (functions, stacks) = rest.fold((0, 0), |(n, sum), at| (n + 1, sum + at.count));
+    let rest = (functions > 0).then(|| format!("broke at {functions} more functions: {stacks}"));
+    lines.chain(rest).collect()
 }
 
 fn whole_share(recording: &Recording) -> f64 {
@@ -145,6 +171,26 @@ mod tests {
     fn shares_are_rounded_down() {
         assert_eq!(percent(1.0), "100.0%");
         assert_eq!(percent(0.99999), "99.9%");
+    }
+
+    #[test]
+    fn tells_where_most_stacks_broke_and_how_many_elsewhere() {
+        let at = |number: u64| Break {
+            end: StackEnd::Unreadable,
+            function: (number > 1).then(|| format!("main.f{number}")),
+            count: number,
+        };
+        assert_eq!(breaks(&[]), [""; 0]);
+        let lines = breaks(&[at(2), at(1)]);
+        let expected = [
+            "broke at main.f2, stack memory not resident: 2",
+            "broke elsewhere, stack memory not resident: 1",
+        ];
+        assert_eq!(lines, expected);
+        let many: Vec<Break> = (1..=12).rev().map(at).collect();
+        let lines = breaks(&many);
+        assert_eq!(lines.len(), 11);
+        assert_eq!(lines[10], "broke at 2 more functions: 3");
     }
 
     #[test]

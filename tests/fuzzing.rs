@@ -1,0 +1,108 @@
+//! The inputs that fuzzing begins with lead where they are meant to: a seed
+//! that is refused at the door would fuzz nothing behind it.
+
+#![expect(clippy::panic, reason = "test code: a failure is a panic")]
+
+use goprof::decode::{Event, decode};
+use goprof_tests::fixture;
+use goprof_tests::fuzzing::{
+    BinaryInput, UnwindInput, WalkInput, known, mutate_record, seeds, words,
+};
+use profiler_ebpf::walk::{Step, UserMemory, step};
+use profiler_ebpf::wire::WalkEnd;
+
+#[track_caller]
+fn seeds_of(target: &str) -> Vec<Vec<u8>> {
+    let mut all = seeds().into_iter();
+    let Some((_, seeds)) = all.find(|(name, _)| *name == target) else {
+        panic!("no seeds of {target}");
+    };
+    assert!(seeds.len() >= known().len(), "{} seeds", seeds.len());
+    seeds
+}
+
+struct Memory<'a>(WalkInput<'a>);
+
+impl UserMemory for Memory<'_> {
+    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+        let index = address.checked_sub(self.0.base)? as usize / 8;
+        self.0.memory.get(index..index + 2)?.try_into().ok()
+    }
+}
+
+#[test]
+fn seeds_of_walk_are_chains_with_a_root() {
+    let mut longest = 0;
+    for seed in seeds_of("walk") {
+        let words = words(&seed);
+        let Some(input) = WalkInput::of(&words) else {
+            panic!("a seed too short");
+        };
+        let (frames, mut fp) = (input.memory.len() / 2 - 1, input.fp);
+        let memory = Memory(input);
+        for _ in 0..frames {
+            let Step::Frame { next, .. } = step(&memory, fp) else {
+                panic!("the chain ends before its root");
+            };
+            fp = next;
+        }
+        assert_eq!(step(&memory, fp), Step::End(WalkEnd::Root));
+        longest = longest.max(frames);
+    }
+    assert!(longest > 100, "{longest} frames at most");
+}
+
+#[test]
+fn seeds_of_unwind_are_the_fixtures_records() {
+    let seeds = seeds_of("unwind");
+    let records: usize = known().iter().map(|known| known.records.len()).sum();
+    assert_eq!(seeds.len(), records);
+    for seed in seeds {
+        let before = words(&seed);
+        let Some(UnwindInput { case, record }) = UnwindInput::of(&before) else {
+            panic!("a seed too short");
+        };
+        let known = &known()[case];
+        assert!(known.code.len() > 10, "{}: {:x?}", known.name, known.code);
+        let Ok(Event::Sample(sample)) = decode(fixture::bytes_of(record)) else {
+            panic!("{}: a seed that is no sample", known.name);
+        };
+        assert_eq!(
+            sample.thread.ip == 0,
+            known.process.locate(sample.thread.ip).is_none()
+        );
+
+        let mut changed = seed.clone();
+        assert!(mutate_record(&mut changed, 7));
+        let mut changed = words(&changed);
+        assert_eq!(changed.len(), before.len());
+        assert_eq!(changed[0], before[0], "the case stays");
+        changed.retain(|word| !before.contains(word));
+        assert!(changed.len() <= 4, "{changed:x?}");
+    }
+}
+
+#[test]
+fn seeds_of_gobinary_change_nothing_yet() {
+    let mut patched = 0;
+    for seed in seeds_of("gobinary") {
+        match BinaryInput::of(&words(&seed)) {
+            Some(BinaryInput::Whole(file)) => {
+                let elf = fixture::bytes_of(file).starts_with(b"\x7fELF");
+                assert!(elf, "a seed that is no ELF file");
+            }
+            Some(BinaryInput::Patched { case, patches }) => {
+                assert!(!patches.is_empty());
+                for [number, value] in patches {
+                    let at = known()[case].place(*number) as usize;
+                    let there = &known()[case].tables[at..at + 8];
+                    assert_eq!(there, value.to_ne_bytes());
+                    assert_ne!(*value, 0);
+                }
+                patched += patches.len();
+            }
+            None => panic!("a seed too short"),
+        }
+    }
+    assert!(patched > 100 * known().len(), "{patched} patches");
+}
