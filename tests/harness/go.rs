@@ -94,8 +94,15 @@ pub fn go_build(program: &str, version: &str, flags: &[&str], output: &Path) -> 
     go.arg("build").args(flags).arg("-o").arg(output);
     go.arg(format!("./{program}"));
     go.current_dir(source_dir(""));
-    // Only the cgo program needs a C compiler.
-    go.env("CGO_ENABLED", if program == "cgo_call" { "1" } else { "0" });
+    // Only the cgo programs need a C compiler.
+    go.env(
+        "CGO_ENABLED",
+        if program.starts_with("cgo_") {
+            "1"
+        } else {
+            "0"
+        },
+    );
     command::run(&mut go, Duration::from_secs(540), REMEDY)
 }
 
