@@ -1,6 +1,7 @@
 //! Session: wires the stages of one recording together. The only module that
 //! knows them all; it does the work of none.
 
+mod looks;
 mod recorder;
 mod tally;
 
@@ -153,7 +154,7 @@ impl Session {
                 () = exit(&mut child) => return Stopped::TargetsGone,
             }
             self.drain();
-            self.recorder.retry_layouts();
+            self.recorder.look_again(Instant::now());
             if looked.elapsed() >= LIVENESS_EVERY {
                 looked = Instant::now();
                 self.recorder.look_for_exits();
