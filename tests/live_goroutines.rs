@@ -30,7 +30,7 @@ fn labels_and_ids_are_the_programs_own() {
             let [first, second] = ids[..] else {
                 panic!("two goroutine ids, not {ids:?}");
             };
-            let profile = record(&target, &["-g"]);
+            let profile = record(&target, &[]);
             assert!(profile.total() >= 200, "{} samples", profile.total());
 
             let working = profile.share(|s| s.has("main.burn"));
@@ -83,6 +83,68 @@ fn a_label_selects() {
     let profile = record(&target, &["--label", "path=^/b$", "--label", "n1=1"]);
     assert!(profile.total() >= 50, "{} samples", profile.total());
     assert_eq!(profile.share(|s| label(s, "path") == Some("/b")), 1.0);
+}
+
+#[test]
+fn goroutine_ids_are_left_out_when_asked() {
+    let binary = go::build("shop");
+    let _turn = quiet::measuring();
+    let target = Target::start(&binary, &[]);
+    let (with, without) = (record(&target, &[]), record(&target, &["--no-goroutines"]));
+    // Its goroutines run the same code: with their ids, equal stacks are
+    // several samples, without them one.
+    let identities = |profile: &Profile| {
+        let mut stacks: Vec<Vec<u64>> = profile
+            .stacks
+            .iter()
+            .map(|stack| stack.frames.iter().map(|frame| frame.address).collect())
+            .collect();
+        let all = stacks.len();
+        stacks.sort_unstable();
+        stacks.dedup();
+        (all, stacks.len())
+    };
+    let labelled = |stack: &Stack| label(stack, "goid").is_some();
+    // The rest is the scheduler's own: no goroutine runs.
+    assert!(with.share(labelled) > 0.5, "{}", with.top(20));
+    let (all, distinct) = identities(&with);
+    assert!(all > distinct, "{all} samples of {distinct} stacks");
+    assert_eq!(without.share(labelled), 0.0);
+    let (all, distinct) = identities(&without);
+    assert_eq!(all, distinct);
+}
+
+#[test]
+fn spans_pass_through_under_their_own_names() {
+    for version in ["1.23.9", go::NEWEST] {
+        let binary = go::build_with("spans", version, Variant::Plain);
+        let _turn = quiet::measuring();
+        let target = Target::start(&binary, &[]);
+        let profile = record(&target, &[]);
+        let traced = profile.share(|s| label(s, "span_id").is_some());
+        assert!(traced > 0.9, "go{version}: {traced}\n{}", profile.top(20));
+        for stack in &profile.stacks {
+            let Some(span) = label(stack, "span_id") else {
+                continue;
+            };
+            assert_eq!(span, "00f067aa0ba902b7");
+            assert_eq!(label(stack, "profile_id"), Some(span));
+            assert_eq!(label(stack, "span_name"), Some("GET /cart/{id}"));
+            let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+            assert_eq!(label(stack, "trace_id"), Some(trace));
+        }
+        // As strings: Pyroscope looks for these keys among string labels alone,
+        // and a hexadecimal id that reads as a number must not become one.
+        let keys = ["span_id", "trace_id", "profile_id"];
+        let labels = profile.raw.sample.iter().flat_map(|sample| &sample.label);
+        let ids = labels.filter(|label| keys.contains(&profile.text(label.key)));
+        let (mut seen, mut strings) = (0, 0);
+        for id in ids {
+            seen += 1;
+            strings += usize::from(id.str != 0 && id.num == 0);
+        }
+        assert!(seen > 0 && seen == strings, "{strings} of {seen}");
+    }
 }
 
 #[test]

@@ -41,6 +41,10 @@ pub const MAX_LABEL_WORDS: usize = 1 + 2 * MAX_LABEL_BYTES / 8;
 /// Words that all labels of a sample take at most.
 pub const MAX_LABELS_WORDS: usize = 512;
 
+/// Threads that a process starts this soon after a [`kind::THREAD`] make no
+/// other; in nanoseconds. Who looks at the process must do so later than that.
+pub const THREAD_PAUSE_NS: u64 = 50_000_000;
+
 /// The words that can follow a [`Sample`] header.
 pub const MAX_PAYLOAD_WORDS: usize = 2 * MAX_USER_FRAMES
     + MAX_KERNEL_FRAMES
@@ -58,6 +62,9 @@ pub mod kind {
     pub const EXEC: u32 = 2;
     /// A bare [`super::Header`]: the main thread of the process `pid` is exiting.
     pub const EXIT: u32 = 3;
+    /// A bare [`super::Header`]: the process `pid`, which is not wanted so far,
+    /// starts a thread. At most one in [`super::THREAD_PAUSE_NS`].
+    pub const THREAD: u32 = 4;
 }
 
 /// What every record begins with.
@@ -323,7 +330,7 @@ pub enum Counter {
     Samples = 0,
     /// Samples lost because the ring buffer was full.
     SamplesRingFull = 1,
-    /// Exec and exit records lost because the ring buffer was full.
+    /// Records other than samples lost because the ring buffer was full.
     EventsRingFull = 2,
     /// Processes not sampled from their start because `TARGETS` was full.
     TargetsFull = 3,

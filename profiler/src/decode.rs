@@ -17,6 +17,11 @@ pub enum Event<'a> {
         /// When, on the monotonic clock.
         time_ns: u64,
     },
+    /// A process that is not wanted so far starts a thread.
+    Thread {
+        /// Its process id.
+        pid: u32,
+    },
     /// The main thread of a process is exiting.
     Exit {
         /// Its process id.
@@ -128,6 +133,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
             pid: header.pid,
             time_ns: header.time_ns,
         }),
+        kind::THREAD => Ok(Event::Thread { pid: header.pid }),
         kind::EXIT => Ok(Event::Exit { pid: header.pid }),
         _ => Err(DecodeError::Unknown),
     }
@@ -301,7 +307,10 @@ mod tests {
         assert_eq!(decode(exec.as_bytes()), Ok(expected));
         let exit = of(kind::EXIT);
         assert_eq!(decode(exit.as_bytes()), Ok(Event::Exit { pid: 3 }));
-        for unknown in [0, 4, u32::MAX] {
+        let thread = of(kind::THREAD);
+        let expected = Event::Thread { pid: 3 };
+        assert_eq!(decode(thread.as_bytes()), Ok(expected));
+        for unknown in [0, 5, u32::MAX] {
             assert_eq!(decode(of(unknown).as_bytes()), Err(DecodeError::Unknown));
         }
     }

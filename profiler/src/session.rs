@@ -2,6 +2,7 @@
 //! knows them all; it does the work of none.
 
 mod breaks;
+mod looks;
 mod recorder;
 mod tally;
 
@@ -157,7 +158,7 @@ impl Session {
                 () = exit(&mut child) => return Stopped::TargetsGone,
             }
             self.drain();
-            self.recorder.retry_layouts();
+            self.recorder.look_again(Instant::now());
             if looked.elapsed() >= LIVENESS_EVERY {
                 looked = Instant::now();
                 self.recorder.look_for_exits();

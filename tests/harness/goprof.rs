@@ -69,6 +69,19 @@ pub struct Recording {
     dir: tempfile::TempDir,
 }
 
+impl Recording {
+    /// What a goprof that was started otherwise made: a file in a directory that
+    /// is to be kept.
+    pub fn new(outcome: Outcome, profile: Profile, file: PathBuf, dir: tempfile::TempDir) -> Self {
+        Recording {
+            outcome,
+            profile,
+            file,
+            dir,
+        }
+    }
+}
+
 /// Runs `goprof record` with these arguments and an output file in a directory
 /// of its own; panics unless it succeeds.
 #[track_caller]

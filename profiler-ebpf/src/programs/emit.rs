@@ -66,8 +66,19 @@ pub fn emit_sample(bytes: &[u8]) {
 /// Delivers a record that userspace must see at once.
 #[inline(always)]
 pub fn emit_event(kind: u32) {
+    emit_header(kind, BPF_RB_FORCE_WAKEUP);
+}
+
+/// Delivers a record that can wait until userspace looks by itself.
+#[inline(always)]
+pub fn emit_patient_event(kind: u32) {
+    emit_header(kind, BPF_RB_NO_WAKEUP);
+}
+
+#[inline(always)]
+fn emit_header(kind: u32, wakeup: u32) {
     if RECORDS
-        .output::<Header>(header(kind), BPF_RB_FORCE_WAKEUP as u64)
+        .output::<Header>(header(kind), wakeup as u64)
         .is_err()
     {
         count(Counter::EventsRingFull);

@@ -49,6 +49,15 @@ impl Machine {
         }
     }
 
+    /// The type number of a relocation that stores a symbol's address, whatever
+    /// file has it (`R_X86_64_64`, `R_AARCH64_ABS64`).
+    fn absolute_relocation(self) -> u32 {
+        match self {
+            Machine::X86_64 => 1,
+            Machine::Aarch64 => 257,
+        }
+    }
+
     /// The smallest instruction in bytes: the unit of pclntab's distances.
     pub(super) fn min_instruction(self) -> u8 {
         match self {
@@ -259,15 +268,28 @@ impl Elf {
         data: &'a [u8],
     ) -> impl Iterator<Item = (u64, u64)> + use<'a> {
         let relative = u64::from(self.machine.relative_relocation());
+        self.relocations(data).filter_map(move |entry| {
+            (read_u64(entry, 8)? == relative).then_some((read_u64(entry, 0)?, read_u64(entry, 16)?))
+        })
+    }
+
+    /// Whether the word at this address is the address of a symbol that another
+    /// file may define: what it will be is not in this one.
+    pub(super) fn is_symbols_address(&self, data: &[u8], vaddr: u64) -> bool {
+        // The lower half is the type, the upper the symbol (`Elf64_Rela`).
+        let absolute = self.machine.absolute_relocation();
+        self.relocations(data).any(|entry| {
+            read_u64(entry, 0) == Some(vaddr)
+                && read_u64(entry, 8).map(|i| i as u32) == Some(absolute)
+        })
+    }
+
+    fn relocations<'a>(&self, data: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.relocations
             .clone()
             .and_then(|range| data.get(range))
             .unwrap_or_default()
             .chunks_exact(24)
-            .filter_map(move |entry| {
-                (read_u64(entry, 8)? == relative)
-                    .then_some((read_u64(entry, 0)?, read_u64(entry, 16)?))
-            })
     }
 
     fn find_relocations(
@@ -389,9 +411,14 @@ impl<'a> Words<'a> {
         })
     }
 
+    /// The link-time address `offset` bytes in.
+    pub(super) fn vaddr_of(&self, offset: u64) -> Option<u64> {
+        self.vaddr.checked_add(offset)
+    }
+
     /// The 64-bit word `offset` bytes in.
     pub(super) fn u64(&self, offset: u64) -> Option<u64> {
-        let vaddr = self.vaddr.checked_add(offset)?;
+        let vaddr = self.vaddr_of(offset)?;
         match self.relocated.binary_search_by_key(&vaddr, |entry| entry.0) {
             Ok(index) => Some(self.relocated[index].1),
             Err(_) => read_u64(self.bytes, usize::try_from(offset).ok()?),

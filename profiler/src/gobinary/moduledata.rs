@@ -245,6 +245,11 @@ fn read_text_sections(
     if count != capacity || count == 0 || count > MAX_TEXT_SECTIONS {
         return None;
     }
+    // In a plugin the table is a symbol's that the host may have too. Of one
+    // section nothing in it is needed.
+    if count == 1 && elf.is_symbols_address(data, words.vaddr_of(layout.textsectmap)?) {
+        return Some(Vec::new());
+    }
     let table = Words::at(elf, data, vaddr, count * 24)?;
     let mut sections = Vec::new();
     for index in 0..count {

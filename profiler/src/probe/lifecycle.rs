@@ -1,10 +1,11 @@
-//! Faces `programs/lifecycle.rs`: programs begun, processes that exit.
+//! Faces `programs/lifecycle.rs`: programs begun, threads started, processes
+//! that exit.
 
 use anyhow::{Context, Result, anyhow};
 use aya::{Ebpf, programs::RawTracePoint};
 
 pub(super) fn attach(ebpf: &mut Ebpf) -> Result<()> {
-    for hook in ["sched_process_exec", "sched_process_exit"] {
+    for hook in ["sched_process_exec", "task_newtask", "sched_process_exit"] {
         let program: &mut RawTracePoint = ebpf
             .program_mut(hook)
             .ok_or_else(|| anyhow!("the eBPF object has no program {hook}"))?

@@ -66,7 +66,8 @@ impl Probes {
         Ok(Self { ebpf, diagnostics })
     }
 
-    /// Attaches the programs that tell of processes which begin or exit.
+    /// Attaches the programs that tell of processes which begin, start threads
+    /// or exit.
     ///
     /// # Errors
     /// The kernel refuses a program or its hook.

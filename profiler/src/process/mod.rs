@@ -19,7 +19,7 @@ use std::{
 pub use goroutines::NoLayout;
 pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
-pub use select::{Considered, Selection, all_pids, is_alive, process_of_thread};
+pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};
 
 /// How long to wait before a process's mappings are read again because an
 /// address lay in none of them.
@@ -34,6 +34,23 @@ pub struct Identity {
     pub comm: String,
     /// The executable, as the process sees it.
     pub exe: String,
+}
+
+impl Identity {
+    /// Who the process is now.
+    ///
+    /// # Errors
+    /// It is gone or a kernel thread, or `/proc` does not let us see it.
+    pub fn read(pid: u32) -> std::io::Result<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let exe = fs::read_link(folder.join("exe"))?;
+        let exe = exe.to_string_lossy();
+        Ok(Self {
+            pid,
+            comm: comm(&folder),
+            exe: exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned(),
+        })
+    }
 }
 
 /// A program that runs in a process: what stands between an exec and the next,
@@ -90,15 +107,16 @@ impl Process {
     /// # Errors
     /// It is gone, or `/proc` does not let us see it.
     pub fn read(pid: u32, objects: &mut Objects) -> std::io::Result<Self> {
-        let folder = PathBuf::from(format!("/proc/{pid}"));
-        let exe = fs::read_link(folder.join("exe"))?;
-        let exe = exe.to_string_lossy();
-        let identity = Identity {
-            pid,
-            comm: comm(&folder),
-            exe: exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned(),
-        };
-        let text = fs::read(folder.join("maps"))?;
+        Self::of(Identity::read(pid)?, objects)
+    }
+
+    /// Looks at what the process of this identity has mapped now.
+    ///
+    /// # Errors
+    /// It is gone, or `/proc` does not let us see it.
+    pub fn of(identity: Identity, objects: &mut Objects) -> std::io::Result<Self> {
+        let pid = identity.pid;
+        let text = fs::read(format!("/proc/{pid}/maps"))?;
         let open = |line: &MapsLine| object::open_mapped(pid, line);
         Ok(Self::from_maps(identity, &text, objects, open))
     }

@@ -4,7 +4,7 @@ use std::fs;
 
 use regex::Regex;
 
-use super::{Process, ProcessTable};
+use super::{Identity, Process, ProcessTable};
 
 /// Most generations looked through for an ancestor.
 const MAX_GENERATIONS: usize = 64;
@@ -30,8 +30,8 @@ impl Selection {
         !matches!(self, Selection::Pids(_))
     }
 
-    /// Whether `process`, which is a Go process, is wanted.
-    pub fn wants(&self, process: &Process) -> bool {
+    /// Whether `process` is wanted if it is a Go process.
+    pub fn wants(&self, process: &Identity) -> bool {
         match self {
             Selection::Pids(pids) => pids.contains(&process.pid),
             Selection::All => true,
@@ -60,15 +60,33 @@ fn parent(pid: u32) -> Option<u32> {
     status_field(pid, "PPid:")
 }
 
+/// How many bytes of the process's mappings are code; None where it is gone.
+/// A kernel's sum that costs a fraction of what the list of mappings does.
+pub fn code_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let kb = |key| {
+        field(&status, key)?
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    };
+    // The program's own and all else (`fs/proc/task_mmu.c`).
+    Some((kb("VmExe:")? + kb("VmLib:")?) * 1024)
+}
+
 /// A number out of `/proc/PID/status`.
 fn status_field(pid: u32, key: &str) -> Option<u32> {
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    String::from_utf8_lossy(&status)
-        .lines()
-        .find_map(|line| line.strip_prefix(key))?
-        .trim()
-        .parse()
-        .ok()
+    field(&status, key)?.parse().ok()
+}
+
+/// What follows a key in `/proc/PID/status`.
+fn field<'s>(status: &'s [u8], key: &str) -> Option<&'s str> {
+    status
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(key.as_bytes()))
+        .and_then(|value| std::str::from_utf8(value).ok())
+        .map(str::trim)
 }
 
 /// The process that `pid` is a thread of, where it is not a process itself.
@@ -105,20 +123,37 @@ pub fn all_pids() -> Vec<u32> {
         .collect()
 }
 
+/// How closely a process is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Its program alone: all there is of one that has just begun.
+    Program,
+    /// Also the libraries it has mapped: of a program in another language one
+    /// may be Go. Takes a look at each.
+    Libraries,
+}
+
 impl ProcessTable {
-    /// Looks at what runs under `pid` now and, if it is a Go program that
+    /// Looks at what runs under `pid` now and, if it is a Go process that
     /// `selection` wants, adds it.
-    pub fn consider(&mut self, pid: u32, selection: &Selection) -> Considered {
+    pub fn consider(&mut self, pid: u32, selection: &Selection, depth: Depth) -> Considered {
         let exe = match self.objects.of_executable(pid) {
             Ok(exe) => exe,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Considered::Gone,
             Err(error) => return Considered::Unreadable(error),
         };
-        if exe.go().is_none() {
+        if exe.go().is_none() && depth == Depth::Program {
             return Considered::Other(exe);
         }
-        match Process::read(pid, &mut self.objects) {
-            Ok(process) if selection.wants(&process) => {
+        let Ok(identity) = Identity::read(pid) else {
+            return Considered::Gone;
+        };
+        // Asked first: it costs less than the mappings.
+        if !selection.wants(&identity) {
+            return Considered::Other(exe);
+        }
+        match Process::of(identity, &mut self.objects) {
+            Ok(process) if process.go_object().is_some() => {
                 self.insert(process);
                 Considered::Wanted
             }
@@ -138,4 +173,25 @@ pub enum Considered {
     Gone,
     /// Its executable cannot be read.
     Unreadable(std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_status_are_found() {
+        // A name may be anything.
+        let status = b"Name:\tPPid:\xff\nPPid:\t12\nVmLib:\t    1536 kB\n";
+        assert_eq!(field(status, "PPid:"), Some("12"));
+        assert_eq!(field(status, "VmLib:"), Some("1536 kB"));
+        assert_eq!(field(status, "VmExe:"), None);
+    }
+
+    #[test]
+    fn code_is_counted() {
+        let bytes = code_bytes(std::process::id()).unwrap();
+        assert!(bytes > 100_000, "{bytes}");
+        assert_eq!(code_bytes(0), None);
+    }
 }

@@ -235,6 +235,30 @@ mod tests {
     }
 
     #[test]
+    fn only_pprof_tells_goroutines_apart() {
+        let plain = fixture::one_process();
+        let mut split = plain.clone();
+        split.samples = Vec::new();
+        for sample in &plain.samples {
+            // Two goroutines, the second with a label, have one half each.
+            let (less, more) = (sample.count / 2, sample.count - sample.count / 2);
+            for (goid, count) in [(17, more), (18, less)] {
+                let mut part = sample.clone();
+                (part.goid, part.count) = (Some(goid), count);
+                if goid == 18 {
+                    part.labels = vec![("path".into(), "/".into())];
+                }
+                split.samples.push(part);
+            }
+        }
+        for format in Format::ALL {
+            let bytes = |window| encode(window, format, &Options::default()).unwrap();
+            let same = bytes(&plain) == bytes(&split);
+            assert_eq!(same, format != Format::Pprof, "{format}");
+        }
+    }
+
+    #[test]
     fn an_empty_window_is_encoded_by_every_format() {
         let window = fixture::Builder::new().build();
         for format in Format::ALL {

@@ -1,8 +1,9 @@
 //! Speedscope: a window in speedscope's own JSON format, whose schema is
 //! `file-format-schema.json` in the npm package `speedscope` 1.25.0. One
-//! profile per process, or per thread where threads are told apart.
+//! profile per process, or per thread where threads are told apart; goroutines
+//! and labels have no place in it, and stacks that differ in them are one.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -62,29 +63,25 @@ fn is_zero(line: &u32) -> bool {
 /// Only when the JSON cannot be written.
 pub(super) fn encode(window: &SymbolizedWindow) -> Result<Vec<u8>> {
     let mut frames = Frames::default();
-    let mut profiles: Vec<Profile> = Vec::new();
+    let mut stacks: Vec<Stacks> = Vec::new();
     let mut index_by_name: HashMap<String, usize> = HashMap::new();
     for sample in &window.samples {
         let name = profile_name(window, sample);
         let index = *index_by_name.entry(name).or_insert_with_key(|name| {
-            profiles.push(empty(name.clone()));
-            profiles.len() - 1
+            stacks.push(Stacks::new(name.clone()));
+            stacks.len() - 1
         });
-        let profile = &mut profiles[index];
-        let weight = sample.count.saturating_mul(window.period_ns);
-        profile.samples.push(
-            frames::outermost_first(window, sample)
-                .map(|frame| frames.index(window, &frame))
-                .collect(),
-        );
-        profile.weights.push(weight);
-        profile.end_value = profile.end_value.saturating_add(weight);
+        let stack = frames::outermost_first(window, sample)
+            .map(|frame| frames.index(window, &frame))
+            .collect();
+        stacks[index].add(stack, sample.count.saturating_mul(window.period_ns));
     }
+    let mut profiles: Vec<Profile> = stacks.into_iter().map(Stacks::finish).collect();
     // The busiest first: that is the one speedscope opens.
-    profiles.sort_by_key(|p| std::cmp::Reverse(p.end_value));
+    profiles.sort_by_key(|p| Reverse(p.end_value));
     if profiles.is_empty() {
         // speedscope refuses a file without a profile.
-        profiles.push(empty("no samples".to_owned()));
+        profiles.push(Stacks::new("no samples".to_owned()).finish());
     }
     let file = File {
         schema: SCHEMA,
@@ -99,15 +96,41 @@ pub(super) fn encode(window: &SymbolizedWindow) -> Result<Vec<u8>> {
     serde_json::to_vec(&file).context("write the speedscope JSON")
 }
 
-fn empty(name: String) -> Profile {
-    Profile {
-        r#type: "sampled",
-        name,
-        unit: "nanoseconds",
-        start_value: 0,
-        end_value: 0,
-        samples: Vec::new(),
-        weights: Vec::new(),
+/// The stacks of one profile while they are added up.
+struct Stacks {
+    name: String,
+    /// Nanoseconds by stack, with the order of first sight.
+    weights: HashMap<Vec<usize>, (usize, u64)>,
+}
+
+impl Stacks {
+    fn new(name: String) -> Self {
+        Self {
+            name,
+            weights: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, stack: Vec<usize>, weight: u64) {
+        let next = self.weights.len();
+        let (_, sum) = self.weights.entry(stack).or_insert((next, 0));
+        *sum = sum.saturating_add(weight);
+    }
+
+    /// The heaviest first.
+    fn finish(self) -> Profile {
+        let mut stacks: Vec<_> = self.weights.into_iter().collect();
+        stacks.sort_by_key(|(_, (order, weight))| (Reverse(*weight), *order));
+        let weights: Vec<u64> = stacks.iter().map(|(_, (_, weight))| *weight).collect();
+        Profile {
+            r#type: "sampled",
+            name: self.name,
+            unit: "nanoseconds",
+            start_value: 0,
+            end_value: weights.iter().fold(0, |sum, w| sum.saturating_add(*w)),
+            samples: stacks.into_iter().map(|(stack, _)| stack).collect(),
+            weights,
+        }
     }
 }
 

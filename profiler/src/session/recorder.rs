@@ -1,14 +1,16 @@
 //! The side of a session that takes records: whose they are, their stacks, and
 //! into the window. Decides which processes the kernel side samples.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
-use super::{Config, Tally, breaks::Breaks};
+use super::{Config, Tally, breaks::Breaks, looks::Looks};
 use crate::{
     aggregate::{Labels, Owner, Window},
     decode::{Event, Sample, decode},
     probe::Targets,
-    process::{Considered, NoLayout, ProcessTable, Selection, all_pids, is_alive},
+    process::{
+        Considered, Depth, NoLayout, ProcessTable, Selection, all_pids, code_bytes, is_alive,
+    },
     unwind::unwind,
 };
 
@@ -26,6 +28,8 @@ pub(super) struct Recorder {
     exiting: HashSet<u32>,
     /// Processes whose goroutines cannot be found yet.
     without_layout: HashSet<u32>,
+    /// Processes that may have loaded Go code since they were looked at.
+    looks: Looks,
     frames: Vec<u64>,
     stack: Vec<u64>,
     pub(super) tally: Tally,
@@ -45,6 +49,7 @@ impl Recorder {
             rejected: HashSet::new(),
             exiting: HashSet::new(),
             without_layout: HashSet::new(),
+            looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
             tally: Tally::default(),
@@ -59,17 +64,18 @@ impl Recorder {
             Selection::DescendantsOf(_) => Vec::new(),
         };
         for pid in pids {
-            self.consider(pid);
+            self.consider(pid, Depth::Libraries);
         }
     }
 
     /// Looks at what runs under `pid` and samples it if it is wanted.
-    fn consider(&mut self, pid: u32) {
+    fn consider(&mut self, pid: u32, depth: Depth) {
         self.rejected.remove(&pid);
         self.exiting.remove(&pid);
         self.table.forget(pid);
-        let wanted = match self.table.consider(pid, &self.selection) {
+        let wanted = match self.table.consider(pid, &self.selection, depth) {
             Considered::Wanted => true,
+            // If it loads Go code later, the kernel side tells.
             Considered::Other(_) | Considered::Unreadable(_) => false,
             Considered::Gone => {
                 self.tally.vanished += u64::from(!is_kernel_thread(pid));
@@ -113,17 +119,39 @@ impl Recorder {
         }
     }
 
-    /// Looks again at the processes whose loader had not done its work yet.
-    pub(super) fn retry_layouts(&mut self) {
+    /// Looks again at the processes whose loader had not done its work yet, and
+    /// at those that may have loaded Go code.
+    pub(super) fn look_again(&mut self, now: Instant) {
         for pid in std::mem::take(&mut self.without_layout) {
             self.sample_goroutines(pid);
+        }
+        for pid in self.looks.take_due(now) {
+            if self.table.current(pid).is_some() {
+                self.looks.forget(pid);
+                continue;
+            }
+            // A process that starts many threads is looked at closely only
+            // when it has mapped more code.
+            if self.looks.is_unchanged(pid, code_bytes(pid)) {
+                continue;
+            }
+            match self.table.consider(pid, &self.selection, Depth::Libraries) {
+                Considered::Wanted => {
+                    self.looks.forget(pid);
+                    self.rejected.remove(&pid);
+                    self.sample_goroutines(pid);
+                }
+                Considered::Gone => self.looks.forget(pid),
+                Considered::Other(_) | Considered::Unreadable(_) => {}
+            }
         }
     }
 
     pub(super) fn take(&mut self, record: &[u8]) {
         match decode(record) {
             Ok(Event::Sample(sample)) => self.sample(&sample),
-            Ok(Event::Exec { pid, .. }) => self.consider(pid),
+            Ok(Event::Exec { pid, .. }) => self.consider(pid, Depth::Program),
+            Ok(Event::Thread { pid }) => self.looks.note(pid, Instant::now()),
             Ok(Event::Exit { pid }) => {
                 self.exiting.insert(pid);
             }
@@ -191,7 +219,9 @@ impl Recorder {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        matches!(self.selection, Selection::Pids(_)) && self.table.pids().next().is_none()
+        matches!(self.selection, Selection::Pids(_))
+            && self.table.pids().next().is_none()
+            && self.looks.is_empty()
     }
 }
 

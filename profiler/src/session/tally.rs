@@ -55,7 +55,7 @@ impl Tally {
         [
             (
                 self.kernel.get(Counter::EventsRingFull),
-                "process starts or exits not seen: ring buffer full",
+                "starts and exits of processes and threads not seen: ring buffer full",
             ),
             (
                 self.kernel.get(Counter::TargetsFull) + self.not_added,

@@ -65,9 +65,10 @@ pub struct Args {
     /// Tell threads apart
     #[arg(short, long)]
     pub threads: bool,
-    /// Tell goroutines apart: the label goid
-    #[arg(short, long)]
-    pub goroutines: bool,
+    /// Do not tell goroutines apart (by default each sample has the label goid,
+    /// and equal stacks of two goroutines are two samples)
+    #[arg(long)]
+    pub no_goroutines: bool,
     /// Keep only stacks of goroutines whose pprof label KEY matches RE (may be
     /// given several times)
     #[arg(long, value_name = "KEY=RE", value_parser = parse_label)]
@@ -162,7 +163,7 @@ impl Args {
             format,
             kernel: self.kernel || !self.no_kernel,
             threads: self.threads,
-            goroutines: self.goroutines,
+            goroutines: !self.no_goroutines,
             filter: Filter {
                 include: self.include,
                 exclude: self.exclude,
