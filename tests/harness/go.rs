@@ -16,8 +16,16 @@ pub const VERSIONS: [&str; 7] = [
     "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
 ];
 
+/// Every version that goprof promises exact stacks of: those of the oracle.
+pub const EVERY_VERSION: [&str; 9] = [
+    "1.19.13", "1.20.14", "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
+];
+
 /// The newest of [`VERSIONS`], for tests that need only one.
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
+
+/// The programs that need a C compiler.
+const CGO_PROGRAMS: [&str; 2] = ["cgo_call", "hard_cases"];
 
 /// How to get Go, for the message when it is missing.
 pub const REMEDY: &str = "install Go 1.21 or later and put it on PATH (or name it in GOPROF_GO); \
@@ -94,8 +102,8 @@ pub fn go_build(program: &str, version: &str, flags: &[&str], output: &Path) -> 
     go.arg("build").args(flags).arg("-o").arg(output);
     go.arg(format!("./{program}"));
     go.current_dir(source_dir(""));
-    // Only the cgo program needs a C compiler.
-    go.env("CGO_ENABLED", if program == "cgo_call" { "1" } else { "0" });
+    let needs_c = CGO_PROGRAMS.contains(&program);
+    go.env("CGO_ENABLED", if needs_c { "1" } else { "0" });
     command::run(&mut go, Duration::from_secs(540), REMEDY)
 }
 

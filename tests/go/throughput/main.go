@@ -21,7 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // settle is how long a profile of its own runs before it is measured.
