@@ -4,8 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::pprof::{Profile, Stack};
+use goprof::gobinary::GoBinary;
+use goprof::image::Image;
+
+use crate::pprof::{Frame, Profile, Stack};
 
 /// Samples by function name.
 pub type Counts = BTreeMap<String, f64>;
@@ -32,6 +38,42 @@ pub struct Totals {
 /// The time was spent in the caller, so both profiles count it there; on a busy
 /// machine it is a quarter of Go's samples, on a quiet one next to none.
 const PREEMPTED: &str = "runtime.asyncPreempt";
+
+/// Names the callers of [`PREEMPTED`] in a profile of Go's own anew. Go takes
+/// the interrupted instruction for the one behind a call, and so shows the
+/// instruction before it, which may belong to another inlined function.
+#[track_caller]
+pub fn name_preempted(profile: &mut Profile, binary: &Path) {
+    let image = File::open(binary).ok().and_then(|f| Image::open(f).ok());
+    let image = image.unwrap_or_else(|| panic!("open {}", binary.display()));
+    let binary = GoBinary::parse(Arc::new(image)).expect("a Go program");
+    for stack in &mut profile.stacks {
+        let [leaf, caller, ..] = stack.frames.as_slice() else {
+            continue;
+        };
+        if leaf.function != PREEMPTED {
+            continue;
+        }
+        // Go's address is that of the last byte of the instruction before.
+        let address = caller.address;
+        let mut found = Vec::new();
+        if binary.frames(address + 1, &mut found).is_err() {
+            continue;
+        }
+        let rest = stack.frames.iter().skip(1);
+        let inlined = rest.take_while(|frame| frame.address == address).count();
+        let named = found.into_iter().map(|frame| Frame {
+            function: frame.name,
+            file: frame.file,
+            line: frame.line.into(),
+            start_line: frame.start_line.into(),
+            inlined: frame.inlined,
+            mapping: String::new(),
+            address: address + 1,
+        });
+        stack.frames.splice(1..=inlined, named);
+    }
+}
 
 /// Where Go's own profiler puts the time spent in C: it does not see C frames,
 /// and begins at the call that `runtime.entersyscall` noted (runtime/proc.go,
