@@ -192,6 +192,10 @@ fn check(program: &str, version: &str, own: Own) -> Measured {
     measured
 }
 
+fn check_ordinary(version: &str) {
+    check("oracle", version, Own::Fast);
+}
+
 /// The hard cases that a likeness of whole profiles would not show.
 fn check_hard_cases(version: &str) {
     let measured = check("hard_cases", version, Own::Fast);
@@ -235,42 +239,38 @@ fn share(stacks: &[&Stack], wanted: impl Fn(&[&str]) -> bool) -> f64 {
     found as f64 / all as f64
 }
 
-/// Two tests per Go version.
-macro_rules! versions {
-    ($($ordinary:ident, $hard:ident: $version:literal,)*) => {
-        const TESTED: &[&str] = &[$($version),*];
-        $(
-            #[test]
-            fn $ordinary() {
-                check("oracle", $version, Own::Fast);
-            }
-
-            #[test]
-            fn $hard() {
-                check_hard_cases($version);
-            }
-        )*
-    };
+/// The functions and libraries that programs are made of.
+mod ordinary {
+    goprof_tests::test_each_version! {
+        super::check_ordinary, EVERY_VERSION:
+        go_1_19 "1.19.13",
+        go_1_20 "1.20.14",
+        go_1_21 "1.21.13",
+        go_1_22 "1.22.10",
+        go_1_23 "1.23.9",
+        go_1_24 "1.24.11",
+        go_1_25 "1.25.5",
+        go_1_26 "1.26.6",
+        go_1_27 "1.27.3",
+    }
 }
 
-versions! {
-    agrees_with_go_1_19, agrees_on_hard_cases_with_go_1_19: "1.19.13",
-    agrees_with_go_1_20, agrees_on_hard_cases_with_go_1_20: "1.20.14",
-    agrees_with_go_1_21, agrees_on_hard_cases_with_go_1_21: "1.21.13",
-    agrees_with_go_1_22, agrees_on_hard_cases_with_go_1_22: "1.22.10",
-    agrees_with_go_1_23, agrees_on_hard_cases_with_go_1_23: "1.23.9",
-    agrees_with_go_1_24, agrees_on_hard_cases_with_go_1_24: "1.24.11",
-    agrees_with_go_1_25, agrees_on_hard_cases_with_go_1_25: "1.25.5",
-    agrees_with_go_1_26, agrees_on_hard_cases_with_go_1_26: "1.26.6",
-    agrees_with_go_1_27, agrees_on_hard_cases_with_go_1_27: "1.27.3",
+mod hard_cases {
+    goprof_tests::test_each_version! {
+        super::check_hard_cases, EVERY_VERSION:
+        go_1_19 "1.19.13",
+        go_1_20 "1.20.14",
+        go_1_21 "1.21.13",
+        go_1_22 "1.22.10",
+        go_1_23 "1.23.9",
+        go_1_24 "1.24.11",
+        go_1_25 "1.25.5",
+        go_1_26 "1.26.6",
+        go_1_27 "1.27.3",
+    }
 }
 
 #[test]
 fn agrees_with_the_stock_profile() {
     check("oracle", go::NEWEST, Own::Stock);
-}
-
-#[test]
-fn every_version_is_tested() {
-    assert_eq!(TESTED, go::EVERY_VERSION);
 }
