@@ -29,6 +29,8 @@ pub mod http;
 pub mod pprof;
 #[path = "harness/quiet.rs"]
 pub mod quiet;
+#[path = "harness/replay.rs"]
+pub mod replay;
 #[path = "harness/target.rs"]
 pub mod target;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use goprof_tests::pprof::Profile;
+use goprof_tests::pprof::{Profile, Stack};
 use goprof_tests::target::Target;
 use goprof_tests::{go, goprof, quiet};
 
@@ -24,8 +24,10 @@ fn record(program: &str, args: &[&str]) -> Profile {
     profile
 }
 
-/// The kernel's work for a program that others interrupt counts as the
-/// program's: a share that is all but everything may be 0.8 on a busy machine.
+/// Others on the CPU take samples from the program, not shares from its
+/// functions: the kernel's work for it lies on top of them, and the runtime's
+/// own thread (sysmon), which keeps to the clock, was at 3% where the program
+/// got 6% of a CPU.
 #[track_caller]
 fn assert_share(profile: &Profile, function: &str, least: f64, most: f64) {
     let share = profile.cumulative_share(function);
@@ -39,7 +41,7 @@ fn assert_share(profile: &Profile, function: &str, least: f64, most: f64) {
 #[test]
 fn a_goroutine_begins_at_its_own_function() {
     let profile = record("goroutines", &[]);
-    assert_share(&profile, "main.burn", 0.8, 1.0);
+    assert_share(&profile, "main.burn", 0.9, 1.0);
     assert_share(&profile, "main.runFunction", 0.2, 0.47);
     assert_share(&profile, "main.(*pool).runMethod", 0.2, 0.47);
     let from_main = profile.share(|s| s.has("main.burn") && s.has("main.main"));
@@ -57,7 +59,7 @@ fn a_goroutine_begins_at_its_own_function() {
         s.has("main.burn") && names.last().is_some_and(|root| starts.contains(root))
     });
     assert!(
-        whole >= 0.8,
+        whole >= 0.9,
         "{whole} of the stacks end where a goroutine begins"
     );
 }
@@ -103,12 +105,19 @@ fn closures_have_the_names_of_where_they_are_written() {
 #[test]
 fn a_deep_recursion_is_whole() {
     let profile = record("deep_recursion", &["-depth", "400"]);
-    let leaf = profile.flat_share("main.leaf");
-    assert!(leaf >= 0.8, "main.leaf has {leaf}\n{}", profile.top(20));
+    // Where the program was, whatever interrupted it there: where a CPU has
+    // many to run, one sample in twenty is in the kernel's switch to it.
+    let user_names = |stack: &Stack| -> Vec<String> {
+        let frames = stack.frames.iter().filter(|frame| !frame.is_kernel());
+        frames.map(|frame| frame.function.clone()).collect()
+    };
+    let in_leaf = |names: &[String]| names.first().is_some_and(|name| name == "main.leaf");
+    let leaf = profile.share(|s| in_leaf(&user_names(s)));
+    assert!(leaf >= 0.9, "main.leaf has {leaf}\n{}", profile.top(20));
     let whole = profile.share(|s| {
-        let names = s.names();
-        let depth = names.iter().filter(|n| **n == "main.descend").count();
-        names[0] == "main.leaf" && depth == 400 && names.ends_with(&["main.main", "runtime.main"])
+        let names = user_names(s);
+        let depth = names.iter().filter(|name| *name == "main.descend").count();
+        in_leaf(&names) && depth == 400 && names[401..] == ["main.main", "runtime.main"]
     });
     assert!(
         whole >= leaf * 0.99,
@@ -243,5 +252,5 @@ fn recording_ends_with_the_process() {
         "{:?}",
         begin.elapsed()
     );
-    assert_share(&recording.profile, "main.spin", 0.8, 1.0);
+    assert_share(&recording.profile, "main.spin", 0.9, 1.0);
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,6 +17,12 @@ use goprof_tests::target::Target;
 use goprof_tests::{debian, goprof, http, quiet};
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// How many samples of a server are looked at.
+const SAMPLES: u64 = 4_000;
+/// Recordings are added up until there are enough; never more than this many.
+const RECORDINGS: usize = 8;
+/// The least share of whole stacks.
+const WHOLE: f64 = 0.995;
 
 /// Requests without end from two threads, until dropped.
 struct Load {
@@ -86,27 +93,71 @@ fn start(command: &mut Command, dir: &Path, url: &str) -> Target {
     target
 }
 
-/// Records a server for three seconds under its load.
+/// How the stacks of a recording ended: the lines of `goprof record -v` that
+/// say so, by reason.
+#[derive(Default)]
+struct Ends(BTreeMap<String, u64>);
+
+impl Ends {
+    #[track_caller]
+    fn add(&mut self, summary: &str) {
+        let lines = summary.lines().filter_map(|line| {
+            let (reason, count) = line.strip_prefix("  stacks ")?.rsplit_once(": ")?;
+            Some((reason, count.parse::<u64>().ok()?))
+        });
+        let before = self.all();
+        for (reason, count) in lines {
+            *self.0.entry(reason.to_owned()).or_default() += count;
+        }
+        assert!(
+            self.all() > before,
+            "no line says how stacks end\n{summary}"
+        );
+    }
+
+    fn all(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    fn whole(&self) -> f64 {
+        self.0.get("whole").copied().unwrap_or(0) as f64 / self.all() as f64
+    }
+}
+
+/// Records a server under its load until there are enough samples.
 #[track_caller]
 fn record(target: &Target, load: &Load, program: &str) -> Profile {
     std::thread::sleep(Duration::from_secs(1));
     let before = load.answered.load(Ordering::Relaxed);
-    let recording = goprof::record(&["-p", &target.pid_arg(), "-d", "3", "-r", "499"]);
+    let mut ends = Ends::default();
+    let mut profile = None;
+    for _ in 0..RECORDINGS {
+        let recording = goprof::record(&["-p", &target.pid_arg(), "-d", "4", "-r", "997", "-v"]);
+        println!("{program}:\n{}", recording.outcome.stderr);
+        ends.add(&recording.outcome.stderr);
+        profile = Some(recording.profile);
+        if ends.all() >= SAMPLES {
+            break;
+        }
+    }
+    let profile = profile.expect("at least one recording");
     let answered = load.answered.load(Ordering::Relaxed) - before;
     let refusal = load.refusal.lock().expect("no thread panics").clone();
     assert!(
         answered > 10,
         "{program} answered {answered} requests; {refusal}"
     );
-    let profile = recording.profile;
     let (named, frames) = profile.named_share(program);
     println!(
-        "{program}: {answered} requests, {} samples, {named} of {frames} frames named\n{}{}",
-        profile.total(),
-        recording.outcome.stderr,
+        "{program}: {answered} requests, {} samples, {:.2}% of the stacks whole {:?}; of the last \
+         recording {named} of {frames} frames named\n{}",
+        ends.all(),
+        100.0 * ends.whole(),
+        ends.0,
         profile.top(15)
     );
-    assert!(profile.total() >= 200, "{} samples", profile.total());
+    assert!(ends.all() >= SAMPLES, "{} samples", ends.all());
+    assert!(ends.whole() >= WHOLE, "the stacks end so: {:?}", ends.0);
     assert!(named >= 0.99, "{named} of {frames} frames are named");
     profile
 }

@@ -18,18 +18,16 @@ use std::time::{Duration, Instant};
 
 use goprof::decode::{Event, decode};
 use goprof::probe::{Options, Probes};
-use goprof::process::{Identity, Objects, Process};
+use goprof::process::{Objects, Process, ProcessTable};
 use goprof::ringbuf::Records;
 use goprof::unwind::unwind;
 use goprof_tests::fixture::{self, Case, Recorded};
+use goprof_tests::replay::{Settings, replay};
 use goprof_tests::{go, target::Target};
 
 const RATE_HZ: u32 = 499;
 /// How long samples are waited for.
 const LIMIT: Duration = Duration::from_secs(60);
-/// This many records are kept as they come, so that stacks repeat; after them
-/// only those at an instruction not seen yet, so that many are covered.
-const FIRST_RECORDS: usize = 16;
 
 fn main() {
     let name = std::env::args().nth(1).expect("name a case");
@@ -50,15 +48,8 @@ fn main() {
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", target.pid()))
         .expect("read the program's mappings");
     let maps = public_maps(&maps, &binary, &case);
-    let identity = Identity {
-        pid: target.pid(),
-        comm: case.program.clone(),
-        exe: case.exe(),
-    };
-    let exe = case.exe();
-    let process = Process::from_maps(identity, maps.as_bytes(), &mut Objects::default(), |line| {
-        (line.path == exe).then(|| std::fs::File::open(&binary).expect("open the program"))
-    });
+    let pid = target.pid();
+    let process = case.process(pid, &maps, &binary, &mut Objects::default());
 
     let records = record(&case, &target, &process);
     let addresses = trim::code_words(&records, &process);
@@ -68,7 +59,22 @@ fn main() {
     if !symbols.is_empty() {
         std::fs::write(folder.join("kallsyms.txt"), symbols).expect("write kallsyms.txt");
     }
-    let trimmed = trim::trim(&binary, &addresses);
+    let needs = trim::Needs {
+        addresses,
+        // What a replay shows; names of C functions come from no table of Go's.
+        replayed: &|file| {
+            let mut table = ProcessTable::default();
+            let process = case.process(pid, &maps, file, &mut table.objects);
+            table.insert(process);
+            let settings = Settings {
+                rate_hz: RATE_HZ,
+                threads: case.threads,
+                kallsyms: &folder.join("kallsyms.txt"),
+            };
+            replay(&records, table, &settings).encode()
+        },
+    };
+    let trimmed = trim::trim(&binary, &needs);
     fixture::pack(&folder.join("tables.elf.gz"), &trimmed);
 
     let release = read("/proc/sys/kernel/osrelease");
@@ -77,7 +83,7 @@ fn main() {
         kernel: number.unwrap_or_default().to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
         rate_hz: RATE_HZ,
-        pid: target.pid(),
+        pid,
         comm: case.program.clone(),
     });
     let text = toml::to_string(&case).expect("write TOML");
@@ -151,11 +157,18 @@ impl Kept {
         };
         let mut frames = Vec::new();
         unwind(&sample, process, &mut frames);
+        if let Some(wanted) = &case.function
+            && !frames
+                .iter()
+                .any(|address| is_in(process, *address, wanted))
+        {
+            return;
+        }
         // The names in the vdso are those of the machine that replays.
         let in_file = |address: &u64| process.locate(*address).is_some_and(|m| m.has_file);
         let new = self.instructions.insert(sample.thread.ip);
         let lost = frames.get(1) != sample.thread.callers.first().map(|call| call - 1).as_ref();
-        let enough = self.records.len() >= FIRST_RECORDS && !new && sample.kernel.is_empty();
+        let enough = self.records.len() >= case.as_they_come && !new && sample.kernel.is_empty();
         let plain = case.only_lost_callers && !lost;
         let user_only = case.kernel_stacks && sample.kernel.is_empty() && !new;
         if !frames.iter().all(in_file) || enough || plain || user_only {
@@ -166,6 +179,16 @@ impl Kept {
         let words = words.iter().map(|word| u64::from_ne_bytes(*word));
         self.records.push(words.collect());
     }
+}
+
+/// Whether an address is in a function of Go's, inlined there or not.
+fn is_in(process: &Process, address: u64, function: &str) -> bool {
+    let mut frames = Vec::new();
+    let found = process.locate(address).and_then(|mapped| {
+        let binary = mapped.object.as_ref()?.go()?;
+        binary.frames(mapped.go_address(address)?, &mut frames).ok()
+    });
+    found.is_some() && frames.iter().any(|frame| frame.name == function)
 }
 
 /// The lines of `/proc/kallsyms` that name the kernel addresses in `records`,

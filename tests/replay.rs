@@ -11,16 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
 
-use goprof::aggregate::{Owner, Window};
-use goprof::decode::{Event, decode};
-use goprof::process::{ProcessIndex, ProcessTable};
-use goprof::profile::{self, Format, proto};
-use goprof::symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken};
-use goprof::unwind::{StackEnd, unwind};
+use goprof::process::ProcessTable;
+use goprof::profile::proto;
 use goprof_tests::fixture::{self, Fixture};
 use goprof_tests::pprof::{Frame, Profile};
+use goprof_tests::replay::{Replay, Settings, replay};
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -36,15 +32,20 @@ macro_rules! cases {
 cases! {
     busy_loop,
     closures,
+    collector,
     deep_recursion,
     generics,
     go1_21,
     go1_24,
     inlined_leaf,
     kernel_frames,
+    leaf_of_two_callers,
     leaf_prologue,
+    map_access,
+    memmove,
     pie_stripped,
     sha256_asm,
+    stack_growth,
 }
 
 #[test]
@@ -52,20 +53,11 @@ fn every_fixture_is_replayed() {
     assert_eq!(fixture::cases(), CASES);
 }
 
-/// What a replay came to.
-struct Replay {
-    window: SymbolizedWindow,
-    naming: Naming,
-    ends: BTreeMap<StackEnd, u64>,
-}
-
 #[track_caller]
 fn check(name: &str) {
     let fixture = Fixture::open(name);
-    let replay = replay(&fixture);
-    let options = profile::Options::default();
-    let encoded = profile::encode(&replay.window, Format::Pprof, &options).unwrap();
-    let profile = Profile::decode(&encoded);
+    let replay = replay_fixture(&fixture);
+    let profile = Profile::decode(&replay.encode());
     check_values(&fixture, &profile);
     let found = render(&replay, &profile);
 
@@ -93,43 +85,16 @@ fn first_difference(expected: &str, found: &str) -> Option<usize> {
     (0..lines).find(|at| expected.lines().nth(*at) != found.lines().nth(*at))
 }
 
-fn replay(fixture: &Fixture) -> Replay {
+fn replay_fixture(fixture: &Fixture) -> Replay {
     let mut table = ProcessTable::default();
     let process = fixture.process(&mut table.objects);
-    let index = table.insert(process);
-    let mut window = Window::default();
-    let mut ends = BTreeMap::new();
-    let mut frames = Vec::new();
-    for record in &fixture.records {
-        let Ok(Event::Sample(sample)) = decode(fixture::bytes_of(record)) else {
-            panic!("a record that is no sample");
-        };
-        assert_eq!(table.current(sample.head.header.pid), Some(ProcessIndex(0)));
-        let unwound = unwind(&sample, table.get(index), &mut frames);
-        assert!(!unwound.unmapped, "an address in no mapping: {frames:x?}");
-        *ends.entry(unwound.end).or_default() += 1;
-        table.note_cgroup(index, sample.head.cgroup_id);
-        let owner = Owner {
-            process: index,
-            thread: (fixture.case.threads).then_some((sample.head.header.tid, sample.head.comm)),
-            ..Owner::default()
-        };
-        let stack = [sample.kernel, &frames].concat();
-        window.add(owner, &stack, sample.head.kernel_frames);
-    }
-    let taken = Taken {
-        event: symbolize::Event::Cpu,
-        start: SystemTime::UNIX_EPOCH,
-        duration: Duration::from_secs(10),
-        period_ns: 1_000_000_000 / u64::from(fixture.recorded.rate_hz),
+    table.insert(process);
+    let settings = Settings {
+        rate_hz: fixture.recorded.rate_hz,
+        threads: fixture.case.threads,
+        kallsyms: &fixture.kallsyms,
     };
-    let mut symbolizer = Symbolizer::with_kallsyms(fixture.kallsyms.clone());
-    let (window, naming) = symbolizer.symbolize(taken, &window, &table);
-    Replay {
-        window,
-        naming,
-        ends,
-    }
+    replay(&fixture.records, table, &settings)
 }
 
 /// What must hold of every profile and would drown in the text.

@@ -1,3 +1,3 @@
-module fixtures
+module example.com/fixtures
 
 go 1.21

@@ -4,6 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use goprof::gobinary::GoBinary;
+use goprof::image::Image;
 
 use crate::pprof::{Frame, Profile, Stack};
 
@@ -33,6 +39,51 @@ pub struct Totals {
 /// machine it is a quarter of Go's samples, on a quiet one next to none.
 const PREEMPTED: &str = "runtime.asyncPreempt";
 
+/// Names the callers of [`PREEMPTED`] in a profile of Go's own anew. Go takes
+/// the interrupted instruction for the one behind a call, and so shows the
+/// instruction before it, which may belong to another inlined function.
+#[track_caller]
+pub fn name_preempted(profile: &mut Profile, binary: &Path) {
+    let image = File::open(binary).ok().and_then(|f| Image::open(f).ok());
+    let image = image.unwrap_or_else(|| panic!("open {}", binary.display()));
+    let binary = GoBinary::parse(Arc::new(image)).expect("a Go program");
+    for stack in &mut profile.stacks {
+        let [leaf, caller, ..] = stack.frames.as_slice() else {
+            continue;
+        };
+        if leaf.function != PREEMPTED {
+            continue;
+        }
+        // Go's address is that of the last byte of the instruction before.
+        let address = caller.address;
+        let mut found = Vec::new();
+        if binary.frames(address + 1, &mut found).is_err() {
+            continue;
+        }
+        let rest = stack.frames.iter().skip(1);
+        let inlined = rest.take_while(|frame| frame.address == address).count();
+        let named = found.into_iter().map(|frame| Frame {
+            function: frame.name,
+            file: frame.file,
+            line: frame.line.into(),
+            start_line: frame.start_line.into(),
+            inlined: frame.inlined,
+            mapping: String::new(),
+            address: address + 1,
+        });
+        stack.frames.splice(1..=inlined, named);
+    }
+}
+
+/// Where Go's own profiler puts the time spent in C: it does not see C frames,
+/// and begins at the call that `runtime.entersyscall` noted (runtime/proc.go,
+/// `sigprof`). goprof shows them; they are left out of both profiles here, and
+/// held to their callers by tests of their own.
+const CALLS_C: &str = "runtime.cgocall";
+
+/// Above [`CALLS_C`] if C called back into Go: those frames count.
+const CALLED_BACK: &str = "runtime.cgocallbackg";
+
 impl Totals {
     /// Adds the samples of a profile.
     pub fn add(&mut self, profile: &Profile) {
@@ -41,18 +92,37 @@ impl Totals {
         }
     }
 
+    /// Adds what was summed elsewhere.
+    pub fn merge(&mut self, other: &Totals) {
+        for (into, from) in [
+            (&mut self.flat, &other.flat),
+            (&mut self.cumulative, &other.cumulative),
+        ] {
+            for (name, count) in from {
+                *into.entry(name.clone()).or_default() += count;
+            }
+        }
+        self.samples += other.samples;
+        self.folded += other.folded;
+    }
+
     fn add_stack(&mut self, stack: &Stack) {
-        let mut frames: Vec<&Frame> = stack.frames.iter().filter(|f| !f.is_kernel()).collect();
-        if frames.len() > 1 && frames[0].function == PREEMPTED {
-            frames.remove(0);
+        let frames = stack.frames.iter().filter(|frame| !frame.is_kernel());
+        let mut names: Vec<&str> = frames.map(|frame| frame.function.as_str()).collect();
+        if names.len() > 1 && names[0] == PREEMPTED {
+            names.remove(0);
             self.folded += stack.count;
+        }
+        let in_c = names.iter().position(|name| *name == CALLS_C);
+        if let Some(at) = in_c.filter(|_| !names.contains(&CALLED_BACK)) {
+            names.drain(..at);
         }
         let weight = stack.count as f64;
         self.samples += stack.count;
-        if let Some(leaf) = frames.first() {
-            *self.flat.entry(leaf.function.clone()).or_default() += weight;
+        if let Some(leaf) = names.first() {
+            *self.flat.entry((*leaf).to_owned()).or_default() += weight;
         }
-        let distinct: BTreeSet<&str> = frames.iter().map(|f| f.function.as_str()).collect();
+        let distinct: BTreeSet<&str> = names.into_iter().collect();
         for name in distinct {
             *self.cumulative.entry(name.to_owned()).or_default() += weight;
         }

@@ -39,10 +39,20 @@ pub struct Case {
     /// caller: from prologues, epilogues, leaves and assembly.
     #[serde(default)]
     pub only_lost_callers: bool,
+    /// Only samples are kept that have this function of Go's in their stack.
+    pub function: Option<String>,
+    /// How many records are kept as they come, so that stacks repeat; after
+    /// them only those at an instruction not seen yet, so that many are covered.
+    #[serde(default = "as_they_come")]
+    pub as_they_come: usize,
     /// How many records to keep.
     pub records: usize,
     /// What the recorder found; absent in a case not recorded yet.
     pub recorded: Option<Recorded>,
+}
+
+fn as_they_come() -> usize {
+    16
 }
 
 /// The machine and process of a recording.
@@ -69,6 +79,19 @@ impl Case {
         let text = std::fs::read_to_string(&path)
             .unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
         toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// The program's process, with the file `binary` behind its mappings.
+    pub fn process(&self, pid: u32, maps: &str, binary: &Path, objects: &mut Objects) -> Process {
+        let exe = self.exe();
+        let identity = Identity {
+            pid,
+            comm: self.program.clone(),
+            exe: exe.clone(),
+        };
+        Process::from_maps(identity, maps.as_bytes(), objects, |line| {
+            (line.path == exe).then(|| File::open(binary).expect("open the program"))
+        })
     }
 
     /// The program's path in the replay.
@@ -142,15 +165,8 @@ impl Fixture {
 
     /// The process, as its maps and the kept tables describe it.
     pub fn process(&self, objects: &mut Objects) -> Process {
-        let exe = self.case.exe();
-        let identity = Identity {
-            pid: self.recorded.pid,
-            comm: self.recorded.comm.clone(),
-            exe: exe.clone(),
-        };
-        Process::from_maps(identity, self.maps.as_bytes(), objects, |line| {
-            (line.path == exe).then(|| File::open(&self.tables).expect("open the tables"))
-        })
+        self.case
+            .process(self.recorded.pid, &self.maps, &self.tables, objects)
     }
 }
 

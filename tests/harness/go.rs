@@ -16,6 +16,31 @@ pub const VERSIONS: [&str; 7] = [
     "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
 ];
 
+/// Every version that goprof promises exact stacks of: those of the oracle.
+pub const EVERY_VERSION: [&str; 9] = [
+    "1.19.13", "1.20.14", "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
+];
+
+/// One test per Go version, and one that none is forgotten:
+/// `test_each_version! { check, VERSIONS: go_1_27 "1.27.3", }`, where `check`
+/// takes the version and `VERSIONS` is one of this module's lists.
+#[macro_export]
+macro_rules! test_each_version {
+    ($check:path, $list:ident: $($name:ident $version:literal,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $check($version);
+            }
+        )*
+
+        #[test]
+        fn every_version_is_tested() {
+            assert_eq!([$($version),*], $crate::go::$list);
+        }
+    };
+}
+
 /// The newest of [`VERSIONS`], for tests that need only one.
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 

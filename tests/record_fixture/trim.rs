@@ -31,25 +31,36 @@ pub fn code_words(records: &[Vec<u64>], process: &Process) -> BTreeSet<u64> {
 /// What the tables say of an address.
 type Facts = (Option<GoFunction>, Option<i32>, Option<Vec<GoFrame>>);
 
-/// The binary with zeros in place of what neither recognising it nor looking
-/// up `addresses` needs.
-pub fn trim(binary: &Path, addresses: &BTreeSet<u64>) -> Vec<u8> {
+/// What is to stay as it is.
+pub struct Needs<'a> {
+    /// What Go's tables say of these link-time addresses.
+    pub addresses: BTreeSet<u64>,
+    /// What a replay makes of a file.
+    pub replayed: &'a dyn Fn(&Path) -> Vec<u8>,
+}
+
+/// The binary with zeros in place of what neither recognising it nor `needs`
+/// ask for.
+pub fn trim(binary: &Path, needs: &Needs<'_>) -> Vec<u8> {
     let whole = std::fs::read(binary).expect("read the program");
     let copy = tempfile::NamedTempFile::new().expect("make a file");
     std::fs::write(copy.path(), &whole).expect("copy the program");
     let mut trimmer = Trimmer {
         original: open(copy.path()).expect("the program is Go's"),
         facts: Vec::new(),
+        replayed: needs.replayed,
+        expected: (needs.replayed)(copy.path()),
         path: copy.path(),
         file: File::options()
             .write(true)
             .open(copy.path())
             .expect("open the copy"),
-        keep: section_headers(&whole),
+        keep: kept_sections(&whole),
         bytes: whole,
     };
     let original = &trimmer.original;
-    trimmer.facts = addresses
+    trimmer.facts = needs
+        .addresses
         .iter()
         .map(|address| (*address, facts(original, *address)))
         .collect();
@@ -61,9 +72,11 @@ pub fn trim(binary: &Path, addresses: &BTreeSet<u64>) -> Vec<u8> {
 struct Trimmer<'a> {
     original: GoBinary,
     facts: Vec<(u64, Facts)>,
+    replayed: &'a dyn Fn(&Path) -> Vec<u8>,
+    expected: Vec<u8>,
     path: &'a Path,
     file: File,
-    keep: [Range<usize>; 2],
+    keep: Vec<Range<usize>>,
     bytes: Vec<u8>,
 }
 
@@ -101,7 +114,7 @@ impl Trimmer<'_> {
     }
 
     fn is_unchanged(&self) -> bool {
-        open(self.path).is_some_and(|binary| {
+        let same_tables = open(self.path).is_some_and(|binary| {
             binary.version() == self.original.version()
                 && binary.build_info() == self.original.build_info()
                 && binary.build_id() == self.original.build_id()
@@ -110,7 +123,8 @@ impl Trimmer<'_> {
                     .facts
                     .iter()
                     .all(|(address, known)| facts(&binary, *address) == *known)
-        })
+        });
+        same_tables && (self.replayed)(self.path) == self.expected
     }
 }
 
@@ -130,17 +144,30 @@ fn facts(binary: &GoBinary, address: u64) -> Facts {
 }
 
 /// The section headers and their names, kept so that the tables are found in
-/// the replay by the same way as in the program.
-fn section_headers(elf: &[u8]) -> [Range<usize>; 2] {
+/// the replay by the same way as in the program; and the call frame information
+/// of C code, whichever of it the present way of unwinding uses.
+fn kept_sections(elf: &[u8]) -> Vec<Range<usize>> {
     let word = |at: usize| {
         let bytes = elf[at..at + 8].first_chunk().expect("eight bytes");
         usize::try_from(u64::from_le_bytes(*bytes)).expect("an offset")
     };
     // Elf64_Ehdr: e_shoff at 40, e_shnum at 60, e_shstrndx at 62; Elf64_Shdr:
-    // 64 bytes, sh_offset at 24, sh_size at 32.
+    // 64 bytes, sh_name at 0 (half a word), sh_offset at 24, sh_size at 32.
     let half = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
     let (table, count, names) = (word(40), half(60), half(62));
-    let names = table + 64 * names;
-    let (offset, size) = (word(names + 24), word(names + 32));
-    [table..table + 64 * count, offset..offset + size]
+    let section = |index: usize| {
+        let header = table + 64 * index;
+        let (offset, size) = (word(header + 24), word(header + 32));
+        offset..offset + size
+    };
+    let names = section(names);
+    let mut kept = vec![table..table + 64 * count, names.clone()];
+    for index in 0..count {
+        let name = names.start + (word(table + 64 * index) & 0xffff_ffff);
+        let is = |wanted: &[u8]| elf[name..].starts_with(wanted);
+        if is(b".eh_frame\0") || is(b".eh_frame_hdr\0") {
+            kept.push(section(index));
+        }
+    }
+    kept
 }

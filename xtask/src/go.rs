@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 use crate::command;
 use crate::workspace::Workspace;
 
-/// The versions the live tests build their programs with; PyPI has each.
-pub const VERSIONS: [&str; 7] = [
-    "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
+/// The versions the live tests build their programs with. The first two come
+/// through the module proxy alone; PyPI has the others.
+pub const VERSIONS: [&str; 9] = [
+    "1.19.13", "1.20.14", "1.21.13", "1.22.10", "1.23.9", "1.24.11", "1.25.5", "1.26.6", "1.27.3",
 ];
 
 /// What is installed on a machine without Go.

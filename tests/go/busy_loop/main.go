@@ -2,7 +2,7 @@
 // one, both of which inline the same leaf.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink uint64

@@ -3,9 +3,9 @@
 package main
 
 import (
-	"fixtures/cgo_call/framed"
-	"fixtures/cgo_call/frameless"
-	"fixtures/internal/workload"
+	"example.com/fixtures/cgo_call/framed"
+	"example.com/fixtures/cgo_call/frameless"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.

@@ -2,7 +2,7 @@
 // nested in another, one behind a method value, one that a defer runs.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink uint64

@@ -2,7 +2,7 @@
 // generic types, each instantiated for more than one shape.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 type number interface {
 	~int32 | ~int64 | ~float64

@@ -6,7 +6,7 @@ package main
 import (
 	"sync"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 //go:noinline

@@ -2,7 +2,7 @@
 // themselves inlined into one function: three source frames at one address.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink uint64

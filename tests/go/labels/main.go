@@ -9,7 +9,7 @@ import (
 	"runtime/pprof"
 	"strings"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.

@@ -3,7 +3,7 @@
 // is still the caller's.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink uint64

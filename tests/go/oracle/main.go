@@ -1,6 +1,6 @@
 // Command oracle is the program whose own CPU profile goprof is compared with:
-// many functions of different cost, busy on every CPU, with net/http/pprof on
-// a port of its own.
+// many functions of different cost, busy on every CPU, that answers with its
+// own profile.
 //
 // Every worker runs all tasks in an order drawn anew each round, so that no
 // task keeps step with a sampling timer and every second holds the same mix.
@@ -8,14 +8,11 @@ package main
 
 import (
 	"math/rand"
-	"net"
-	"net/http"
-	_ "net/http/pprof"
-	"os"
 	"runtime"
 	"sync"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/ownprofile"
+	"example.com/fixtures/internal/workload"
 )
 
 // task is a piece of work of a few hundred microseconds; the counts in
@@ -58,13 +55,7 @@ func (w *worker) loop(done *sync.WaitGroup) {
 }
 
 func main() {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		os.Stderr.WriteString(err.Error() + "\n")
-		os.Exit(1)
-	}
-	go http.Serve(listener, nil)
-	workload.Start("http://" + listener.Addr().String())
+	workload.Start(ownprofile.Serve())
 	var done sync.WaitGroup
 	for i := 0; i < runtime.GOMAXPROCS(0); i++ {
 		done.Add(1)

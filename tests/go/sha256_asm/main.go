@@ -5,7 +5,7 @@ package main
 import (
 	"crypto/sha256"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.

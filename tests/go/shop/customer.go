@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"os"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 var searches = []string{

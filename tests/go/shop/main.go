@@ -12,7 +12,7 @@ import (
 	_ "net/http/pprof"
 	"os"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 func main() {

@@ -8,7 +8,7 @@ import (
 	"os"
 	"runtime"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // fixed are the frames beside descend's: the leaf, the goroutine's function and

@@ -2,7 +2,7 @@
 // that much of its time goes into copying them, on the system stack.
 package main
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink int

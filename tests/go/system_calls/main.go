@@ -5,7 +5,7 @@ package main
 import (
 	"os"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 //go:noinline

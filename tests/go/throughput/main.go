@@ -23,7 +23,7 @@ import (
 	"syscall"
 	"time"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 type order struct {

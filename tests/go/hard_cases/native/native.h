@@ -1,0 +1,1 @@
+unsigned long native_outer(unsigned long seed);
