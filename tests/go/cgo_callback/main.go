@@ -6,7 +6,7 @@ package main
 // #include "visit.h"
 import "C"
 
-import "fixtures/internal/workload"
+import "example.com/fixtures/internal/workload"
 
 // Sink keeps the results alive.
 var Sink uint64

@@ -5,7 +5,7 @@ package main
 import (
 	"time"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.

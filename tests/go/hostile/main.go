@@ -6,9 +6,9 @@ package main
 import (
 	"runtime"
 
-	"fixtures/hostile/scribble"
-	"fixtures/hostile/thread"
-	"fixtures/internal/workload"
+	"example.com/fixtures/hostile/scribble"
+	"example.com/fixtures/hostile/thread"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.

@@ -8,7 +8,7 @@ import (
 	"plugin"
 	"time"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 func open(path string) func(uint64) uint64 {

@@ -1,5 +1,5 @@
-// Command signals works in a thread that another keeps sending signals to, so
-// that much of its time goes into their handler.
+// Command signals is interrupted all the time, most of it in a leaf without a
+// frame: one goroutine sends signals to the thread of the other.
 package main
 
 import (
@@ -15,36 +15,28 @@ import (
 var Sink uint64
 
 //go:noinline
-func burn(x uint64) uint64 {
-	for i := 0; i < 1000; i++ {
+func leaf(x uint64) uint64 {
+	for i := 0; i < 20_000; i++ {
 		x = x*6364136223846793005 + 1442695040888963407
 	}
 	return x
 }
 
 //go:noinline
-func work() {
-	for i := 0; i < 1000; i++ {
-		Sink = burn(Sink)
-	}
-}
-
-// interrupt sends without end; what nobody takes off the channel is dropped.
-func interrupt(tid int) {
-	received := make(chan os.Signal, 1)
-	signal.Notify(received, syscall.SIGUSR1)
-	for {
-		if err := syscall.Tgkill(os.Getpid(), tid, syscall.SIGUSR1); err != nil {
-			panic(err)
-		}
-	}
-}
+func caller(x uint64) uint64 { return leaf(x) + 1 }
 
 func main() {
 	runtime.LockOSThread()
+	thread := syscall.Gettid()
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, syscall.SIGUSR1)
+	go func() {
+		for {
+			syscall.Syscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(thread), uintptr(syscall.SIGUSR1))
+		}
+	}()
 	workload.Start()
-	go interrupt(syscall.Gettid())
 	for workload.Running() {
-		work()
+		Sink = caller(Sink)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"context"
 	"runtime/pprof"
 
-	"fixtures/internal/workload"
+	"example.com/fixtures/internal/workload"
 )
 
 // Sink keeps the results alive.
