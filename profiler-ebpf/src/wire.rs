@@ -25,9 +25,13 @@ pub const SLICE_CHUNK_WORDS: usize = 128;
 /// sample only in how many words it costs.
 pub const FRAME_SOUND_BYTES: u64 = 64 * 1024;
 
-/// Words of a goroutine's own stack copied where the sample was taken on
-/// another stack: enough for the return address of the function it left in.
-pub const SLICE_WORDS_PARKED: usize = 2;
+/// Words of a [`Segment`]'s far slice that are not stack: its address, and how
+/// many frames of the chain come before it.
+pub const FAR_HEAD_WORDS: usize = 2;
+/// Words kept free behind a slice for what follows: the frames and words of the
+/// goroutine's own stack, kernel frames, labels; and a last chunk.
+pub const RESERVED_WORDS: usize =
+    MAX_USER_FRAMES + SLICE_WORDS_SOUND + MAX_KERNEL_FRAMES + MAX_LABELS_WORDS + SLICE_CHUNK_WORDS;
 /// Most pprof labels taken with a sample.
 pub const MAX_LABELS: usize = 32;
 /// Most bytes taken of a label's key, and of its value.
@@ -41,7 +45,9 @@ pub const MAX_LABELS_WORDS: usize = 512;
 pub const MAX_PAYLOAD_WORDS: usize = 2 * MAX_USER_FRAMES
     + MAX_KERNEL_FRAMES
     + SLICE_WORDS_CLOBBERED
-    + SLICE_WORDS_PARKED
+    + SLICE_WORDS_SOUND
+    + SLICE_CHUNK_WORDS
+    + FAR_HEAD_WORDS
     + MAX_LABELS_WORDS;
 
 /// The `kind` of a record.
@@ -71,8 +77,8 @@ pub struct Header {
 }
 
 /// A sampled stack. The record goes on with words of eight bytes: for each
-/// segment its return addresses and its slice, then the kernel's addresses,
-/// then the labels.
+/// segment its return addresses, its slice and its far slice, then the kernel's
+/// addresses, then the labels.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Sample {
@@ -88,7 +94,9 @@ pub struct Sample {
     /// The stack that the thread was on.
     pub thread: Segment,
     /// The goroutine's own stack, where the thread was on the system stack; its
-    /// registers are those that the runtime saved when it left. Else all zero.
+    /// registers are those that the runtime saved when it left. Where the thread
+    /// was in Go called from C called from Go, the part of the outer Go. Else
+    /// all zero.
     pub goroutine: Segment,
     /// Kernel addresses, leaf first.
     pub kernel_frames: u16,
@@ -127,7 +135,36 @@ pub struct Segment {
     /// How the walk ended, a [`WalkEnd`].
     pub walk_end: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// Words of the far slice, [`FAR_HEAD_WORDS`] included; 0 where there is
+    /// none. It begins at a frame of the chain (the words are that frame's
+    /// pointer, its return address, and what lies above), or where the stack
+    /// pointer was when a signal came; frames before it are then [`NO_FRAME`].
+    pub far_words: u16,
+}
+
+/// For a far slice that begins at no frame of the chain.
+pub const NO_FRAME: u64 = u64::MAX;
+
+/// The frame that the kernel writes on a thread's signal stack, on x86-64, in
+/// bytes from the slot of the handler's return address: `struct rt_sigframe`,
+/// arch/x86/include/asm/sigframe.h, and `struct sigcontext_64`,
+/// arch/x86/include/uapi/asm/sigcontext.h.
+pub mod signal_frame {
+    /// The interrupted frame pointer.
+    pub const FP: u64 = 128;
+    /// The interrupted stack pointer.
+    pub const SP: u64 = 168;
+    /// The interrupted instruction.
+    pub const IP: u64 = 176;
+    /// Past all of these.
+    pub const END: u64 = 184;
+    /// The first bytes of the code that a handler returns to, as a word: `mov
+    /// $15, %rax; syscall`. Debuggers and unwinders look for just that, so that
+    /// Go's runtime and C libraries all use it.
+    pub const RETURN_CODE: u64 = 0x0f00_0000_0fc0_c748;
+    /// The bytes of that code.
+    pub const RETURN_BYTES: u64 = 9;
 }
 
 /// A pprof label of a goroutine; its key and value follow, each padded with
@@ -192,6 +229,8 @@ impl WalkEnd {
 pub struct Target {
     /// One of [`target`].
     pub state: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Where the runtime keeps what; [`GoLayout::default`] where not known.
     pub go: GoLayout,
 }
@@ -231,11 +270,39 @@ pub struct GoLayout {
     pub m_gsignal: u16,
     /// `m.curg`.
     pub m_curg: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Bytes between the stack pointer and the return address in the body of
+    /// `runtime.cgocallback`.
+    pub callback_delta: u16,
     /// On x86-64: where `g` lies from the thread's `fs` base. On arm64 `g` is
     /// in `x28`.
     pub tls_offset: i32,
+    /// Where Go's code is; zero where not known.
+    pub text: Code,
+    /// Where `runtime.cgocallback` is; zero where there is none.
+    pub callback: Code,
+    /// Where the runtime's signal handlers are, of which the first keeps a
+    /// frame pointer; zero where not known.
+    pub signal_handlers: Code,
+}
+
+/// A range of code.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Code {
+    /// Its first address.
+    pub start: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl Code {
+    /// Whether `address` lies in it.
+    #[inline(always)]
+    pub fn holds(&self, address: u64) -> bool {
+        address.wrapping_sub(self.start) < self.len
+    }
 }
 
 /// How a runtime keeps a goroutine's labels.

@@ -48,12 +48,28 @@ pub struct Segment<'a> {
     pub sp: u64,
     /// Frame pointer.
     pub fp: u64,
+    /// The link register on arm64, else 0.
+    pub lr: u64,
     /// How the walk along frame pointers ended.
     pub walk_end: WalkEnd,
     /// Return addresses, leaf first, without `ip` itself.
     pub callers: &'a [u64],
     /// Words of the stack from the stack pointer up.
     pub slice: &'a [u64],
+    /// Words of the stack from a frame farther up.
+    pub far: Option<FarSlice<'a>>,
+}
+
+/// Words of the stack from a frame of the chain up: its frame pointer, its
+/// return address, and what lies above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FarSlice<'a> {
+    /// The frame's address.
+    pub address: u64,
+    /// How many frames of the chain come before it.
+    pub frames_before: u64,
+    /// The words.
+    pub words: &'a [u64],
 }
 
 /// A pprof label.
@@ -140,13 +156,25 @@ fn segment<'a>(
 ) -> Result<(Segment<'a>, &'a [u8]), DecodeError> {
     let (callers, rest) = words(bytes, head.frames)?;
     let (slice, rest) = words(rest, head.slice_words)?;
+    let (far, rest) = words(rest, head.far_words)?;
+    let far = match far {
+        [] => None,
+        [address, frames_before, words @ ..] => Some(FarSlice {
+            address: *address,
+            frames_before: *frames_before,
+            words,
+        }),
+        [_] => return Err(DecodeError::Unknown),
+    };
     let segment = Segment {
         ip: head.ip,
         sp: head.sp,
         fp: head.fp,
+        lr: head.lr,
         walk_end: WalkEnd::from_u8(head.walk_end).ok_or(DecodeError::Unknown)?,
         callers,
         slice,
+        far,
     };
     Ok((segment, rest))
 }
@@ -176,7 +204,8 @@ mod tests {
         frames: 3,
         slice_words: 2,
         walk_end: WalkEnd::Unreadable as u8,
-        reserved: [0; 3],
+        reserved: 0,
+        far_words: 3,
     };
     const HEAD: wire::Sample = wire::Sample {
         header: HEADER,
@@ -187,6 +216,7 @@ mod tests {
         goroutine: wire::Segment {
             frames: 1,
             slice_words: 0,
+            far_words: 0,
             ..SEGMENT
         },
         kernel_frames: 1,
@@ -196,9 +226,9 @@ mod tests {
         flags: wire::flags::IN_USER,
         reserved: 0,
     };
-    /// The words that [`HEAD`] counts: two segments, a kernel frame, and a
-    /// label of three and nine bytes, cut after its header and key.
-    const WORDS: [u64; 10] = [10, 11, 12, 20, 21, 13, 30, LABEL, KEY, VALUE];
+    /// The words that [`HEAD`] counts: two segments, the first with a far
+    /// slice, a kernel frame, and a label of three and nine bytes, cut after its header and key.
+    const WORDS: [u64; 13] = [10, 11, 12, 20, 21, 40, 1, 41, 13, 30, LABEL, KEY, VALUE];
     const LABEL: u64 = u64::from_ne_bytes([3, 0, 2, 0, 1, 0, 0, 0]);
     const KEY: u64 = u64::from_ne_bytes(*b"key\0\0\0\0\0");
     const VALUE: u64 = u64::from_ne_bytes(*b"va\0\0\0\0\0\0");
@@ -220,6 +250,13 @@ mod tests {
         assert_eq!(sample.thread.walk_end, WalkEnd::Unreadable);
         assert_eq!(sample.thread.callers, [10, 11, 12]);
         assert_eq!(sample.thread.slice, [20, 21]);
+        let far = FarSlice {
+            address: 40,
+            frames_before: 1,
+            words: &[41],
+        };
+        assert_eq!(sample.thread.far, Some(far));
+        assert_eq!(sample.thread.lr, 9);
         assert_eq!(sample.goroutine.map(|g| g.callers), Some(&[13][..]));
         assert_eq!(sample.kernel, [30]);
         let labels: Vec<Label<'_>> = sample.labels().collect();
@@ -235,7 +272,7 @@ mod tests {
     fn labels_that_claim_too_much_are_none() {
         let long = u64::from_ne_bytes([255, 255, 2, 0, 0, 0, 0, 0]);
         let mut words = WORDS;
-        words[7] = long;
+        words[10] = long;
         let record = record(&HEAD, &words);
         let Ok(Event::Sample(sample)) = decode(record.as_bytes()) else {
             panic!("a sample");
@@ -289,20 +326,23 @@ mod tests {
     #[test]
     fn counts_beyond_the_record_are_short() {
         let many = wire::MAX_PAYLOAD_WORDS as u16;
-        for (frames, slice_words, kernel_frames, labels_words) in [
-            (4, 2, 1, 3),
-            (3, 3, 1, 3),
-            (3, 2, 2, 3),
-            (3, 2, 1, 4),
-            (u16::MAX, u16::MAX, u16::MAX, u16::MAX),
-            (0, 0, u16::MAX, 0),
-            (0, 0, 0, u16::MAX),
-            (many, 0, 0, 0),
+        for (frames, slice_words, far_words, kernel_frames, labels_words) in [
+            (4, 2, 3, 1, 3),
+            (3, 3, 3, 1, 3),
+            (3, 2, 4, 1, 3),
+            (3, 2, 3, 2, 3),
+            (3, 2, 3, 1, 4),
+            (u16::MAX, u16::MAX, u16::MAX, u16::MAX, u16::MAX),
+            (0, 0, u16::MAX, 0, 0),
+            (0, 0, 0, u16::MAX, 0),
+            (0, 0, 0, 0, u16::MAX),
+            (many, 0, 0, 0, 0),
         ] {
             let head = wire::Sample {
                 thread: wire::Segment {
                     frames,
                     slice_words,
+                    far_words,
                     ..SEGMENT
                 },
                 kernel_frames,
@@ -347,25 +387,35 @@ mod tests {
         };
         let head = sample.head;
         // A second segment without registers is none, but its words are there.
-        let none = (head.goroutine.ip == 0).then_some(&[][..]);
-        let goroutine = sample.goroutine.map(|g| (g.callers, g.slice));
-        let (callers, slice) = goroutine.unwrap_or_default();
-        if none.is_some() && (head.goroutine.frames, head.goroutine.slice_words) != (0, 0) {
-            return;
-        }
-        let parts = [
-            (sample.thread.callers, head.thread.frames),
-            (sample.thread.slice, head.thread.slice_words),
-            (none.unwrap_or(callers), head.goroutine.frames),
-            (none.unwrap_or(slice), head.goroutine.slice_words),
-            (sample.kernel, head.kernel_frames),
+        let segments = [
+            (Some(sample.thread), &head.thread),
+            (sample.goroutine, &head.goroutine),
         ];
         let mut at = bytes.as_ptr().wrapping_add(size_of::<wire::Sample>());
-        for (words, count) in parts {
-            assert_eq!(words.len(), usize::from(count));
+        let mut part = |words: &[u64], count: u16, skipped: usize| {
+            assert_eq!(words.len() + skipped, usize::from(count));
+            at = at.wrapping_add(skipped * 8);
             assert!(words.is_empty() || words.as_ptr().cast() == at);
             at = at.wrapping_add(words.len() * 8);
+        };
+        for (segment, head) in segments {
+            match segment {
+                Some(segment) => {
+                    part(segment.callers, head.frames, 0);
+                    part(segment.slice, head.slice_words, 0);
+                    match segment.far {
+                        Some(far) => part(far.words, head.far_words, wire::FAR_HEAD_WORDS),
+                        None => assert_eq!(head.far_words, 0),
+                    }
+                }
+                None => {
+                    let counts = [head.frames, head.slice_words, head.far_words];
+                    let skipped: u16 = counts.iter().sum();
+                    part(&[], skipped, usize::from(skipped));
+                }
+            }
         }
+        part(sample.kernel, head.kernel_frames, 0);
         assert_eq!(sample.labels.as_ptr(), at);
         assert!(sample.labels.as_ptr_range().end <= bytes.as_ptr_range().end);
         assert!(sample.labels().count() <= sample.labels.len() / 8);
@@ -375,11 +425,11 @@ mod tests {
     const COUNTS: [(usize, u64); 3] = [
         (
             core::mem::offset_of!(wire::Sample, thread.frames) / 8,
-            0x0007_000f_000f,
+            0x000f_0007_000f_000f,
         ),
         (
             core::mem::offset_of!(wire::Sample, goroutine.frames) / 8,
-            0x0007_000f_000f,
+            0x000f_0007_000f_000f,
         ),
         (
             core::mem::offset_of!(wire::Sample, kernel_frames) / 8,
@@ -418,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_changed_bit_is_an_event_or_an_error() {
-        let whole = record(&HEAD, &[10, 11, 12, 20, 21, 30]);
+        let whole = record(&HEAD, &WORDS);
         for bit in 0..whole.len() * 64 {
             let mut record = whole.clone();
             record[bit / 64] ^= 1 << (bit % 64);

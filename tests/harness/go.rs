@@ -20,7 +20,7 @@ pub const VERSIONS: [&str; 7] = [
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 
 /// The programs that need a C compiler.
-const CGO_PROGRAMS: [&str; 2] = ["cgo_call", "hostile"];
+const CGO_PROGRAMS: [&str; 3] = ["cgo_call", "cgo_callback", "hostile"];
 
 /// How to get Go, for the message when it is missing.
 pub const REMEDY: &str = "install Go 1.21 or later and put it on PATH (or name it in GOPROF_GO); \

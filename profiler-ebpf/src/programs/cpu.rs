@@ -11,14 +11,13 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_ebpf::wire::{
-    Counter, GoLayout, MAX_KERNEL_FRAMES, SLICE_WORDS_PARKED, Sample, Segment, WalkEnd, flags, kind,
+    Counter, GoLayout, MAX_KERNEL_FRAMES, Sample, Segment, WalkEnd, flags, kind, signal_frame,
 };
 
 use super::{
     emit::{TARGETS, count, emit_sample, header},
-    goroutine::{self, Goroutine},
-    labels,
-    registers::{UserRegisters, user_registers},
+    goroutine, labels,
+    registers::user_registers,
     scratch::Scratch,
     stack::{self, read_word},
 };
@@ -49,7 +48,7 @@ fn sample(ctx: &PerfEventContext, scratch: &mut Scratch, layout: &GoLayout) {
     let (registers, in_user) = user_registers(ctx);
     // SAFETY: reads the current task's cgroup.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    scratch.begin(Sample {
+    let sample = Sample {
         header: header(kind::SAMPLE),
         cgroup_id,
         comm: bpf_get_current_comm().unwrap_or_default(),
@@ -65,50 +64,117 @@ fn sample(ctx: &PerfEventContext, scratch: &mut Scratch, layout: &GoLayout) {
         labels_missed: 0,
         flags: if in_user { flags::IN_USER } else { 0 },
         reserved: 0,
-    });
+    };
+    scratch.begin(sample, layout, &registers);
     if registers.ip == 0 {
         count(Counter::NoUserRegisters);
         kernel_stack(ctx, scratch, in_user);
         return;
     }
-    let goroutine = goroutine::current(layout, &registers);
-    user_stack(scratch, layout, &registers, &goroutine);
+    take_thread_stack();
+    take_goroutine_stack();
     kernel_stack(ctx, scratch, in_user);
-    if goroutine.g != 0 {
-        scratch.sample.goid = read_word(goroutine.g.wrapping_add(layout.g_goid as u64));
-        let set = read_word(goroutine.g.wrapping_add(layout.g_labels as u64));
-        labels::take(scratch, layout.labels, set);
-    }
+    take_labels();
 }
 
-/// Takes the stack that the thread is on and, where it is another, the
-/// goroutine's own.
-#[inline(always)]
-fn user_stack(
-    scratch: &mut Scratch,
-    layout: &GoLayout,
-    registers: &UserRegisters,
-    goroutine: &Goroutine,
-) {
-    let mut segment = stack::walk(scratch, registers);
-    segment.slice_words = stack::copy_slice(scratch, registers, goroutine.on_signal_stack);
-    scratch.sample.thread = segment;
+/// Takes the stack that the thread is on.
+///
+/// This and the next two are global functions to the verifier (Linux 5.6),
+/// which looks at each once: what lies before multiplies none of what follows.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn take_thread_stack() -> u64 {
+    let Some(scratch) = Scratch::of_this_cpu() else {
+        return 0;
+    };
+    let registers = scratch.state.registers;
+    let layout = scratch.state.layout;
+    let goroutine = goroutine::current(&layout, &registers);
+    let walked = stack::walk(scratch, &layout, &registers);
+    let mut segment = walked.segment;
+
+    // Without frame pointers, as most C is, the words are all there is to go by.
+    let in_go = layout.text.len == 0 || layout.text.holds(registers.ip);
+    let calls_back = layout.callback.holds(registers.ip);
+    let signal_slot = stack::signal_slot(&layout, &registers, &walked, in_go);
+    let deep = goroutine.on_signal_stack || signal_slot != 0 || calls_back || !in_go;
+    segment.slice_words = stack::copy_slice(scratch, &registers, deep, || {
+        if signal_slot != 0 {
+            signal_slot.wrapping_add(signal_frame::END)
+        } else if goroutine.on_signal_stack || calls_back {
+            0
+        } else if in_go && !goroutine.left {
+            goroutine::own_stack_top(&goroutine)
+        } else {
+            goroutine::system_stack_top(&layout, &goroutine)
+        }
+    });
+    let mut left = goroutine.left && !goroutine.on_signal_stack;
+    if signal_slot != 0 {
+        let interrupted = stack::interrupted(signal_slot);
+        left = goroutine.g != 0 && !goroutine::own_stack_holds(&goroutine, interrupted.sp);
+        let top = match left {
+            true => goroutine::system_stack_top(&layout, &goroutine),
+            false => goroutine::own_stack_top(&goroutine),
+        };
+        let deep = !layout.text.holds(interrupted.ip);
+        segment.far_words = stack::copy_interrupted(scratch, &interrupted, deep, top);
+    } else {
+        segment.far_words = stack::copy_callback(scratch, &layout, &walked);
+    }
     if goroutine.on_signal_stack {
         scratch.sample.flags |= flags::ON_SIGNAL_STACK;
-        return;
     }
-    if !goroutine.left {
-        return;
-    }
-    let saved = goroutine::saved_registers(layout, goroutine.g);
+    scratch.sample.thread = segment;
+    scratch.state.goroutine = goroutine;
+    scratch.state.left = left as u64;
+    scratch.state.callback_fp = walked.callback_fp;
+    0
+}
+
+/// Takes the goroutine's own stack, where the thread is on another, and the
+/// outer part of one that C called back into.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn take_goroutine_stack() -> u64 {
+    let Some(scratch) = Scratch::of_this_cpu() else {
+        return 0;
+    };
+    let layout = scratch.state.layout;
+    let goroutine = scratch.state.goroutine;
+    let saved = if scratch.state.left != 0 {
+        goroutine::saved_registers(&layout, goroutine.g)
+    } else if scratch.state.callback_fp != 0 {
+        goroutine::outer_registers(&layout, scratch.state.callback_fp)
+    } else {
+        return 0;
+    };
     if saved.ip == 0 {
-        return;
+        return 0;
     }
-    let mut segment = stack::walk(scratch, &saved);
-    if scratch.copy_user(saved.sp, SLICE_WORDS_PARKED) {
-        segment.slice_words = SLICE_WORDS_PARKED as u16;
-    }
+    let mut segment = stack::walk(scratch, &layout, &saved).segment;
+    segment.slice_words = stack::copy_slice(scratch, &saved, false, || {
+        goroutine::own_stack_top(&goroutine)
+    });
     scratch.sample.goroutine = segment;
+    0
+}
+
+/// Takes the goroutine's id and labels.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn take_labels() -> u64 {
+    let Some(scratch) = Scratch::of_this_cpu() else {
+        return 0;
+    };
+    let layout = scratch.state.layout;
+    let g = scratch.state.goroutine.g;
+    if g != 0 {
+        scratch.sample.goid = read_word(g.wrapping_add(layout.g_goid as u64));
+        let set = read_word(g.wrapping_add(layout.g_labels as u64));
+        labels::take(scratch, layout.labels, set);
+    }
+    0
 }
 
 #[inline(always)]

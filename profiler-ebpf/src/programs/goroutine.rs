@@ -5,7 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
-use profiler_ebpf::wire::GoLayout;
+use profiler_ebpf::wire::{FRAME_SOUND_BYTES, GoLayout};
 
 use super::{registers::UserRegisters, stack::read_word};
 
@@ -14,7 +14,11 @@ use super::{registers::UserRegisters, stack::read_word};
 #[unsafe(no_mangle)]
 static FS_BASE_OFFSET: u32 = 0;
 
+/// Byte offset of `g.stack.hi`: the second word, in every version.
+const G_STACK_HI: u64 = 8;
+
 /// The goroutine of the current thread.
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Goroutine {
     /// The address of its `g`; 0 where the thread runs none.
@@ -24,6 +28,8 @@ pub struct Goroutine {
     pub left: bool,
     /// Whether that is the signal stack.
     pub on_signal_stack: bool,
+    /// The `m` of the thread; 0 where there is none.
+    pub m: u64,
 }
 
 /// Finds the goroutine; none where the layout is not known.
@@ -42,26 +48,80 @@ pub fn current(layout: &GoLayout, registers: &UserRegisters) -> Goroutine {
         return none;
     }
     let g = read_word(m.wrapping_add(layout.m_curg as u64));
-    if g == 0 || g == on_thread {
-        return Goroutine { g, ..none };
+    if g == on_thread {
+        return Goroutine { g, m, ..none };
     }
     let signal = read_word(m.wrapping_add(layout.m_gsignal as u64));
     Goroutine {
         g,
-        left: true,
+        left: g != 0,
         on_signal_stack: signal == on_thread,
+        m,
     }
 }
 
+/// The address past the goroutine's own stack.
+#[inline(always)]
+pub fn own_stack_top(goroutine: &Goroutine) -> u64 {
+    read_word(goroutine.g.wrapping_add(G_STACK_HI))
+}
+
+/// Whether an address lies in the goroutine's own stack: `g.stack.lo` is the
+/// first word of `g`, in every version.
+#[inline(always)]
+pub fn own_stack_holds(goroutine: &Goroutine, address: u64) -> bool {
+    read_word(goroutine.g) <= address && address < own_stack_top(goroutine)
+}
+
+/// Where the runtime entered the system stack of the thread: `m.g0` is the
+/// first field of `m`, in every version. 0 where that is not known.
+#[inline(always)]
+pub fn system_stack_top(layout: &GoLayout, goroutine: &Goroutine) -> u64 {
+    if goroutine.m == 0 {
+        return 0;
+    }
+    let system = read_word(goroutine.m);
+    read_word(system.wrapping_add(layout.g_sched_sp as u64))
+}
+
 /// The registers that the runtime saved when the goroutine left its stack.
+///
+/// After a callback from C the frame pointer is not what it was: cgocallback
+/// puts back only the other two. A goroutine left through `systemstack` or
+/// `asmcgocall` has it where the stack pointer is, and a frame pointer there.
 #[inline(always)]
 pub fn saved_registers(layout: &GoLayout, g: u64) -> UserRegisters {
+    let sp = read_word(g.wrapping_add(layout.g_sched_sp as u64));
+    let saved = read_word(g.wrapping_add(layout.g_sched_bp as u64));
+    let sound = |fp: u64| fp.wrapping_sub(sp) < FRAME_SOUND_BYTES;
+    let fp = if !sound(saved) && sound(read_word(sp)) {
+        sp
+    } else {
+        saved
+    };
     UserRegisters {
         ip: read_word(g.wrapping_add(layout.g_sched_pc as u64)),
-        sp: read_word(g.wrapping_add(layout.g_sched_sp as u64)),
-        fp: read_word(g.wrapping_add(layout.g_sched_bp as u64)),
+        sp,
+        fp,
         lr: 0,
         g,
+    }
+}
+
+/// The registers that Go's outer part was left with, where C called back into
+/// Go. `fp` is the frame whose return address lies in `runtime.cgocallback`:
+/// its caller's frame holds what g.sched held, its return address g.sched.pc.
+#[inline(always)]
+pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
+    let slot = fp
+        .wrapping_add(16)
+        .wrapping_add(layout.callback_delta as u64);
+    UserRegisters {
+        ip: read_word(slot),
+        sp: slot.wrapping_add(8),
+        fp: slot.wrapping_add(8),
+        lr: 0,
+        g: 0,
     }
 }
 

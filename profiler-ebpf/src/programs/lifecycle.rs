@@ -24,6 +24,7 @@ fn watch_execs() -> bool {
 fn pending() -> Target {
     Target {
         state: target::PENDING,
+        reserved: 0,
         go: GoLayout::default(),
     }
 }

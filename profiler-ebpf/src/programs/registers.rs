@@ -21,6 +21,7 @@ const USER_END: u64 = 1 << 56;
 /// What a stack walk starts from; all zero where it could not be had. (No
 /// `Option`: the compiler would leave the fields of `None` unset, which the
 /// verifier refuses to see copied.)
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct UserRegisters {
     pub ip: u64,

@@ -4,7 +4,9 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::PerCpuArray};
-use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
+use profiler_ebpf::wire::{GoLayout, MAX_PAYLOAD_WORDS, Sample};
+
+use super::{goroutine::Goroutine, registers::UserRegisters};
 
 /// Most words appended by one [`Scratch::copy_user`].
 pub const MAX_COPY_WORDS: usize = 128;
@@ -16,9 +18,29 @@ pub struct Scratch {
     /// only what was last checked, and need not follow each depth at which a
     /// walk can end on its own.
     used: u64,
+    /// What the parts of the work hand on to each other.
+    pub state: State,
     /// The header.
     pub sample: Sample,
     words: [u64; MAX_PAYLOAD_WORDS],
+}
+
+/// What the parts of the work on a sample hand on to each other: each is a
+/// function that the verifier looks at once, by itself, and so takes nothing
+/// but what it finds here.
+#[repr(C)]
+pub struct State {
+    /// The runtime of the process.
+    pub layout: GoLayout,
+    /// The user registers.
+    pub registers: UserRegisters,
+    /// The goroutine.
+    pub goroutine: Goroutine,
+    /// Not zero where the goroutine's own stack is another than the one that
+    /// the thread was on, or than the one that a signal interrupted.
+    pub left: u64,
+    /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
+    pub callback_fp: u64,
 }
 
 #[map]
@@ -36,9 +58,14 @@ impl Scratch {
 
     /// Begins a record.
     #[inline(always)]
-    pub fn begin(&mut self, sample: Sample) {
+    pub fn begin(&mut self, sample: Sample, layout: &GoLayout, registers: &UserRegisters) {
         self.used = 0;
         self.sample = sample;
+        self.state.layout = *layout;
+        self.state.registers = *registers;
+        self.state.goroutine.g = 0;
+        self.state.left = 0;
+        self.state.callback_fp = 0;
     }
 
     /// How many words are in use.
@@ -88,6 +115,9 @@ impl Scratch {
     /// Appends `words` of the thread's memory, all or none of them.
     #[inline(always)]
     pub fn copy_user(&mut self, address: u64, words: usize) -> bool {
+        // Hidden from the compiler, which would check where the number comes
+        // from instead: the verifier must see this one checked.
+        let words = core::hint::black_box(words);
         if words > MAX_COPY_WORDS {
             return false;
         }

@@ -7,12 +7,16 @@ use aya_ebpf::helpers::{bpf_loop, generated::bpf_probe_read_user};
 use profiler_ebpf::{
     walk::{Step, UserMemory, step},
     wire::{
-        FRAME_SOUND_BYTES, MAX_USER_FRAMES, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED,
-        SLICE_WORDS_SOUND, Segment, WalkEnd,
+        Code, FAR_HEAD_WORDS, FRAME_SOUND_BYTES, GoLayout, MAX_PAYLOAD_WORDS, MAX_USER_FRAMES,
+        NO_FRAME, RESERVED_WORDS, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_SOUND,
+        Segment, WalkEnd, signal_frame,
     },
 };
 
 use super::{registers::UserRegisters, scratch::Scratch};
+
+/// More than the frame of the runtime's signal handlers.
+const SIGNAL_HANDLER_FRAME_BYTES: u64 = 256;
 
 /// Memory of the current task.
 pub struct CurrentTask;
@@ -52,8 +56,28 @@ pub fn read_word(address: u64) -> u64 {
 /// What the steps of a walk share.
 struct Walk {
     scratch: *mut Scratch,
+    /// What C calls Go through.
+    callback: Code,
+    signal_handlers: Code,
     fp: u64,
     end: WalkEnd,
+    callback_fp: u64,
+    far_fp: u64,
+    far_index: u64,
+    signal_slot: u64,
+}
+
+/// A segment, and what of it asks for more.
+pub struct Walked {
+    pub segment: Segment,
+    /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
+    pub callback_fp: u64,
+    /// The frame behind it, on the system stack, where C goes on.
+    far_fp: u64,
+    /// How many frames come before that one.
+    far_index: u64,
+    /// Where a signal handler's return address lies; 0 where there is none.
+    signal_slot: u64,
 }
 
 /// Walks from the frame pointer of `registers` and appends the return
@@ -62,12 +86,18 @@ struct Walk {
 /// By `bpf_loop` (Linux 5.17): the verifier looks at one step, where it would
 /// look at every step of a plain loop, and takes 0.2 s for that.
 #[inline(always)]
-pub fn walk(scratch: &mut Scratch, registers: &UserRegisters) -> Segment {
+pub fn walk(scratch: &mut Scratch, layout: &GoLayout, registers: &UserRegisters) -> Walked {
     let before = scratch.used();
     let mut walk = Walk {
         scratch,
+        callback: layout.callback,
+        signal_handlers: layout.signal_handlers,
         fp: registers.fp,
         end: WalkEnd::DepthLimit,
+        callback_fp: 0,
+        far_fp: 0,
+        far_index: 0,
+        signal_slot: 0,
     };
     let callback: extern "C" fn(u64, *mut Walk) -> i64 = walk_step;
     // SAFETY: the callback's context outlives the loop.
@@ -79,20 +109,27 @@ pub fn walk(scratch: &mut Scratch, registers: &UserRegisters) -> Segment {
             0,
         );
     }
-    Segment {
-        ip: registers.ip,
-        sp: registers.sp,
-        fp: registers.fp,
-        lr: registers.lr,
-        frames: (scratch.used() - before) as u16,
-        slice_words: 0,
-        walk_end: walk.end as u8,
-        reserved: [0; 3],
+    Walked {
+        segment: Segment {
+            ip: registers.ip,
+            sp: registers.sp,
+            fp: registers.fp,
+            lr: registers.lr,
+            frames: (scratch.used() - before) as u16,
+            slice_words: 0,
+            walk_end: walk.end as u8,
+            reserved: 0,
+            far_words: 0,
+        },
+        callback_fp: walk.callback_fp,
+        far_fp: walk.far_fp,
+        far_index: walk.far_index,
+        signal_slot: walk.signal_slot,
     }
 }
 
 /// One step; not zero to stop.
-extern "C" fn walk_step(_index: u64, walk: *mut Walk) -> i64 {
+extern "C" fn walk_step(index: u64, walk: *mut Walk) -> i64 {
     // SAFETY: the loop passes the context that it was given.
     let walk = unsafe { &mut *walk };
     match step(&CurrentTask, walk.fp) {
@@ -109,6 +146,14 @@ extern "C" fn walk_step(_index: u64, walk: *mut Walk) -> i64 {
             if !scratch.push(return_address) {
                 return 1;
             }
+            if walk.callback_fp == 0 && walk.callback.holds(return_address) {
+                walk.callback_fp = walk.fp;
+                walk.far_fp = next;
+                walk.far_index = index + 1;
+            }
+            if walk.signal_slot == 0 && walk.signal_handlers.holds(return_address) {
+                walk.signal_slot = next.wrapping_add(8);
+            }
             walk.fp = next;
             0
         }
@@ -116,26 +161,172 @@ extern "C" fn walk_step(_index: u64, walk: *mut Walk) -> i64 {
 }
 
 /// Appends the words above the stack pointer and says how many: up to the frame
-/// where the frame pointer looks sound, many where something else may be in its
-/// register or `deep` asks for them.
+/// where the frame pointer looks sound, up to `top()` (or many, where that is not
+/// near) where something else may be in its register or `deep` asks for them.
 #[inline(always)]
-pub fn copy_slice(scratch: &mut Scratch, registers: &UserRegisters, deep: bool) -> u16 {
+pub fn copy_slice(
+    scratch: &mut Scratch,
+    registers: &UserRegisters,
+    deep: bool,
+    top: impl FnOnce() -> u64,
+) -> u16 {
     let frame_bytes = registers.fp.wrapping_sub(registers.sp);
     if frame_bytes < FRAME_SOUND_BYTES && !deep {
         // Up to the frame's own two words.
         let words = (frame_bytes as usize / 8 + 2).min(SLICE_WORDS_SOUND);
-        return match scratch.copy_user(registers.sp, words) {
-            true => words as u16,
-            false => 0,
+        let before = scratch.used();
+        scratch.copy_user(registers.sp, words);
+        return (scratch.used() - before) as u16;
+    }
+    copy_up_to(scratch, registers.sp, top())
+}
+
+/// Where the return address of a signal handler lies that the thread is in;
+/// 0 where it is in none, or none that is known.
+#[inline(always)]
+pub fn signal_slot(
+    layout: &GoLayout,
+    registers: &UserRegisters,
+    walked: &Walked,
+    in_go: bool,
+) -> u64 {
+    let handlers = &layout.signal_handlers;
+    if handlers.len == 0 {
+        return 0;
+    }
+    if handlers.holds(registers.ip) {
+        // Before the frame is set up, as where the kernel leaves the thread.
+        let own = registers.fp.wrapping_sub(registers.sp) < SIGNAL_HANDLER_FRAME_BYTES;
+        return if own {
+            registers.fp.wrapping_add(8)
+        } else {
+            registers.sp
         };
     }
-    let mut copied = 0;
-    for chunk in 0..SLICE_WORDS_CLOBBERED / SLICE_CHUNK_WORDS {
-        let address = registers.sp + (chunk * SLICE_CHUNK_WORDS * 8) as u64;
-        if !scratch.copy_user(address, SLICE_CHUNK_WORDS) {
-            break;
-        }
-        copied += SLICE_CHUNK_WORDS as u16;
+    let behind = registers.ip.wrapping_sub(signal_frame::RETURN_BYTES);
+    let after = registers
+        .ip
+        .wrapping_sub(handlers.start.wrapping_add(handlers.len));
+    if (!in_go || after <= signal_frame::RETURN_BYTES)
+        && (read_word(behind) == signal_frame::RETURN_CODE
+            || read_word(registers.ip) == signal_frame::RETURN_CODE)
+    {
+        return registers.sp.wrapping_sub(8);
     }
-    copied
+    walked.signal_slot
+}
+
+/// The registers that a signal interrupted; the handler's return address lies
+/// at `slot`.
+#[inline(always)]
+pub fn interrupted(slot: u64) -> UserRegisters {
+    UserRegisters {
+        ip: read_word(slot.wrapping_add(signal_frame::IP)),
+        sp: read_word(slot.wrapping_add(signal_frame::SP)),
+        fp: read_word(slot.wrapping_add(signal_frame::FP)),
+        ..UserRegisters::default()
+    }
+}
+
+/// Appends, as a far slice, the words above the stack pointer that a signal
+/// interrupted; as [`copy_slice`]. Says how many words.
+#[inline(always)]
+pub fn copy_interrupted(
+    scratch: &mut Scratch,
+    registers: &UserRegisters,
+    deep: bool,
+    top: u64,
+) -> u16 {
+    far(scratch, registers.sp, NO_FRAME, |scratch| {
+        copy_slice(scratch, registers, deep, || top)
+    })
+}
+
+/// Appends, as a far slice, the words from the frame at which C called back
+/// into Go. It ends where the system stack was entered before, which
+/// cgocallback keeps at the bottom of that frame. Says how many words.
+#[inline(always)]
+pub fn copy_callback(scratch: &mut Scratch, layout: &GoLayout, walked: &Walked) -> u16 {
+    if walked.far_fp == 0 {
+        return 0;
+    }
+    let slot = walked.far_fp.wrapping_add(8);
+    let top = read_word(slot.wrapping_sub(layout.callback_delta as u64));
+    far(scratch, walked.far_fp, walked.far_index, |scratch| {
+        copy_up_to(scratch, walked.far_fp, top)
+    })
+}
+
+/// Appends a far slice: its head, and the words that `copy` appends.
+#[inline(always)]
+fn far(
+    scratch: &mut Scratch,
+    address: u64,
+    frames_before: u64,
+    copy: impl FnOnce(&mut Scratch) -> u16,
+) -> u16 {
+    let before = scratch.used();
+    if before > MAX_PAYLOAD_WORDS - RESERVED_WORDS
+        || !scratch.push(address)
+        || !scratch.push(frames_before)
+    {
+        return 0;
+    }
+    match copy(scratch) {
+        0 => {
+            scratch.rewind(before);
+            0
+        }
+        words => words + FAR_HEAD_WORDS as u16,
+    }
+}
+
+/// What the steps of a copy share.
+struct Copy {
+    scratch: *mut Scratch,
+    address: u64,
+    /// Words still to copy.
+    left: u64,
+}
+
+/// Appends the words from `address` to `top`, at most [`SLICE_WORDS_CLOBBERED`],
+/// which are also taken where `top` is not that near. Leaves room for what
+/// follows. Says how many.
+///
+/// By `bpf_loop`, as [`walk`].
+#[inline(always)]
+fn copy_up_to(scratch: &mut Scratch, address: u64, top: u64) -> u16 {
+    let before = scratch.used();
+    let wanted = top.wrapping_sub(address) / 8;
+    let mut copy = Copy {
+        scratch,
+        address,
+        left: wanted.min(SLICE_WORDS_CLOBBERED as u64),
+    };
+    let callback: extern "C" fn(u64, *mut Copy) -> i64 = copy_step;
+    // SAFETY: the callback's context outlives the loop.
+    unsafe {
+        bpf_loop(
+            (SLICE_WORDS_CLOBBERED / SLICE_CHUNK_WORDS) as u32,
+            callback as *mut c_void,
+            (&raw mut copy).cast::<c_void>(),
+            0,
+        );
+    }
+    (scratch.used() - before) as u16
+}
+
+/// Copies a chunk; not zero to stop.
+extern "C" fn copy_step(_index: u64, copy: *mut Copy) -> i64 {
+    // SAFETY: the loop passes the context that it was given, and the slot of
+    // this CPU outlives it.
+    let (copy, scratch) = unsafe { (&mut *copy, &mut *(*copy).scratch) };
+    let words = copy.left.min(SLICE_CHUNK_WORDS as u64);
+    let full = scratch.used() > MAX_PAYLOAD_WORDS - RESERVED_WORDS;
+    if words == 0 || full || !scratch.copy_user(copy.address, words as usize) {
+        return 1;
+    }
+    copy.left -= words;
+    copy.address = copy.address.wrapping_add(words * 8);
+    0
 }

@@ -32,6 +32,7 @@ impl Targets {
     pub fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
         let target = Target {
             state: target::WANTED,
+            reserved: 0,
             go: layout,
         };
         let mut value = [0; size_of::<Target>()];

@@ -4,10 +4,16 @@
 
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 
-use profiler_ebpf::wire::{GoLayout, labels};
+use profiler_ebpf::wire::{Code, GoLayout, labels};
 
-use super::{Object, Process};
-use crate::gobinary::{GLocation, LabelFormat, RuntimeOffsets, StructOffsets};
+use super::{Object, Process, code::returns_from_signal};
+use crate::gobinary::{
+    FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets, StructOffsets,
+};
+
+/// More than the code between the runtime's first signal handler and what it
+/// returns to.
+const MAX_HANDLERS_BYTES: u64 = 4096;
 
 /// Why a layout is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +47,9 @@ impl Process {
             GLocation::Register { .. } => 0,
             GLocation::Unknown { why } => return Err(unknown(why)),
         };
-        layout(fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))
+        let layout =
+            layout(fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
+        Ok(with_code(layout, binary, bias))
     }
 
     /// The Go object, and what to add to its link-time addresses.
@@ -89,7 +97,62 @@ fn layout(fields: &StructOffsets, tls_offset: i64) -> Option<GoLayout> {
         g_labels: small(fields.g.labels)?,
         m_gsignal: small(fields.m.gsignal)?,
         m_curg: small(fields.m.curg)?,
-        reserved: 0,
         tls_offset: i32::try_from(tls_offset).ok()?,
+        ..GoLayout::default()
     })
+}
+
+/// Adds where Go's code is, and the function through which C calls Go.
+fn with_code(layout: GoLayout, binary: &GoBinary, bias: u64) -> GoLayout {
+    let code = |start: u64, end: u64| Code {
+        start: start.wrapping_add(bias),
+        len: end.saturating_sub(start),
+    };
+    let text = binary.text();
+    let layout = GoLayout {
+        text: code(text.start, text.end),
+        ..layout
+    };
+    // On arm64 frames have other parts, and nothing is read by what follows.
+    if binary.machine() != Machine::X86_64 {
+        return layout;
+    }
+    let mut callback = None;
+    let mut handler = None;
+    let mut returns = Vec::new();
+    for function in binary.functions().filter(|function| function.asm) {
+        if function.kind == FuncKind::Cgocallback {
+            callback = Some(function);
+        } else if function.signal_handler {
+            handler = Some(function);
+        } else if returns_from_signal(binary, function.entry) {
+            returns.push(function.entry);
+        }
+    }
+    // The linker keeps the order of the source: the handler, those that jump to
+    // it, and what they return to.
+    let signal_handlers = handler.map(|handler| {
+        let near = handler.end..handler.end.saturating_add(MAX_HANDLERS_BYTES);
+        let end = returns.iter().find(|end| near.contains(*end));
+        code(handler.entry, end.copied().unwrap_or(handler.end))
+    });
+    let layout = GoLayout {
+        signal_handlers: signal_handlers.unwrap_or_default(),
+        ..layout
+    };
+    let Some(function) = callback else {
+        return layout;
+    };
+    // In the body, where it calls Go, the frame is at its largest. A function
+    // of that name that is longer is not the runtime's.
+    let body = function.entry..function.end.min(function.entry.saturating_add(4096));
+    let delta = body.filter_map(|address| binary.stack_delta(address)).max();
+    match delta.map(u16::try_from) {
+        Some(Ok(callback_delta)) => GoLayout {
+            callback: code(function.entry, function.end),
+            callback_delta,
+            ..layout
+        },
+        _ => layout,
+    }
 }

@@ -1,6 +1,8 @@
 //! Processes: who they are, what code they have mapped. Reads `/proc`; knows
 //! nothing of samples.
 
+mod call_frames;
+pub mod code;
 mod goroutines;
 mod maps;
 mod object;
@@ -10,7 +12,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -47,6 +49,7 @@ pub struct Process {
     pub cgroup_id: u64,
     mappings: Vec<Mapped>,
     read_at: Instant,
+    code: Mutex<code::Remembered>,
 }
 
 /// An executable mapping and what is behind it.
@@ -115,6 +118,7 @@ impl Process {
             cgroup_id: 0,
             mappings: mappings(text, objects, open),
             read_at: Instant::now(),
+            code: Mutex::default(),
         }
     }
 
@@ -184,6 +188,9 @@ fn mappings(
         let object = (line.inode != 0)
             .then(|| objects.of_mapping(&line, &open))
             .flatten();
+        if line.path == code::VDSO {
+            code::load_vdso();
+        }
         let bias = object
             .as_ref()
             .and_then(|object| object.go()?.file_offset_to_vaddr(line.offset))

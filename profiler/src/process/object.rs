@@ -8,10 +8,13 @@ use std::{
     io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
-use super::maps::MapsLine;
+use super::{
+    call_frames::{CallFrames, Native},
+    maps::MapsLine,
+};
 use crate::{
     gobinary::{GoBinary, GoBinaryError},
     image::Image,
@@ -24,6 +27,7 @@ pub struct Object {
     /// What is in it.
     pub code: Code,
     image: Arc<Image>,
+    frames: OnceLock<Option<CallFrames>>,
 }
 
 /// What kind of code a file holds.
@@ -45,7 +49,12 @@ impl Object {
             Ok(binary) => Code::Go(Box::new(binary)),
             Err(error) => Code::Native(error),
         };
-        Ok(Self { path, code, image })
+        Ok(Self {
+            path,
+            code,
+            image,
+            frames: OnceLock::new(),
+        })
     }
 
     /// The Go side of it.
@@ -67,6 +76,20 @@ impl Object {
                     id.iter().map(|byte| format!("{byte:02x}")).collect()
                 }),
         }
+    }
+
+    /// What its call frame information says of the instruction at an offset in
+    /// the file, in bytes. Finds the tables the first time.
+    pub fn native_at(&self, offset: u64) -> Option<Native> {
+        let data = self.image.bytes();
+        let frames = self.frames.get_or_init(|| CallFrames::find(data));
+        frames.as_ref()?.at(data, offset)
+    }
+
+    /// The bytes at an offset in the file; `None` where it has not that many.
+    pub fn bytes_at(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.image.bytes().get(start..start.checked_add(len)?)
     }
 
     /// Whether the file is no longer as it was when it was opened.

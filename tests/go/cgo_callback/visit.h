@@ -1,0 +1,1 @@
+unsigned long visit_outer(unsigned long seed);
