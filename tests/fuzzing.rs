@@ -1,12 +1,20 @@
 //! The inputs that fuzzing begins with lead where they are meant to: a seed
 //! that is refused at the door would fuzz nothing behind it.
 
-#![expect(clippy::panic, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure is a panic"
+)]
+
+use std::io::Write as _;
 
 use goprof::decode::{Event, decode};
+use goprof::process::code::{Base, Native, Site};
 use goprof_tests::fixture;
 use goprof_tests::fuzzing::{
-    BinaryInput, UnwindInput, WalkInput, known, mutate_record, seeds, words,
+    BinaryInput, NATIVE_RANGE, UnwindInput, WalkInput, known, mutate_record, native_process, seeds,
+    words,
 };
 use profiler_ebpf::walk::{Step, UserMemory, step};
 use profiler_ebpf::wire::WalkEnd;
@@ -17,7 +25,7 @@ fn seeds_of(target: &str) -> Vec<Vec<u8>> {
     let Some((_, seeds)) = all.find(|(name, _)| *name == target) else {
         panic!("no seeds of {target}");
     };
-    assert!(seeds.len() >= known().len(), "{} seeds", seeds.len());
+    assert!(!seeds.is_empty(), "no seeds of {target}");
     seeds
 }
 
@@ -105,4 +113,24 @@ fn seeds_of_gobinary_change_nothing_yet() {
         }
     }
     assert!(patched > 100 * known().len(), "{patched} patches");
+}
+
+#[test]
+fn the_seed_of_call_frames_has_rules_of_both_kinds() {
+    let mut bases = Vec::new();
+    for seed in seeds_of("call_frames") {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&seed).unwrap();
+        let process = native_process(&file);
+        let mut code = process.code();
+        for address in NATIVE_RANGE.start..NATIVE_RANGE.start + seed.len() as u64 {
+            if let Some(Site::Native(Native::Rule(rule))) = code.at(address) {
+                bases.push(rule.base);
+            }
+        }
+    }
+    for base in [Base::Sp, Base::Fp] {
+        let count = bases.iter().filter(|b| **b == base).count();
+        assert!(count > 10, "{count} instructions with {base:?}");
+    }
 }
