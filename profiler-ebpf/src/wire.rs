@@ -11,7 +11,7 @@ pub const MAX_KERNEL_FRAMES: usize = 127;
 /// Most words of the stack above `sp` copied with a sample whose frame pointer
 /// looks sound; fewer where the frame is smaller. They hold the return address
 /// in a prologue or a leaf.
-pub const SLICE_WORDS_SOUND: usize = 32;
+pub const SLICE_WORDS_SOUND: usize = 64;
 /// Most words copied when the frame pointer is not in the stack above `sp`,
 /// where assembly uses the register for something else (in Go's standard
 /// library the AVX2 parts of `crypto/sha256` and others) or C was built without

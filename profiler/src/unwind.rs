@@ -149,8 +149,11 @@ impl<P: Program> Stack<'_, P> {
 
     /// Appends the goroutine's own stack, from where it left it.
     fn goroutine(&mut self, segment: &Segment<'_>) -> StackEnd {
+        // The runtime notes where the goroutine goes on: behind a call, or up to
+        // Go 1.20 the first instruction of what stands in for one.
+        let entry = matches!(self.program.site(segment.ip), Some(Site::Go(go)) if go.at_entry);
         let frame = Frame {
-            at: segment.ip.wrapping_sub(1),
+            at: segment.ip.wrapping_sub(u64::from(!entry)),
             exact: false,
             lr: None,
             ..begin(segment)

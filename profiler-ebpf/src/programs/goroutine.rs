@@ -111,15 +111,16 @@ pub fn saved_registers(layout: &GoLayout, g: u64) -> UserRegisters {
 /// The registers that Go's outer part was left with, where C called back into
 /// Go. `fp` is the frame whose return address lies in `runtime.cgocallback`:
 /// its caller's frame holds what g.sched held, its return address g.sched.pc.
+/// Up to Go 1.20 what called C had no frame pointer of its own: none is known.
 #[inline(always)]
 pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
-    let slot = fp
-        .wrapping_add(16)
-        .wrapping_add(layout.callback_delta as u64);
+    let slot = fp.wrapping_add(16 + layout.callback_delta as u64);
+    let sp = slot.wrapping_add(8);
+    let sound = read_word(sp).wrapping_sub(sp) < FRAME_SOUND_BYTES;
     UserRegisters {
         ip: read_word(slot),
-        sp: slot.wrapping_add(8),
-        fp: slot.wrapping_add(8),
+        sp,
+        fp: if sound { sp } else { 0 },
         lr: 0,
         g: 0,
     }

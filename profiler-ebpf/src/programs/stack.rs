@@ -170,10 +170,16 @@ pub fn copy_slice(
     deep: bool,
     top: impl FnOnce() -> u64,
 ) -> u16 {
-    let frame_bytes = registers.fp.wrapping_sub(registers.sp);
+    // Up to Go 1.20 the callers of `duffzero` make its frame below the stack.
+    let below = registers.fp == registers.sp.wrapping_sub(8);
+    let frame_bytes = match below {
+        true => 0,
+        false => registers.fp.wrapping_sub(registers.sp),
+    };
     if frame_bytes < FRAME_SOUND_BYTES && !deep {
-        // Up to the frame's own two words.
-        let words = (frame_bytes as usize / 8 + 2).min(SLICE_WORDS_SOUND);
+        // Up to the frame's own two words, and one for the write barriers of
+        // up to Go 1.20, which call on without a frame.
+        let words = (frame_bytes as usize / 8 + 3).min(SLICE_WORDS_SOUND);
         let before = scratch.used();
         scratch.copy_user(registers.sp, words);
         return (scratch.used() - before) as u16;

@@ -3,7 +3,7 @@
 //! frame's own is the chain's; everything it reads may be a lie, so that each
 //! loop is bounded and no address is followed that the memory does not hold.
 
-use profiler_ebpf::wire::{MAX_USER_FRAMES, WalkEnd, signal_frame};
+use profiler_ebpf::wire::{FRAME_SOUND_BYTES, MAX_USER_FRAMES, WalkEnd, signal_frame};
 
 use super::{GAP, StackEnd};
 use crate::{
@@ -189,7 +189,8 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         let Some(goroutine) = self.goroutine else {
             return false;
         };
-        // Both saved their stack pointer when it was their frame pointer too.
+        // Both saved both pointers; since Go 1.21 they have frame pointers of
+        // their own, and the two are the same.
         // On arm64, the one with a link register, the frame pointer is the
         // system stack's from here on.
         let caller = self
@@ -198,7 +199,12 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             .and_then(|link| self.segment.callers.get(link));
         match (self.frame.fp, caller, goroutine.callers.first()) {
             _ if self.segment.lr != 0 => true,
-            (Some(fp), ..) => fp == goroutine.sp,
+            (Some(fp), ..) if fp == goroutine.sp || fp == goroutine.fp => true,
+            // Where they called on, their callers are on the same stack.
+            (Some(fp), ..) => {
+                let sp = self.frame.sp.unwrap_or_default();
+                fp.wrapping_sub(sp) >= FRAME_SOUND_BYTES
+            }
             (None, Some(caller), Some(outer)) => caller == outer,
             _ => true,
         }
@@ -215,16 +221,16 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             return self.interrupted(above);
         }
         let injected = go.kind.is_injected();
-        if frame.joined && !go.asm && !frame.exact {
+        // The chain led here, and a compiled function keeps it.
+        let led = frame.joined || frame.fp.is_none() && frame.link.is_some();
+        if led && !go.asm && !frame.exact {
+            self.frame.joined = true;
             return self.along_chain(injected);
         }
         // Up to the call it is an ordinary frame on the goroutine's stack, from
         // there on the chain leads over the system stack.
         if go.kind == FuncKind::Cgocallback && !frame.exact {
             return self.through_callback(go);
-        }
-        if go.kind == FuncKind::SystemstackSwitch && frame.fp == frame.sp {
-            return self.along_chain(false);
         }
         if go.sp_write && !(frame.exact && go.at_entry) {
             return self.past_new_stack(go);
@@ -382,7 +388,7 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
     fn past_new_stack(&mut self, go: &GoSite) -> Result<(), Stop> {
         let frame = self.frame;
         let Some((slot, caller)) = self.slot(go).filter(|_| frame.exact) else {
-            return self.along_chain(false);
+            return self.past_assembly(go, false);
         };
         let pushed = Some(slot) == frame.sp
             || frame.fp.is_some() && self.memory.word(slot.wrapping_sub(8)) == frame.fp;
@@ -403,8 +409,19 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
     fn past_unknown_slot(&mut self, go: &GoSite, injected: bool) -> Result<(), Stop> {
         match (go.frame, self.frame.lr) {
             (Some(GoFrameShape::InRegister), Some(lr)) => self.go_to(lr, injected),
-            _ => self.along_chain(injected),
+            _ => self.past_assembly(go, injected),
         }
+    }
+
+    /// Goes along the chain from a function whose return address is nowhere
+    /// else to be had. Where assembly has no frame that it could keep the frame
+    /// pointer in, as `systemstack` up to Go 1.20, the chain lacks its caller.
+    fn past_assembly(&mut self, go: &GoSite, injected: bool) -> Result<(), Stop> {
+        let frameless = matches!(go.frame, Some(GoFrameShape::OnStack { slot: 0, caller: 8 }));
+        if go.asm && frameless && !self.frame.exact {
+            self.frames.push(GAP);
+        }
+        self.along_chain(injected)
     }
 
     /// A Go function's return address was not recorded, and the frame pointer
