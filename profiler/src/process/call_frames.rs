@@ -21,6 +21,10 @@ const MAX_UNINDEXED: usize = 1 << 18;
 /// Program headers looked at.
 const MAX_SEGMENTS: usize = 1024;
 
+/// Which byte of an index says how its count is encoded: in four bytes, as every
+/// linker writes it. A larger one could make gimli's arithmetic overflow.
+const INDEX_COUNT_ENCODING: usize = 2;
+
 /// How the caller's frame is found from a frame. All offsets in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
@@ -161,13 +165,19 @@ impl CallFrames {
         vaddr: u64,
     ) -> Option<((Range<usize>, u64), (Range<usize>, u64))> {
         let bases = BaseAddresses::default().set_eh_frame_hdr(vaddr);
-        let parsed = EhFrameHdr::new(data.get(range.clone())?, LittleEndian)
+        let header = data.get(range.clone())?;
+        if header.get(INDEX_COUNT_ENCODING) != Some(&gimli::DW_EH_PE_udata4.0) {
+            return None;
+        }
+        let parsed = EhFrameHdr::new(header, LittleEndian)
             .parse(&bases, 8)
             .ok()?;
         parsed.table()?;
         let table_vaddr = parsed.eh_frame_ptr().direct().ok()?;
         let segment = self.segments.iter().find(|s| s.holds_vaddr(table_vaddr))?;
-        let start = segment.offset.checked_add(table_vaddr - segment.vaddr)?;
+        let start = segment
+            .offset
+            .checked_add(table_vaddr.wrapping_sub(segment.vaddr))?;
         let end = segment.offset.checked_add(segment.len)?;
         let start = usize::try_from(start).ok()?;
         let end = usize::try_from(end).ok()?.min(data.len());
@@ -178,7 +188,9 @@ impl CallFrames {
     /// is, or only what is not understood here.
     pub(super) fn at(&self, data: &[u8], file_offset: u64) -> Option<Native> {
         let segment = self.segments.iter().find(|s| s.holds_offset(file_offset))?;
-        let vaddr = segment.vaddr.checked_add(file_offset - segment.offset)?;
+        let vaddr = segment
+            .vaddr
+            .checked_add(file_offset.wrapping_sub(segment.offset))?;
         let table = EhFrame::new(data.get(self.table.0.clone())?, LittleEndian);
         let bases = BaseAddresses::default().set_eh_frame(self.table.1);
         let offset = match &self.index {
@@ -189,7 +201,7 @@ impl CallFrames {
                     .ok()?;
                 let index = parsed.table()?;
                 let pointer = index.lookup(vaddr, &bases).ok()?;
-                index.pointer_to_offset(pointer).ok()?.0
+                usize::try_from(pointer.direct().ok()?.checked_sub(self.table.1)?).ok()?
             }
             None => self.look_up(&table, &bases, vaddr)?,
         };
