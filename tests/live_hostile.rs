@@ -6,7 +6,7 @@
 #![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use goprof_tests::go::{self, Variant};
 use goprof_tests::pprof::Profile;
@@ -42,8 +42,8 @@ fn a_hostile_target_gets_partial_stacks_and_harms_nobody() {
 struct Recording {
     profile: Profile,
     said: String,
-    /// What the target used meanwhile, of one CPU.
-    target_cpus: f64,
+    /// CPU time of the target while the sampler ran.
+    target_cpu_s: f64,
     sampler_ns: u64,
 }
 
@@ -57,24 +57,30 @@ impl Recording {
         let (pid, rate, seconds) = (target.pid_arg(), RATE_HZ.to_string(), SECONDS.to_string());
         let path = file.to_str().expect("a path in UTF-8");
         let args = ["-p", &pid, "-r", &rate, "-d", &seconds, "-o", path];
-        let (began, ticks) = (Instant::now(), cpu_ticks(target.pid()));
         let mut running =
             goprof::start(&[&["record", "-v", "--no-kernel"][..], &args[..]].concat());
         let mut sampler_ns = 0;
+        // What the target had used when the sampler began to run, and when it
+        // was last seen to run.
+        let mut ticks: Option<(u64, u64)> = None;
         while running.is_running() {
-            // The sampler is gone some time before goprof is.
-            sampler_ns = run_time_ns(running.pid()).max(sampler_ns);
-            std::thread::sleep(Duration::from_millis(20));
+            let now_ns = run_time_ns(running.pid());
+            if now_ns > sampler_ns {
+                sampler_ns = now_ns;
+                let used = cpu_ticks(target.pid());
+                ticks = Some((ticks.map_or(used, |(first, _)| first), used));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
+        let (first, last) = ticks.expect("the kernel times what goprof loads");
         // SAFETY: asks for a constant of the system.
         let tick_hz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-        let used = (cpu_ticks(target.pid()) - ticks) as f64 / tick_hz;
-        let target_cpus = used / began.elapsed().as_secs_f64();
+        let target_cpu_s = (last - first) as f64 / tick_hz;
         let outcome = running.finish(Duration::from_secs(60)).succeeded();
         Recording {
             profile: Profile::read(&file),
             said: outcome.stderr,
-            target_cpus,
+            target_cpu_s,
             sampler_ns,
         }
     }
@@ -83,15 +89,14 @@ impl Recording {
     fn check_cost(&self) {
         let samples = self.profile.total();
         assert!(self.said.contains("; 0 lost"), "{}", self.said);
-        let expected = self.target_cpus * (RATE_HZ * SECONDS) as f64;
+        let expected = self.target_cpu_s * RATE_HZ as f64;
         assert!(
-            samples as f64 > expected * 0.7 && samples > 300,
+            samples as f64 > expected * 0.85 && samples > 300,
             "{samples} samples where about {expected:.0} were to come\n{}",
             self.said
         );
         let sample_ns = self.sampler_ns / samples;
         println!("{samples} samples of about {expected:.0}, {sample_ns} ns each");
-        assert!(sample_ns > 0, "the kernel timed nothing");
         assert!(sample_ns < MAX_SAMPLE_NS, "{sample_ns} ns a sample");
     }
 

@@ -2,11 +2,19 @@
 //! and how the bytes of an input are read. Judges nothing: the targets do.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use goprof::decode::{Event, decode};
 use goprof::gobinary::FuncKind;
-use goprof::process::{Objects, Process};
+use goprof::process::{Identity, MapsLine, Objects, Process};
+use profiler_ebpf::wire::{Header, Sample, Segment, flags, kind};
+use zerocopy::IntoBytes as _;
 
+use crate::command;
 use crate::fixture::{self, Fixture};
 
 /// What is known of a case.
@@ -192,6 +200,99 @@ pub fn mutate_record(input: &mut [u8], seed: u32) -> bool {
     true
 }
 
+/// A record of a thread in user code: `thread` with its counts set to those of
+/// `callers` and `slice`.
+pub fn record(thread: Segment, callers: &[u64], slice: &[u64]) -> Vec<u64> {
+    let head = Sample {
+        header: Header {
+            kind: kind::SAMPLE,
+            cpu: 0,
+            time_ns: 0,
+            pid: 1,
+            tid: 1,
+        },
+        cgroup_id: 0,
+        comm: [0; 16],
+        goid: 0,
+        thread: Segment {
+            frames: callers.len() as u16,
+            slice_words: slice.len() as u16,
+            ..thread
+        },
+        goroutine: Segment::default(),
+        kernel_frames: 0,
+        labels_words: 0,
+        labels: 0,
+        labels_missed: 0,
+        flags: flags::IN_USER,
+        reserved: 0,
+    };
+    words(&[head.as_bytes(), callers.as_bytes(), slice.as_bytes()].concat())
+}
+
+/// C with frames of each kind that compilers describe: none, pushed registers,
+/// a frame pointer because the size is not known, and no return.
+const NATIVE: &str = "
+int leaf(int a) { return a * 3; }
+__attribute__((noinline)) long pushes(long *p, long n)
+{
+	long sum = 0;
+	for (long i = 0; i < n; i++)
+		sum += p[i] * p[n - i] + pushes(p + i, n / 2) * pushes(p, i / 3);
+	return sum;
+}
+long unknown_size(long n, long (*use)(char *, long))
+{
+	char *room = __builtin_alloca(n);
+	return use(room, n) + pushes((long *)room, n);
+}
+__attribute__((noreturn)) void never(void (*f)(void))
+{
+	for (;;)
+		f();
+}
+";
+
+/// A small C library with call frame information, built by the machine's `cc`.
+#[track_caller]
+pub fn native_library() -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("make a folder to build in");
+    let source = folder.path().join("native.c");
+    let library = folder.path().join("native.so");
+    std::fs::write(&source, NATIVE).expect("write the source");
+    let mut cc = Command::new("cc");
+    cc.args([
+        "-shared",
+        "-fPIC",
+        "-nostdlib",
+        "-O2",
+        "-fomit-frame-pointer",
+    ])
+    .args(["-fasynchronous-unwind-tables", "-s"])
+    .args(["-Wl,-z,noseparate-code", "-Wl,-z,max-page-size=4096", "-o"])
+    .args([&library, &source]);
+    let remedy = "run `apt-get install gcc libc6-dev`";
+    command::run(&mut cc, Duration::from_secs(60), remedy).succeeded();
+    std::fs::read(&library).expect("read the library")
+}
+
+/// Where [`native_process`] has its file, and how much of it.
+pub const NATIVE_RANGE: Range<u64> = 0x40_0000..0x41_0000;
+
+/// A process that has mapped a file that is not Go's.
+pub fn native_process(file: &File) -> Process {
+    let Range { start, end } = NATIVE_RANGE;
+    let path = "/fixture/native.so";
+    let identity = Identity {
+        pid: 1,
+        comm: "native".to_owned(),
+        exe: path.to_owned(),
+    };
+    let maps = format!("{start:x}-{end:x} r-xp 00000000 00:01 1 {path}");
+    let open = |_: &MapsLine| file.try_clone().ok();
+    Process::from_maps(identity, maps.as_bytes(), &mut Objects::default(), open)
+}
+
 /// Inputs to begin with, by target: made of the fixtures' records and binaries.
 pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let mut walk = Vec::new();
@@ -204,12 +305,16 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         walk.extend(known.records.iter().filter_map(|record| walk_seed(record)));
         gobinary.extend(binary_seeds(case as u64 + 1, known));
     }
-    vec![("walk", walk), ("unwind", unwind), ("gobinary", gobinary)]
+    vec![
+        ("walk", walk),
+        ("unwind", unwind),
+        ("gobinary", gobinary),
+        ("call_frames", vec![native_library()]),
+    ]
 }
 
 /// The chain of a record as frames of two words each, one behind the other.
 fn walk_seed(record: &[u64]) -> Option<Vec<u8>> {
-    use goprof::decode::{Event, decode};
     let Ok(Event::Sample(sample)) = decode(fixture::bytes_of(record)) else {
         return None;
     };

@@ -3,12 +3,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_loop, generated::bpf_probe_read_user};
+use aya_ebpf::helpers::bpf_loop;
 use profiler_ebpf::wire::{
     Label, MAX_LABEL_BYTES, MAX_LABEL_WORDS, MAX_LABELS, MAX_LABELS_WORDS, labels,
 };
 
-use super::{scratch::Scratch, stack::read_word};
+use super::{
+    scratch::Scratch,
+    stack::{read_byte, read_word},
+};
 
 /// Go's maps up to 1.23 (`runtime/map.go`): a bucket holds eight tags, eight
 /// keys, eight values and a pointer to the next.
@@ -193,19 +196,4 @@ fn append(state: &mut Labels, key: u64, value: u64) -> i64 {
         scratch.rewind(before);
     }
     0
-}
-
-#[inline(always)]
-fn read_byte(address: u64) -> u8 {
-    let mut byte = 0u8;
-    // SAFETY: the helper checks the address, does not fault, and writes zero
-    // where it fails.
-    unsafe {
-        bpf_probe_read_user(
-            (&raw mut byte).cast::<c_void>(),
-            1,
-            address as *const c_void,
-        );
-    }
-    byte
 }

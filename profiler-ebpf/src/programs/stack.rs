@@ -40,17 +40,28 @@ impl UserMemory for CurrentTask {
 /// A word of the current task's memory; 0 where it cannot be read.
 #[inline(always)]
 pub fn read_word(address: u64) -> u64 {
-    let mut word = 0u64;
+    u64::from_ne_bytes(read_bytes(address))
+}
+
+/// A byte of the current task's memory; 0 where it cannot be read.
+#[inline(always)]
+pub fn read_byte(address: u64) -> u8 {
+    u8::from_ne_bytes(read_bytes(address))
+}
+
+#[inline(always)]
+fn read_bytes<const N: usize>(address: u64) -> [u8; N] {
+    let mut bytes = [0u8; N];
     // SAFETY: the helper checks the address, does not fault, and writes zero
     // where it fails.
     unsafe {
         bpf_probe_read_user(
-            (&raw mut word).cast::<c_void>(),
-            8,
+            bytes.as_mut_ptr().cast::<c_void>(),
+            N as u32,
             address as *const c_void,
         );
     }
-    word
+    bytes
 }
 
 /// What the steps of a walk share.

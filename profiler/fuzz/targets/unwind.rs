@@ -9,13 +9,12 @@ use goprof::decode::{Event, decode};
 use goprof::unwind::{StackEnd, unwind};
 use goprof_tests::fuzzing::{UnwindInput, known, mutate_record, words};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use profiler_ebpf::wire::MAX_LABEL_BYTES;
+use profiler_ebpf::wire::{MAX_LABEL_BYTES, MAX_USER_FRAMES};
 use zerocopy::IntoBytes as _;
 
 /// Most frames of a stack beyond the return addresses in its record: those
-/// that are found in the copied words of its two segments, the interrupted
-/// instructions, and the gaps.
-const MAX_FOUND_FRAMES: usize = 2 * 1024 + 16;
+/// that are found in the copied words, the interrupted instructions, and gaps.
+const MAX_FOUND_FRAMES: usize = 3 * MAX_USER_FRAMES;
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     // Arbitrary bytes seldom lead into the binary: half of the changes are to

@@ -6,10 +6,10 @@
 use std::cell::Cell;
 
 use goprof::decode::{Event, decode};
-use goprof_tests::fuzzing::{WalkInput, words};
+use goprof_tests::fuzzing::{WalkInput, record, words};
 use libfuzzer_sys::fuzz_target;
 use profiler_ebpf::walk::{Step, UserMemory, step};
-use profiler_ebpf::wire::{Header, MAX_USER_FRAMES, Sample, Segment, WalkEnd, kind};
+use profiler_ebpf::wire::{MAX_USER_FRAMES, Segment, WalkEnd};
 use zerocopy::IntoBytes as _;
 
 /// The words of the input, from its base on.
@@ -66,36 +66,14 @@ fuzz_target!(|data: &[u8]| {
 /// A record of the walk is decoded to what was walked.
 fn comes_back(input: &WalkInput<'_>, end: WalkEnd, callers: &[u64]) {
     let slice = &input.memory[..input.memory.len().min(64)];
-    let head = Sample {
-        header: Header {
-            kind: kind::SAMPLE,
-            cpu: 0,
-            time_ns: 0,
-            pid: 1,
-            tid: 1,
-        },
-        cgroup_id: 0,
-        comm: [0; 16],
-        goid: 0,
-        thread: Segment {
-            ip: 1,
-            sp: input.base,
-            fp: input.fp,
-            frames: callers.len() as u16,
-            slice_words: slice.len() as u16,
-            walk_end: end as u8,
-            ..Segment::default()
-        },
-        goroutine: Segment::default(),
-        kernel_frames: 0,
-        labels_words: 0,
-        labels: 0,
-        labels_missed: 0,
-        flags: 0,
-        reserved: 0,
+    let thread = Segment {
+        ip: 1,
+        sp: input.base,
+        fp: input.fp,
+        walk_end: end as u8,
+        ..Segment::default()
     };
-    let record = [head.as_bytes(), callers.as_bytes(), slice.as_bytes()].concat();
-    let record = words(&record);
+    let record = record(thread, callers, slice);
     let Ok(Event::Sample(sample)) = decode(record.as_bytes()) else {
         panic!("a record of a walk is a sample");
     };

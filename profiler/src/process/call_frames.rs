@@ -25,6 +25,10 @@ const INDEX_HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 /// Program headers looked at.
 const MAX_SEGMENTS: usize = 1024;
 
+/// Which byte of an index says how its count is encoded: in four bytes, as every
+/// linker writes it. A larger one could make gimli's arithmetic overflow.
+const INDEX_COUNT_ENCODING: usize = 2;
+
 /// How the caller's frame is found from a frame. All offsets in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
@@ -171,7 +175,9 @@ impl CallFrames {
         let distance = signed(index, 4)?;
         let table_vaddr = vaddr.checked_add(4)?.checked_add_signed(distance)?;
         let segment = self.segments.iter().find(|s| s.holds_vaddr(table_vaddr))?;
-        let start = segment.offset.checked_add(table_vaddr - segment.vaddr)?;
+        let start = segment
+            .offset
+            .checked_add(table_vaddr.wrapping_sub(segment.vaddr))?;
         let end = segment.offset.checked_add(segment.len)?;
         let start = usize::try_from(start).ok()?;
         let end = usize::try_from(end).ok()?.min(data.len());
@@ -201,7 +207,9 @@ impl CallFrames {
     /// is, or only what is not understood here.
     pub(super) fn at(&self, data: &[u8], file_offset: u64) -> Option<Native> {
         let segment = self.segments.iter().find(|s| s.holds_offset(file_offset))?;
-        let vaddr = segment.vaddr.checked_add(file_offset - segment.offset)?;
+        let vaddr = segment
+            .vaddr
+            .checked_add(file_offset.wrapping_sub(segment.offset))?;
         let table = EhFrame::new(data.get(self.table.0.clone())?, LittleEndian);
         let bases = BaseAddresses::default().set_eh_frame(self.table.1);
         let offset = match &self.index {
