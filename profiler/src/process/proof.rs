@@ -9,9 +9,9 @@ use crate::gobinary::{AllGoroutines, FuncKind, StructOffsets};
 const MAX_GOROUTINES: u64 = 32;
 /// More than a program can have.
 const MAX_COUNT: u64 = 1 << 32;
-/// The program goes on while it is read: what contradicts itself is read again
-/// this often.
-const ATTEMPTS: usize = 4;
+/// The program goes on while it is read: a goroutine that contradicts itself is
+/// read again this often, and all of them once more.
+const ATTEMPTS: usize = 8;
 /// Go's smallest stack (`runtime.stackMin`) and its largest
 /// (`runtime.maxstackceiling`), in bytes.
 const STACK_BYTES: std::ops::RangeInclusive<u64> = 2048..=2 << 30;
@@ -61,7 +61,15 @@ where
 {
     /// Proves the offsets by the goroutines of the list at these addresses.
     pub(super) fn prove(&self, list: AllGoroutines) -> Proof {
-        let (Some(array), Some(count)) = (self.word(list.array), self.word(list.count)) else {
+        match self.look_through(list) {
+            Proof::Fails(_) => self.look_through(list),
+            proof => proof,
+        }
+    }
+
+    fn look_through(&self, list: AllGoroutines) -> Proof {
+        // The count first: the array never has room for fewer.
+        let (Some(count), Some(array)) = (self.word(list.count), self.word(list.array)) else {
             return Proof::Fails("the list of its goroutines cannot be read");
         };
         if array == 0 || count == 0 {
@@ -72,7 +80,7 @@ where
         }
         let (mut ids, mut started) = (Vec::new(), false);
         for index in 0..count.min(MAX_GOROUTINES) {
-            let seen = match self.goroutine_at(array.wrapping_add(index * 8)) {
+            let seen = match self.goroutine_at(list, index) {
                 Ok(Some(seen)) => seen,
                 Ok(None) => continue,
                 Err(why) => return Proof::Fails(why),
@@ -96,11 +104,14 @@ where
         }
     }
 
-    fn goroutine_at(&self, slot: u64) -> Result<Option<Seen>, &'static str> {
+    fn goroutine_at(&self, list: AllGoroutines, index: u64) -> Result<Option<Seen>, &'static str> {
         let mut result = Err("the list of its goroutines cannot be read");
         for _ in 0..ATTEMPTS {
-            let Some(g) = self.word(slot) else {
-                return result;
+            // The array moves when the list grows.
+            let array = self.word(list.array);
+            let g = array.and_then(|array| self.word(array.wrapping_add(index * 8)));
+            let Some(g) = g else {
+                continue;
             };
             result = self.goroutine(g);
             if result.is_ok() {
