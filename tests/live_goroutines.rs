@@ -108,10 +108,11 @@ fn goroutine_ids_are_left_out_when_asked() {
     // The rest is the scheduler's own: no goroutine runs.
     assert!(with.share(labelled) > 0.5, "{}", with.top(20));
     let (all, distinct) = identities(&with);
-    assert!(all > distinct, "{all} samples of {distinct} stacks");
+    assert!(all > distinct * 101 / 100, "{all} of {distinct} stacks");
     assert_eq!(without.share(labelled), 0.0);
+    // Addresses do not tell all apart: an unnamed one can be in two mappings.
     let (all, distinct) = identities(&without);
-    assert_eq!(all, distinct);
+    assert!(all <= distinct * 101 / 100, "{all} of {distinct} stacks");
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn record(case: &Case, target: &Target, process: &Process) -> Vec<Vec<u64>> {
         .expect("load the probes");
         let mut targets = probes.take_targets().expect("the targets");
         let mut ring = Records::new(probes.take_ring().expect("the ring")).expect("the records");
-        let layout = process.go_layout().expect("the layout of the runtime");
+        let layout = process.go_layout().expect("the layout of the runtime").go;
         targets
             .insert(target.pid(), layout)
             .expect("add the target");

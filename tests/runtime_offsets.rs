@@ -22,6 +22,7 @@ use goprof::gobinary::{
     StructOffsets, ThreadWord, read_labels,
 };
 use goprof::image::Image;
+use goprof::process::{Objects, Process};
 use goprof_tests::{cache_dir, go};
 
 /// How the program is linked, and where it must then keep g.
@@ -395,6 +396,10 @@ fn check_build(version: &str, build: Build) {
     let live = Live::start(&program.stripped, program.host.as_deref(), &stripped);
     let expected = if build.has_cgo() { 8 } else { 7 };
     assert_eq!(live.goroutines.len(), expected);
+    let process = Process::read(live.child.id(), &mut Objects::default()).unwrap();
+    let layout = process.go_layout();
+    let is_proven = layout.as_ref().is_ok_and(|layout| layout.is_proven);
+    assert!(is_proven, "{version} {build:?}: {layout:?}");
     for announced in &live.goroutines {
         println!("{version} {build:?} {location:?} {}", announced.name);
         check_goroutine(&live, &stripped, offsets.get().unwrap(), announced);
@@ -452,6 +457,19 @@ fn go_1_27_is_found() {
     check("1.27.3");
 }
 
+/// Holds the place of the list of goroutines against the symbols.
+fn check_list(file: &Path, binary: &GoBinary) {
+    let found = binary.all_goroutines().expect("runtime.allgadd says it");
+    let output = Command::new("nm").arg(file).output().unwrap();
+    let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
+    let symbol = |name: &str| {
+        let line = symbols.lines().find(|line| line.ends_with(name)).unwrap();
+        u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap()
+    };
+    assert_eq!(found.array, symbol(" runtime.allgptr"));
+    assert_eq!(found.count, symbol(" runtime.allglen"));
+}
+
 /// Builds the program for arm64, which needs no C compiler.
 fn check_arm64(version: &str, build: Build) {
     let made = cache_dir().join(format!("runtime_facts-{version}-{build:?}-arm64"));
@@ -467,6 +485,7 @@ fn check_arm64(version: &str, build: Build) {
         in_c: Some(ThreadWord::Offset(16)),
     };
     assert_eq!(binary.g_location(), register, "{version} {build:?}");
+    check_list(&made, &binary);
 }
 
 #[test]

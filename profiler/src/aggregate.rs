@@ -111,6 +111,18 @@ impl Window {
         self.samples += 1;
     }
 
+    /// Takes out all samples of a process, and says how many they were.
+    pub fn drop_process(&mut self, process: ProcessIndex) -> u64 {
+        let mut dropped = 0;
+        self.counts.retain(|key, count| {
+            let keep = key.process != process;
+            dropped += if keep { 0 } else { *count };
+            keep
+        });
+        self.samples -= dropped;
+        dropped
+    }
+
     /// How many samples were added.
     pub fn samples(&self) -> u64 {
         self.samples
@@ -221,6 +233,17 @@ mod tests {
         assert_eq!(stacks.len(), 4);
         let named = |s: &StackCount<'_>| s.thread.as_ref().is_some_and(|t| t.name == "go");
         assert!(stacks.iter().all(named));
+    }
+
+    #[test]
+    fn a_process_can_be_taken_out() {
+        let mut window = Window::default();
+        window.add(owner(0), &[1], 0);
+        window.add(owner(1), &[1], 0);
+        window.add(owner(1), &[1], 0);
+        assert_eq!(window.drop_process(ProcessIndex(1)), 2);
+        assert_eq!(window.drop_process(ProcessIndex(1)), 0);
+        assert_eq!((window.samples(), window.stacks().len()), (1, 1));
     }
 
     #[test]

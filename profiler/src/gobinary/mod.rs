@@ -2,6 +2,7 @@
 //! file and line an address belongs to, inlined calls included. Works from the
 //! runtime's own tables, stripped or not; knows nothing of processes.
 
+mod allgs;
 mod buildinfo;
 mod bytes;
 mod dwarf;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use allgs::AllGoroutines;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use inline::GoFrame;
@@ -248,15 +250,7 @@ impl GoBinary {
     /// Where a thread keeps its current goroutine. Reads function names until it
     /// has found the code that says so: not for hot paths.
     pub fn g_location(&self) -> GLocation {
-        let code = |name| {
-            let function = self
-                .functions_by_name(name)
-                .find(|function| function.asm && function.entry < function.end)?;
-            let range = self.elf.range_from(self.image.bytes(), function.entry)?;
-            let code = self.image.bytes().get(range)?;
-            let len = usize::try_from(function.end - function.entry).ok()?;
-            Some((&code[..len.min(code.len())], function.entry))
-        };
+        let code = |name| self.code(self.functions_by_name(name).find(|function| function.asm)?);
         match self.machine() {
             Machine::X86_64 => match code(tls::ANCHOR_AMD64) {
                 Some((code, vaddr)) => tls::decode_amd64(code, vaddr),
@@ -269,6 +263,31 @@ impl GoBinary {
                 tls::decode_arm64(code, vaddr)
             }
         }
+    }
+
+    /// Where the list of all goroutines is; None where the code that adds to it
+    /// does not say it in a way goprof knows. Reads function names until it has
+    /// found that code: not for hot paths.
+    pub fn all_goroutines(&self) -> Option<AllGoroutines> {
+        let (code, vaddr) = self.code(self.functions_by_name(allgs::ANCHOR).next()?)?;
+        let is_zeroed = |address: u64| {
+            self.segments().iter().any(|segment| {
+                let distance = address.checked_sub(segment.vaddr);
+                distance.is_some_and(|d| (segment.file_size..segment.mem_size).contains(&d))
+            })
+        };
+        match self.machine() {
+            Machine::X86_64 => allgs::decode_amd64(code, vaddr, is_zeroed),
+            Machine::Aarch64 => allgs::decode_arm64(code, vaddr, is_zeroed),
+        }
+    }
+
+    /// The machine code of a function, and its address.
+    fn code(&self, function: GoFunction) -> Option<(&[u8], u64)> {
+        let range = self.elf.range_from(self.image.bytes(), function.entry)?;
+        let code = self.image.bytes().get(range)?;
+        let len = usize::try_from(function.end.checked_sub(function.entry)?).ok()?;
+        Some((&code[..len.min(code.len())], function.entry))
     }
 
     fn view(&self) -> View<'_> {

@@ -25,10 +25,6 @@ const INDEX_HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 /// Program headers looked at.
 const MAX_SEGMENTS: usize = 1024;
 
-/// Which byte of an index says how its count is encoded: in four bytes, as every
-/// linker writes it. A larger one could make gimli's arithmetic overflow.
-const INDEX_COUNT_ENCODING: usize = 2;
-
 /// How the caller's frame is found from a frame. All offsets in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {

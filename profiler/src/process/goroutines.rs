@@ -1,19 +1,34 @@
 //! What the kernel side needs to know of a process's Go runtime to find its
-//! goroutines. Asks the binary; of the process itself it reads at most one
-//! word, and stops nothing.
+//! goroutines. Asks the binary, and holds what it says against the process's
+//! memory; stops nothing.
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io::ErrorKind, os::unix::fs::FileExt, sync::Arc};
 
 use profiler_ebpf::wire::{Code, GoLayout, labels};
 
-use super::{Object, Process, code::returns_from_signal};
+use super::{
+    Object, Process,
+    code::returns_from_signal,
+    proof::{Program, Proof},
+};
 use crate::gobinary::{
-    FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets, StructOffsets,
+    AllGoroutines, FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets,
+    StructOffsets,
 };
 
 /// More than the code between the runtime's first signal handler and what it
 /// returns to.
 const MAX_HANDLERS_BYTES: u64 = 4096;
+
+/// A layout of a process's runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Where the runtime keeps what.
+    pub go: GoLayout,
+    /// Whether the process was seen to have it. Else it has no goroutine yet,
+    /// and the binary's version is taken at its word until it is asked again.
+    pub is_proven: bool,
+}
 
 /// Why a layout is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,28 +43,75 @@ impl Process {
     /// The layout of the process's Go runtime.
     ///
     /// # Errors
-    /// It is not known, or not yet.
-    pub fn go_layout(&self) -> Result<GoLayout, NoLayout> {
+    /// It is not known, or not yet; or the process has another one than its
+    /// binary's version says.
+    pub fn go_layout(&self) -> Result<Layout, NoLayout> {
         let unknown = |why: &str| NoLayout::Unknown(why.to_owned());
         let (object, bias) = self
             .go_mapping()
             .ok_or_else(|| unknown("its Go code is not mapped"))?;
-        let binary = object.go().ok_or_else(|| unknown("it is not Go"))?;
-        let offsets = binary.runtime_offsets();
-        let fields = match &offsets {
+        let (Some(binary), Some(runtime)) = (object.go(), object.runtime()) else {
+            return Err(unknown("it is not Go"));
+        };
+        let fields = match &runtime.offsets {
             RuntimeOffsets::Known(fields) => *fields,
             RuntimeOffsets::FromDwarf(fields) => fields,
             RuntimeOffsets::Unknown { why } => return Err(unknown(why)),
         };
-        let tls_offset = match binary.g_location() {
+        let memory = self.memory()?;
+        let tls_offset = match runtime.g {
             GLocation::FsOffset(offset) => offset,
-            GLocation::GotSlot(address) => self.read_offset(address.wrapping_add(bias))?,
+            GLocation::GotSlot(address) => read_offset(&memory, address.wrapping_add(bias))?,
             GLocation::Register { .. } => 0,
             GLocation::Unknown { why } => return Err(unknown(why)),
         };
-        let layout =
+        let go =
             layout(fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
-        Ok(with_code(layout, binary, bias))
+        let go = with_code(go, binary, bias);
+        let all = runtime
+            .all
+            .ok_or_else(|| unknown("its runtime.allgadd does not say where its goroutines are"))?;
+        let program = Program {
+            read: |address, bytes: &mut [u8]| memory.read_exact_at(bytes, address).is_ok(),
+            kind: |address| self.function_kind(address),
+            offsets: fields,
+        };
+        let proof = program.prove(AllGoroutines {
+            array: all.array.wrapping_add(bias),
+            count: all.count.wrapping_add(bias),
+        });
+        match proof {
+            Proof::Holds => Ok(Layout {
+                go,
+                is_proven: true,
+            }),
+            Proof::TooEarly => Ok(Layout {
+                go,
+                is_proven: false,
+            }),
+            // What cannot be read of a process that exits proves nothing.
+            Proof::Fails(_) if !self.has_memory(&memory) => Err(NoLayout::NotYet),
+            Proof::Fails(why) => Err(NoLayout::Unknown(format!(
+                "it is not laid out as its version says: {why}"
+            ))),
+        }
+    }
+
+    fn memory(&self) -> Result<File, NoLayout> {
+        File::open(format!("/proc/{}/mem", self.pid)).map_err(unreadable)
+    }
+
+    fn has_memory(&self, memory: &File) -> bool {
+        let code = self.mappings.iter().find(|mapped| mapped.bias.is_some());
+        code.is_some_and(|code| memory.read_exact_at(&mut [0], code.start).is_ok())
+    }
+
+    /// What the function at an address is: the program's, or a plugin's.
+    fn function_kind(&self, address: u64) -> Option<FuncKind> {
+        let mapped = self.locate(address)?;
+        let binary = mapped.object.as_ref()?.go()?;
+        let function = binary.function(mapped.go_address(address)?)?;
+        Some(function.kind)
     }
 
     /// The Go object, and what to add to its link-time addresses.
@@ -65,17 +127,27 @@ impl Process {
             })
             .and_then(|mapped| Some((object, mapped.bias?)))
     }
+}
 
-    /// Reads where `g` lies from the thread pointer: always below it.
-    fn read_offset(&self, address: u64) -> Result<i64, NoLayout> {
-        let mut word = [0; 8];
-        File::open(format!("/proc/{}/mem", self.pid))
-            .and_then(|memory| memory.read_exact_at(&mut word, address))
-            .map_err(|error| NoLayout::Unknown(format!("its memory cannot be read: {error}")))?;
-        match i64::from_ne_bytes(word) {
-            offset if offset < 0 => Ok(offset),
-            _ => Err(NoLayout::NotYet),
+/// Reads where `g` lies from the thread pointer: always below it.
+fn read_offset(memory: &File, address: u64) -> Result<i64, NoLayout> {
+    let mut word = [0; 8];
+    memory
+        .read_exact_at(&mut word, address)
+        .map_err(unreadable)?;
+    match i64::from_ne_bytes(word) {
+        offset if offset < 0 => Ok(offset),
+        _ => Err(NoLayout::NotYet),
+    }
+}
+
+/// Why memory cannot be read: one that exits has none any more.
+fn unreadable(error: std::io::Error) -> NoLayout {
+    match (error.raw_os_error(), error.kind()) {
+        (Some(libc::ESRCH), _) | (_, ErrorKind::UnexpectedEof | ErrorKind::NotFound) => {
+            NoLayout::NotYet
         }
+        _ => NoLayout::Unknown(format!("its memory cannot be read: {error}")),
     }
 }
 

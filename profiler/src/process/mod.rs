@@ -6,6 +6,7 @@ pub mod code;
 mod goroutines;
 mod maps;
 mod object;
+mod proof;
 mod select;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use goroutines::NoLayout;
+pub use goroutines::{Layout, NoLayout};
 pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};

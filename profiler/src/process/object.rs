@@ -16,7 +16,7 @@ use super::{
     maps::MapsLine,
 };
 use crate::{
-    gobinary::{GoBinary, GoBinaryError},
+    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, RuntimeOffsets},
     image::Image,
 };
 
@@ -28,6 +28,18 @@ pub struct Object {
     pub code: Code,
     image: Arc<Image>,
     frames: OnceLock<Option<CallFrames>>,
+    runtime: OnceLock<Option<Runtime>>,
+}
+
+/// What a Go binary says of its runtime's memory. Takes a pass over its function
+/// names to find.
+pub(super) struct Runtime {
+    /// The fields of its structs.
+    pub offsets: RuntimeOffsets,
+    /// Where a thread's current goroutine is.
+    pub g: GLocation,
+    /// Where all goroutines are listed.
+    pub all: Option<AllGoroutines>,
 }
 
 /// What kind of code a file holds.
@@ -54,6 +66,7 @@ impl Object {
             code,
             image,
             frames: OnceLock::new(),
+            runtime: OnceLock::new(),
         })
     }
 
@@ -63,6 +76,20 @@ impl Object {
             Code::Go(binary) => Some(binary),
             Code::Native(_) => None,
         }
+    }
+
+    /// What it says of the runtime in it; found once for all processes. None
+    /// where it is not Go.
+    pub(super) fn runtime(&self) -> Option<&Runtime> {
+        let find = || {
+            let binary = self.go()?;
+            Some(Runtime {
+                offsets: binary.runtime_offsets(),
+                g: binary.g_location(),
+                all: binary.all_goroutines(),
+            })
+        };
+        self.runtime.get_or_init(find).as_ref()
     }
 
     /// The GNU build id in lower-case hex, empty where there is none.

@@ -1,7 +1,12 @@
 //! The side of a session that takes records: whose they are, their stacks, and
 //! into the window. Decides which processes the kernel side samples.
 
-use std::{collections::HashSet, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use profiler_ebpf::wire::GoLayout;
 
 use super::{Config, Tally, breaks::Breaks, looks::Looks};
 use crate::{
@@ -13,6 +18,18 @@ use crate::{
     },
     unwind::unwind,
 };
+
+/// How long the version of a program without goroutines is taken at its word: Go
+/// has the first in its first millisecond.
+const AT_ITS_WORD: Duration = Duration::from_secs(1);
+
+/// A process whose layout is to be proven.
+#[derive(Debug, Clone, Copy)]
+struct ToProve {
+    since: Instant,
+    /// Whether its samples are taken with the layout meanwhile.
+    is_trusted: bool,
+}
 
 /// The side of a session that takes records.
 pub(super) struct Recorder {
@@ -26,8 +43,8 @@ pub(super) struct Recorder {
     rejected: HashSet<u32>,
     /// Processes whose main thread has exited.
     exiting: HashSet<u32>,
-    /// Processes whose goroutines cannot be found yet.
-    without_layout: HashSet<u32>,
+    /// Processes whose goroutines cannot be found yet, or have not been seen.
+    to_prove: HashMap<u32, ToProve>,
     /// Processes that may have loaded Go code since they were looked at.
     looks: Looks,
     frames: Vec<u64>,
@@ -48,7 +65,7 @@ impl Recorder {
             window: Window::default(),
             rejected: HashSet::new(),
             exiting: HashSet::new(),
-            without_layout: HashSet::new(),
+            to_prove: HashMap::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -87,43 +104,53 @@ impl Recorder {
             // Nothing to do about a failure: a sample too many is dropped here.
             let _ = self.targets.remove(pid);
         } else {
-            self.sample_goroutines(pid);
+            self.sample_goroutines(pid, None);
         }
     }
 
     /// Samples a process that is wanted, with its goroutines where the layout
-    /// of its runtime is known; says once for each program why it is not.
-    fn sample_goroutines(&mut self, pid: u32) {
+    /// of its runtime is known; says once for each program why it is not. Where
+    /// that only shows now, its samples so far, which were taken at its version's
+    /// word, are lost. `before` says how it was taken so far.
+    fn sample_goroutines(&mut self, pid: u32, before: Option<ToProve>) {
         let Some(index) = self.table.current(pid) else {
             return;
         };
+        let since = before.map_or_else(Instant::now, |before| before.since);
         let process = self.table.get(index);
-        let layout = process.go_layout();
-        match &layout {
-            Err(NoLayout::NotYet) => {
-                self.without_layout.insert(pid);
+        // What to sample with, whether to ask again, and what is off.
+        let (layout, again, why) = match process.go_layout() {
+            Ok(layout) if layout.is_proven => (layout.go, false, None),
+            Ok(layout) if since.elapsed() < AT_ITS_WORD => (layout.go, true, None),
+            Ok(_) => {
+                let why = "it has no goroutine".to_owned();
+                (GoLayout::default(), true, Some(why))
             }
-            Err(NoLayout::Unknown(why)) => {
-                let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
-                self.tally.off.insert(text);
-            }
-            Ok(_) => {}
+            Err(NoLayout::NotYet) => (GoLayout::default(), true, None),
+            Err(NoLayout::Unknown(why)) => (GoLayout::default(), false, Some(why)),
+        };
+        if again {
+            let is_trusted = layout.known != 0;
+            self.to_prove.insert(pid, ToProve { since, is_trusted });
         }
-        if self
-            .targets
-            .insert(pid, layout.unwrap_or_default())
-            .is_err()
-        {
+        if let Some(why) = why {
+            let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
+            self.tally.off.insert(text);
+            if before.is_some_and(|before| before.is_trusted) {
+                self.tally.disproven += self.window.drop_process(index);
+            }
+        }
+        if self.targets.insert(pid, layout).is_err() {
             self.tally.not_added += 1;
             self.table.forget(pid);
         }
     }
 
-    /// Looks again at the processes whose loader had not done its work yet, and
+    /// Looks again at the processes that had no goroutine yet, and
     /// at those that may have loaded Go code.
     pub(super) fn look_again(&mut self, now: Instant) {
-        for pid in std::mem::take(&mut self.without_layout) {
-            self.sample_goroutines(pid);
+        for (pid, before) in std::mem::take(&mut self.to_prove) {
+            self.sample_goroutines(pid, Some(before));
         }
         for pid in self.looks.take_due(now) {
             if self.table.current(pid).is_some() {
@@ -139,7 +166,7 @@ impl Recorder {
                 Considered::Wanted => {
                     self.looks.forget(pid);
                     self.rejected.remove(&pid);
-                    self.sample_goroutines(pid);
+                    self.sample_goroutines(pid, None);
                 }
                 Considered::Gone => self.looks.forget(pid),
                 Considered::Other(_) | Considered::Unreadable(_) => {}

@@ -20,6 +20,8 @@ pub struct Tally {
     /// Samples of programs that turned out not to be wanted: those that had
     /// just begun when they were taken.
     pub unwanted: u64,
+    /// Samples taken with a layout of the runtime that then proved wrong.
+    pub disproven: u64,
     /// Processes that exited before goprof could look at them.
     pub vanished: u64,
     /// Go processes that could not be added to the kernel's table.
@@ -44,6 +46,7 @@ impl Tally {
             ),
             (self.undecodable, "record not readable"),
             (self.unknown_process, "process gone before it was looked at"),
+            (self.disproven, "Go runtime not as its version says"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)

@@ -1,0 +1,357 @@
+//! Whether the layout of a runtime that its version promises is the one that a
+//! process has: its goroutines, read from outside, must look like goroutines.
+//! Reads a few hundred words at most, follows nothing without a limit, and stops
+//! nothing.
+
+use crate::gobinary::{AllGoroutines, FuncKind, StructOffsets};
+
+/// Goroutines looked at.
+const MAX_GOROUTINES: u64 = 32;
+/// More than a program can have.
+const MAX_COUNT: u64 = 1 << 32;
+/// The program goes on while it is read: a goroutine that contradicts itself is
+/// read again this often, and all of them once more.
+const ATTEMPTS: usize = 8;
+/// Go's smallest stack (`runtime.stackMin`) and its largest
+/// (`runtime.maxstackceiling`), in bytes.
+const STACK_BYTES: std::ops::RangeInclusive<u64> = 2048..=2 << 30;
+/// Ids are counted from one, and never reach where Go's heap begins
+/// (`runtime.mallocinit`): a pointer is not taken for one.
+const MAX_GOID: u64 = 0xc0_0000_0000;
+
+/// `g.atomicstatus`, all versions (`runtime/runtime2.go`).
+mod status {
+    /// Set while the collector looks at the stack.
+    pub const SCAN: u32 = 0x1000;
+    pub const IDLE: u32 = 0;
+    pub const RUNNING: u32 = 2;
+    pub const WAITING: u32 = 4;
+    pub const DEAD: u32 = 6;
+    /// The first that only Go 1.26 has: a goroutine that leaked; then one that
+    /// waits for a thread of C to use it.
+    pub const LEAKED: u32 = 10;
+    pub const DEAD_EXTRA: u32 = 11;
+}
+
+/// What a proof came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The layout is right.
+    Holds,
+    /// The program has no goroutine yet.
+    TooEarly,
+    /// The layout is wrong; says what gave it away.
+    Fails(&'static str),
+}
+
+/// A process's memory, and where its Go code is.
+pub(super) struct Program<'a, R, T> {
+    /// Reads memory of the process; says whether it could.
+    pub read: R,
+    /// What the function is that holds an address; None outside Go code.
+    pub kind: T,
+    /// What to look for.
+    pub offsets: &'a StructOffsets,
+}
+
+impl<R, T> Program<'_, R, T>
+where
+    R: Fn(u64, &mut [u8]) -> bool,
+    T: Fn(u64) -> Option<FuncKind>,
+{
+    /// Proves the offsets by the goroutines of the list at these addresses.
+    pub(super) fn prove(&self, list: AllGoroutines) -> Proof {
+        match self.look_through(list) {
+            Proof::Fails(_) => self.look_through(list),
+            proof => proof,
+        }
+    }
+
+    fn look_through(&self, list: AllGoroutines) -> Proof {
+        // The count first: the array never has room for fewer.
+        let (Some(count), Some(array)) = (self.word(list.count), self.word(list.array)) else {
+            return Proof::Fails("the list of its goroutines cannot be read");
+        };
+        if array == 0 || count == 0 {
+            return Proof::TooEarly;
+        }
+        if count > MAX_COUNT {
+            return Proof::Fails("the list of its goroutines makes no sense");
+        }
+        let (mut ids, mut started) = (Vec::new(), false);
+        for index in 0..count.min(MAX_GOROUTINES) {
+            let seen = match self.goroutine_at(list, index) {
+                Ok(Some(seen)) => seen,
+                Ok(None) => continue,
+                Err(why) => return Proof::Fails(why),
+            };
+            // The first of all runs `runtime.main` (`runtime.rt0_go`).
+            let begins = (self.kind)(seen.start_pc);
+            let is_first = begins == Some(FuncKind::RuntimeMain);
+            if ids.contains(&seen.goid) || (is_first && seen.goid != 1) {
+                return Proof::Fails("its goroutine ids are not where they should be");
+            }
+            ids.push(seen.goid);
+            started |= seen.start_pc != 0;
+        }
+        match (ids.is_empty(), started) {
+            // The first of all is listed before it is made ready to run. Once
+            // there are more, some of the runtime's own never end.
+            (true, _) if count == 1 => Proof::TooEarly,
+            (true, _) => Proof::Fails("its goroutines are all dead"),
+            (false, true) => Proof::Holds,
+            (false, false) => Proof::Fails("its goroutines begin nowhere"),
+        }
+    }
+
+    fn goroutine_at(&self, list: AllGoroutines, index: u64) -> Result<Option<Seen>, &'static str> {
+        let mut result = Err("the list of its goroutines cannot be read");
+        for _ in 0..ATTEMPTS {
+            // The array moves when the list grows.
+            let array = self.word(list.array);
+            let g = array.and_then(|array| self.word(array.wrapping_add(index * 8)));
+            let Some(g) = g else {
+                continue;
+            };
+            result = self.goroutine(g);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// A goroutine, None for one that has ended or not begun.
+    fn goroutine(&self, g: u64) -> Result<Option<Seen>, &'static str> {
+        let unreadable = "its goroutines cannot be read";
+        let at = |base: u64, offset: u32| {
+            let address = base.wrapping_add(offset.into());
+            self.word(address).ok_or(unreadable)
+        };
+        let offsets = &self.offsets.g;
+        if g == 0 || !g.is_multiple_of(8) {
+            return Err("the list of its goroutines makes no sense");
+        }
+        let state = at(g, offsets.atomic_status)? as u32 & !status::SCAN;
+        match state {
+            status::IDLE | status::DEAD | status::DEAD_EXTRA => return Ok(None),
+            ..=status::LEAKED => {}
+            _ => return Err("its goroutines are in no known state"),
+        }
+        let stack = at(g, offsets.stack.lo)?..at(g, offsets.stack.hi)?;
+        let size = stack.end.wrapping_sub(stack.start);
+        if stack.start == 0 || !STACK_BYTES.contains(&size) {
+            return Err("its goroutines have no stacks");
+        }
+        let seen = Seen {
+            goid: at(g, offsets.goid)?,
+            start_pc: at(g, offsets.start_pc)?,
+        };
+        if !(1..MAX_GOID).contains(&seen.goid) {
+            return Err("its goroutine ids are not where they should be");
+        }
+        // Those that threads of C use begin nowhere.
+        if seen.start_pc != 0 && (self.kind)(seen.start_pc).is_none() {
+            return Err("its goroutines do not begin in its code");
+        }
+        let labels = at(g, offsets.labels)?;
+        if labels != 0 && (!labels.is_multiple_of(8) || self.word(labels).is_none()) {
+            return Err("its labels are not where they should be");
+        }
+        match state {
+            status::RUNNING => self.thread(g, at(g, offsets.m)?)?,
+            status::WAITING => {
+                let (sp, pc) = (at(g, offsets.sched.sp)?, at(g, offsets.sched.pc)?);
+                if !stack.contains(&sp) || (self.kind)(pc).is_none() {
+                    return Err("its goroutines do not wait in its code");
+                }
+            }
+            _ => {}
+        }
+        Ok(Some(seen))
+    }
+
+    /// A thread that runs the goroutine.
+    fn thread(&self, g: u64, m: u64) -> Result<(), &'static str> {
+        let at = |base: u64, offset: u32| self.word(base.wrapping_add(offset.into()));
+        let offsets = &self.offsets.m;
+        let owned = |offset| {
+            let other = at(m, offset)?;
+            at(other, self.offsets.g.m)
+        };
+        let right = m != 0
+            && at(m, offsets.curg) == Some(g)
+            && owned(offsets.g0) == Some(m)
+            && owned(offsets.gsignal) == Some(m);
+        right
+            .then_some(())
+            .ok_or("its threads and goroutines do not refer to each other")
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (self.read)(address, &mut bytes).then(|| u64::from_ne_bytes(bytes))
+    }
+}
+
+/// What is known of a goroutine that is alive.
+struct Seen {
+    goid: u64,
+    start_pc: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::gobinary::{GOffsets, MOffsets, SavedRegisters, StackBounds, SyscallRegisters};
+
+    const OFFSETS: StructOffsets = StructOffsets {
+        g: GOffsets {
+            stack: StackBounds { lo: 0, hi: 8 },
+            m: 48,
+            sched: SavedRegisters {
+                sp: 56,
+                pc: 64,
+                bp: 96,
+            },
+            syscall: SyscallRegisters {
+                sp: 112,
+                pc: 120,
+                bp: None,
+            },
+            atomic_status: 144,
+            goid: 152,
+            wait_reason: 176,
+            start_pc: 296,
+            labels: 344,
+            parent_goid: None,
+        },
+        m: MOffsets {
+            g0: 0,
+            procid: 64,
+            gsignal: 72,
+            curg: 184,
+            p: 200,
+            id: 224,
+        },
+        labels: None,
+    };
+    const LIST: AllGoroutines = AllGoroutines {
+        array: 0x1000,
+        count: 0x1008,
+    };
+    const RUNS: u64 = 0x1_0000;
+    const WAITS: u64 = 0x2_0000;
+    const M: u64 = 0x3_0000;
+    const G0: u64 = 0x4_0000;
+
+    /// A program with a goroutine that runs and one that waits.
+    fn program() -> HashMap<u64, u64> {
+        let mut words = HashMap::from([
+            (LIST.array, 0x2000),
+            (LIST.count, 2),
+            (0x2000, RUNS),
+            (0x2008, WAITS),
+            (RUNS + 48, M),
+            (WAITS + 48, 0),
+            (WAITS + 56, 0x7f00),
+            (WAITS + 64, 0x40_0100),
+            (M, G0),
+            (M + 72, G0),
+            (M + 184, RUNS),
+            (G0 + 48, M),
+        ]);
+        for (g, goid, state, start) in [(RUNS, 1, 2, 0), (WAITS, 18, 4 | 0x1000, 0x200)] {
+            words.extend([(g, 0x7000), (g + 8, 0x8000), (g + 144, state)]);
+            words.extend([(g + 152, goid), (g + 296, 0x40_0000 + start), (g + 344, 0)]);
+        }
+        words
+    }
+
+    fn prove(words: &HashMap<u64, u64>) -> Proof {
+        let program = Program {
+            read: |address: u64, bytes: &mut [u8]| match words.get(&address) {
+                Some(word) => {
+                    bytes.copy_from_slice(&word.to_ne_bytes());
+                    true
+                }
+                None => false,
+            },
+            kind: |address| match address {
+                0x40_0000 => Some(FuncKind::RuntimeMain),
+                0x40_0001..0x50_0000 => Some(FuncKind::Normal),
+                _ => None,
+            },
+            offsets: &OFFSETS,
+        };
+        program.prove(LIST)
+    }
+
+    #[test]
+    fn goroutines_that_look_like_goroutines_are_proof() {
+        assert_eq!(prove(&program()), Proof::Holds);
+    }
+
+    #[test]
+    fn a_program_without_goroutines_is_asked_too_early() {
+        for change in [
+            &[(LIST.count, 0)][..],
+            &[(LIST.array, 0)],
+            &[(LIST.count, 1), (RUNS + 144, 6)],
+        ] {
+            let mut words = program();
+            words.extend(change.iter().copied());
+            assert_eq!(prove(&words), Proof::TooEarly, "{change:x?}");
+        }
+    }
+
+    #[test]
+    fn one_word_amiss_is_no_proof() {
+        let mut dead = program();
+        dead.extend([(RUNS + 144, 6), (WAITS + 144, 0)]);
+        assert!(matches!(prove(&dead), Proof::Fails(_)));
+        let wrong = [
+            (LIST.count, u64::MAX),
+            (0x2000, 0),
+            (0x2008, WAITS + 1),
+            (RUNS + 144, 0x77),
+            (WAITS + 8, 0x7000),
+            (RUNS + 152, 0),
+            (RUNS + 152, 5),
+            (WAITS + 152, 1),
+            (WAITS + 152, u64::MAX),
+            (WAITS + 296, 0x7000),
+            (WAITS + 344, 7),
+            (WAITS + 344, 0x9_0000),
+            (RUNS + 48, 0),
+            (M, WAITS),
+            (M + 184, WAITS),
+            (M + 72, 0),
+            (G0 + 48, 0),
+            (WAITS + 56, 0x9000),
+            (WAITS + 64, 0x7000),
+        ];
+        for (address, word) in wrong {
+            let mut words = program();
+            words.insert(address, word);
+            let proof = prove(&words);
+            assert!(matches!(proof, Proof::Fails(_)), "{address:x}: {proof:?}");
+        }
+    }
+
+    #[test]
+    fn one_word_that_cannot_be_read_is_no_proof() {
+        for address in program().into_keys() {
+            // Whose thread it is matters of one that runs alone.
+            if address == WAITS + 48 {
+                continue;
+            }
+            let mut words = program();
+            words.remove(&address);
+            let proof = prove(&words);
+            assert!(matches!(proof, Proof::Fails(_)), "{address:x}: {proof:?}");
+        }
+    }
+}
