@@ -159,7 +159,19 @@ fn record(target: &Target, load: &Load, program: &str) -> Profile {
     assert!(ends.all() >= SAMPLES, "{} samples", ends.all());
     assert!(ends.whole() >= WHOLE, "the stacks end so: {:?}", ends.0);
     assert!(named >= 0.99, "{named} of {frames} frames are named");
+    let joins = false_joins(&profile);
+    assert_eq!(joins, 0.0, "systemstack is shown as called by mcall");
     profile
+}
+
+/// The share of stacks that join what never was: `mcall` is left for good, and
+/// calls a function of Go's on the system stack, never the way back from there.
+fn false_joins(profile: &Profile) -> f64 {
+    profile.share(|stack| {
+        let names = stack.names();
+        let mut pairs = names.windows(2);
+        pairs.any(|pair| pair[0].starts_with("runtime.systemstack") && pair[1] == "runtime.mcall")
+    })
 }
 
 #[track_caller]
