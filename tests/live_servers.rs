@@ -133,7 +133,8 @@ fn record(target: &Target, load: &Load, program: &str) -> Profile {
     let mut profile = None;
     for _ in 0..RECORDINGS {
         let recording = goprof::record(&["-p", &target.pid_arg(), "-d", "4", "-r", "997", "-v"]);
-        println!("{program}:\n{}", recording.outcome.stderr);
+        let missing = gaps(&recording.profile);
+        println!("{program}:\n{}{missing}", recording.outcome.stderr);
         ends.add(&recording.outcome.stderr);
         profile = Some(recording.profile);
         if ends.all() >= SAMPLES {
@@ -159,7 +160,40 @@ fn record(target: &Target, load: &Load, program: &str) -> Profile {
     assert!(ends.all() >= SAMPLES, "{} samples", ends.all());
     assert!(ends.whole() >= WHOLE, "the stacks end so: {:?}", ends.0);
     assert!(named >= 0.99, "{named} of {frames} frames are named");
+    let joins = false_joins(&profile);
+    assert_eq!(joins, 0.0, "systemstack is shown as called by mcall");
     profile
+}
+
+/// Where frames are missing: the frames on both sides of the gap, by samples.
+fn gaps(profile: &Profile) -> String {
+    let mut places: BTreeMap<String, u64> = BTreeMap::new();
+    for stack in &profile.stacks {
+        let names = stack.names();
+        if let Some(at) = names
+            .iter()
+            .position(|name| name.contains("frames missing"))
+        {
+            let around = &names[at.saturating_sub(3)..names.len().min(at + 3)];
+            *places.entry(around.join(" < ")).or_default() += stack.count;
+        }
+    }
+    let mut rows: Vec<_> = places.into_iter().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.1));
+    let rows = rows
+        .iter()
+        .map(|(place, count)| format!("{count:8} {place}\n"));
+    rows.take(12).collect()
+}
+
+/// The share of stacks that join what never was: `mcall` is left for good, and
+/// calls a function of Go's on the system stack, never the way back from there.
+fn false_joins(profile: &Profile) -> f64 {
+    profile.share(|stack| {
+        let names = stack.names();
+        let mut pairs = names.windows(2);
+        pairs.any(|pair| pair[0].starts_with("runtime.systemstack") && pair[1] == "runtime.mcall")
+    })
 }
 
 #[track_caller]
