@@ -112,7 +112,7 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
         let mut ring = Records::new(probes.take_ring().expect("the ring")).expect("the records");
         let layout = process.go_layout().expect("the layout of the runtime");
         targets
-            .insert(target.pid(), layout)
+            .insert(target.pid(), layout.go)
             .expect("add the target");
         probes.attach_cpu(RATE_HZ).expect("attach the sampler");
         tokio::time::sleep(Duration::from_secs(SECONDS)).await;
