@@ -6,6 +6,10 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 /// What a record says.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, on the stack"
+)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
     /// A stack was sampled.

@@ -3,6 +3,9 @@
 //! the process.
 
 #[cfg(test)]
+mod fake;
+mod frame;
+#[cfg(test)]
 mod tests;
 mod walk;
 
@@ -11,7 +14,8 @@ use crate::{
     gobinary::FuncKind,
     process::{Process, code::Site},
 };
-use walk::{Frame, Program, Stop, Walk};
+use frame::{Frame, Program, Stop};
+use walk::Walk;
 
 /// Stands in a stack for frames that could not be had, between some that could.
 pub const GAP: u64 = u64::MAX;
@@ -84,7 +88,7 @@ pub fn unwind(sample: &Sample<'_>, process: &Process, frames: &mut Vec<u64>) -> 
         frames,
         unmapped: false,
     };
-    let end = match stack.fill(sample) {
+    let end = match stack.fill(&sample.thread, sample.goroutine.as_ref()) {
         StackEnd::Whole if stack.frames.contains(&GAP) => StackEnd::Gap,
         end => end,
     };
@@ -112,14 +116,12 @@ struct Stack<'a, P> {
 }
 
 impl<P: Program> Stack<'_, P> {
-    fn fill(&mut self, sample: &Sample<'_>) -> StackEnd {
-        let thread = &sample.thread;
+    fn fill(&mut self, thread: &Segment<'_>, goroutine: Option<&Segment<'_>>) -> StackEnd {
         if thread.ip == 0 {
             return StackEnd::NoRegisters;
         }
         // A thread of C that calls Go has a goroutine that begins there: it
         // has no stack of its own before.
-        let goroutine = sample.goroutine.as_ref();
         let goroutine = goroutine.filter(|goroutine| !self.begins_at(goroutine.ip));
         let leaf = Frame {
             at: thread.ip,
@@ -196,5 +198,6 @@ fn begin(segment: &Segment<'_>) -> Frame {
         link: Some(0),
         joined: false,
         lr: None,
+        signalled: false,
     }
 }

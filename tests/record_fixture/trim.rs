@@ -6,11 +6,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::Arc;
 
-use goprof::gobinary::{GoBinary, GoFrame, GoFunction};
-use goprof::image::Image;
-use goprof::process::Process;
+use goprof::gobinary::{GoFrame, GoFunction};
+use goprof::process::code::Native;
+use goprof::process::{Object, Process};
 
 /// The smallest piece that is zeroed, in bytes.
 const PIECE: usize = 1024;
@@ -29,7 +28,17 @@ pub fn code_words(records: &[Vec<u64>], process: &Process) -> BTreeSet<u64> {
 }
 
 /// What the tables say of an address.
-type Facts = (Option<GoFunction>, Option<i32>, Option<Vec<GoFrame>>);
+#[derive(PartialEq)]
+struct Facts {
+    function: Option<GoFunction>,
+    stack_delta: Option<i32>,
+    frames: Option<Vec<GoFrame>>,
+    /// How C there is left.
+    native: Option<Native>,
+    /// How assembly begins: by that, code that returns from a signal handler
+    /// is known.
+    begins: Option<[u8; 8]>,
+}
 
 /// The binary with zeros in place of what neither recognising it nor looking
 /// up `addresses` needs.
@@ -59,7 +68,7 @@ pub fn trim(binary: &Path, addresses: &BTreeSet<u64>) -> Vec<u8> {
 }
 
 struct Trimmer<'a> {
-    original: GoBinary,
+    original: Object,
     facts: Vec<(u64, Facts)>,
     path: &'a Path,
     file: File,
@@ -101,32 +110,46 @@ impl Trimmer<'_> {
     }
 
     fn is_unchanged(&self) -> bool {
-        open(self.path).is_some_and(|binary| {
-            binary.version() == self.original.version()
-                && binary.build_info() == self.original.build_info()
-                && binary.build_id() == self.original.build_id()
-                && binary.text() == self.original.text()
+        open(self.path).is_some_and(|object| {
+            let (Some(binary), Some(original)) = (object.go(), self.original.go()) else {
+                return false;
+            };
+            binary.version() == original.version()
+                && binary.build_info() == original.build_info()
+                && binary.build_id() == original.build_id()
+                && binary.text() == original.text()
                 && self
                     .facts
                     .iter()
-                    .all(|(address, known)| facts(&binary, *address) == *known)
+                    .all(|(address, known)| facts(&object, *address) == *known)
         })
     }
 }
 
-fn open(path: &Path) -> Option<GoBinary> {
-    let image = Image::open(File::open(path).ok()?).ok()?;
-    GoBinary::parse(Arc::new(image)).ok()
+fn open(path: &Path) -> Option<Object> {
+    let file = File::open(path).ok()?;
+    let object = Object::open(file, String::new()).ok()?;
+    object.go().is_some().then_some(object)
 }
 
-fn facts(binary: &GoBinary, address: u64) -> Facts {
+fn facts(object: &Object, address: u64) -> Facts {
+    let binary = object.go().expect("a Go program");
     let mut frames = Vec::new();
     let found = binary.frames(address, &mut frames);
-    (
-        binary.function(address),
-        binary.stack_delta(address),
-        found.ok().map(|()| frames),
-    )
+    let function = binary.function(address);
+    let offset = |address| binary.vaddr_to_file_offset(address);
+    let assembly = function.filter(|function| function.asm);
+    Facts {
+        function,
+        stack_delta: binary.stack_delta(address),
+        frames: found.ok().map(|()| frames),
+        native: offset(address)
+            .filter(|_| function.is_none())
+            .and_then(|offset| object.native_at(offset)),
+        begins: assembly
+            .and_then(|function| object.bytes_at(offset(function.entry)?, 8))
+            .and_then(|bytes| bytes.try_into().ok()),
+    }
 }
 
 /// The section headers and their names, kept so that the tables are found in

@@ -5,8 +5,8 @@
 use std::{ops::Range, sync::OnceLock};
 
 use gimli::{
-    AArch64, BaseAddresses, CfaRule, EhFrame, EhFrameHdr, FrameDescriptionEntry, LittleEndian,
-    Register, RegisterRule, UnwindContext, UnwindSection, X86_64,
+    AArch64, BaseAddresses, CfaRule, EhFrame, FrameDescriptionEntry, LittleEndian, Register,
+    RegisterRule, UnwindContext, UnwindSection, X86_64,
 };
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
@@ -18,12 +18,12 @@ const MAX_ENTRY_BYTES: usize = 64 << 10;
 const MAX_UNINDEXED_BYTES: usize = 16 << 20;
 /// Descriptions taken of a table without an index.
 const MAX_UNINDEXED: usize = 1 << 18;
+/// How an `.eh_frame_hdr` begins, as all linkers write it: version 1; the table's
+/// address, from here, in 4 bytes; the number of rows in 4; and rows of two
+/// numbers of 4 bytes, from the index's start.
+const INDEX_HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 /// Program headers looked at.
 const MAX_SEGMENTS: usize = 1024;
-
-/// Which byte of an index says how its count is encoded: in four bytes, as every
-/// linker writes it. A larger one could make gimli's arithmetic overflow.
-const INDEX_COUNT_ENCODING: usize = 2;
 
 /// How the caller's frame is found from a frame. All offsets in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,16 +164,12 @@ impl CallFrames {
         range: Range<usize>,
         vaddr: u64,
     ) -> Option<((Range<usize>, u64), (Range<usize>, u64))> {
-        let bases = BaseAddresses::default().set_eh_frame_hdr(vaddr);
-        let header = data.get(range.clone())?;
-        if header.get(INDEX_COUNT_ENCODING) != Some(&gimli::DW_EH_PE_udata4.0) {
+        let index = data.get(range.clone())?;
+        if !index.starts_with(&INDEX_HEAD) {
             return None;
         }
-        let parsed = EhFrameHdr::new(header, LittleEndian)
-            .parse(&bases, 8)
-            .ok()?;
-        parsed.table()?;
-        let table_vaddr = parsed.eh_frame_ptr().direct().ok()?;
+        let distance = signed(index, 4)?;
+        let table_vaddr = vaddr.checked_add(4)?.checked_add_signed(distance)?;
         let segment = self.segments.iter().find(|s| s.holds_vaddr(table_vaddr))?;
         let start = segment
             .offset
@@ -182,6 +178,25 @@ impl CallFrames {
         let start = usize::try_from(start).ok()?;
         let end = usize::try_from(end).ok()?.min(data.len());
         (start < end).then_some(((start..end, table_vaddr), (range, vaddr)))
+    }
+
+    /// The offset in the table of the entry for an address, by the index.
+    fn search(&self, index: &[u8], index_vaddr: u64, vaddr: u64) -> Option<usize> {
+        let wanted = i64::try_from(i128::from(vaddr) - i128::from(index_vaddr)).ok()?;
+        let count = u32::from_le_bytes(*index.get(8..)?.first_chunk()?) as usize;
+        let rows = index.get(12..)?;
+        let (mut low, mut high) = (0, count.min(rows.len() / 8));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if signed(rows, middle * 8)? <= wanted {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let distance = signed(rows, low.checked_sub(1)? * 8 + 4)?;
+        let entry = index_vaddr.checked_add_signed(distance)?;
+        usize::try_from(entry.checked_sub(self.table.1)?).ok()
     }
 
     /// What is known of the instruction at a file offset; `None` where nothing
@@ -195,13 +210,7 @@ impl CallFrames {
         let bases = BaseAddresses::default().set_eh_frame(self.table.1);
         let offset = match &self.index {
             Some((range, index_vaddr)) => {
-                let bases = bases.clone().set_eh_frame_hdr(*index_vaddr);
-                let parsed = EhFrameHdr::new(data.get(range.clone())?, LittleEndian)
-                    .parse(&bases, 8)
-                    .ok()?;
-                let index = parsed.table()?;
-                let pointer = index.lookup(vaddr, &bases).ok()?;
-                usize::try_from(pointer.direct().ok()?.checked_sub(self.table.1)?).ok()?
+                self.search(data.get(range.clone())?, *index_vaddr, vaddr)?
             }
             None => self.look_up(&table, &bases, vaddr)?,
         };
@@ -298,6 +307,12 @@ impl CallFrames {
     }
 }
 
+/// A signed 32-bit number.
+fn signed(data: &[u8], at: usize) -> Option<i64> {
+    let bytes = data.get(at..)?.first_chunk()?;
+    Some(i64::from(i32::from_le_bytes(*bytes)))
+}
+
 impl Loaded {
     fn holds_vaddr(&self, vaddr: u64) -> bool {
         vaddr.wrapping_sub(self.vaddr) < self.len
@@ -305,5 +320,127 @@ impl Loaded {
 
     fn holds_offset(&self, offset: u64) -> bool {
         offset.wrapping_sub(self.offset) < self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This test's own program, and offsets in it where functions begin.
+    fn program() -> (Vec<u8>, Vec<u64>) {
+        let data = std::fs::read("/proc/self/exe").unwrap();
+        let maps = std::fs::read("/proc/self/maps").unwrap();
+        let lines = super::super::maps::parse(&maps);
+        let functions: [u64; 3] = [
+            CallFrames::find as *const () as u64,
+            program as *const () as u64,
+            super::super::maps::parse as *const () as u64,
+        ];
+        let offset = |address: &u64| {
+            let line = lines
+                .iter()
+                .find(|line| (line.start..line.end).contains(address));
+            let line = line.unwrap();
+            address - line.start + line.offset
+        };
+        (data, functions.iter().map(offset).collect())
+    }
+
+    /// The rule on a function's first instruction.
+    fn first() -> Native {
+        let (offset, return_address) = match cfg!(target_arch = "aarch64") {
+            true => (0, ReturnAddress::Register),
+            false => (8, ReturnAddress::At(-8)),
+        };
+        Native::Rule(Rule {
+            base: Base::Sp,
+            offset,
+            fp: SavedFp::Same,
+            return_address,
+        })
+    }
+
+    #[test]
+    fn functions_begin_with_their_callers_frame() {
+        let (mut data, functions) = program();
+        let frames = CallFrames::find(&data).unwrap();
+        assert!(frames.index.is_some());
+        let later: Vec<_> = functions
+            .iter()
+            .map(|offset| frames.at(&data, offset + 40))
+            .collect();
+        for offset in &functions {
+            assert_eq!(frames.at(&data, *offset), Some(first()));
+        }
+        assert!(
+            later
+                .iter()
+                .all(|native| native.is_some_and(|n| n != first()))
+        );
+
+        // The same without the index, which a program header leads to.
+        let headers = &mut data[64..64 + 56 * 32];
+        let (headers, _) = headers.as_chunks_mut::<56>();
+        let kind = elf::PT_GNU_EH_FRAME.0.to_le_bytes();
+        let header = headers.iter_mut().find(|header| header[..4] == kind);
+        header.unwrap()[..4].fill(0);
+        let frames = CallFrames::find(&data).unwrap();
+        assert!(frames.index.is_none());
+        let found = |offset: u64| frames.at(&data, offset);
+        if frames.table.0.len() <= MAX_UNINDEXED_BYTES {
+            let again: Vec<_> = functions.iter().map(|offset| found(offset + 40)).collect();
+            assert_eq!(again, later);
+        } else {
+            assert!(functions.iter().all(|offset| found(*offset).is_none()));
+        }
+    }
+
+    #[test]
+    fn damaged_tables_say_nothing_or_something_else() {
+        let (mut data, functions) = program();
+        let frames = CallFrames::find(&data).unwrap();
+        let (index, _) = frames.index.clone().unwrap();
+        let table = frames.table.0.start..frames.table.0.start + 64 * 1024;
+        let mut state = 1u64;
+        let mut random = |below: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        for round in 0..4_000 {
+            let at = match round % 3 {
+                0 => random(1024),
+                1 => index.start + random(64),
+                _ => table.start + random(table.len()),
+            };
+            let byte = data[at];
+            data[at] = random(256) as u8;
+            if let Some(damaged) = CallFrames::find(&data)
+                && damaged.index.is_some()
+            {
+                for offset in &functions {
+                    let _ = damaged.at(&data, *offset);
+                }
+            }
+            data[at] = byte;
+        }
+        for length in [
+            0,
+            1,
+            63,
+            64,
+            100,
+            1000,
+            index.start,
+            index.end,
+            table.start + 7,
+        ] {
+            let cut = &data[..length.min(data.len())];
+            if let Some(frames) = CallFrames::find(cut) {
+                assert_eq!(frames.at(cut, functions[0]), None);
+            }
+        }
     }
 }

@@ -132,26 +132,19 @@ impl CodeOf<'_> {
         Some(code)
     }
 
-    /// Whether an instruction that calls ends right before `address`.
-    pub fn follows_call(&self, address: u64) -> bool {
-        let Some(mapped) = self.process.locate(address.wrapping_sub(1)) else {
-            return false;
-        };
-        let mut before = [0; 8];
-        let Some(start) = address
-            .checked_sub(8)
-            .filter(|start| *start >= mapped.start)
-        else {
-            return false;
-        };
-        let Some(object) = &mapped.object else {
-            return false;
-        };
-        let Some(bytes) = object.bytes_at(mapped.file_offset(start), 8) else {
-            return false;
-        };
-        before.copy_from_slice(bytes);
-        ends_in_call(&before, object.go().map(GoBinary::machine))
+    /// Whether an instruction that calls ends right before `address`; `None`
+    /// where the code is not there to be read.
+    pub fn follows_call(&self, address: u64) -> Option<bool> {
+        let mapped = self.process.locate(address.wrapping_sub(1))?;
+        let start = address.checked_sub(8)?;
+        if start < mapped.start {
+            return None;
+        }
+        let object = mapped.object.as_ref()?;
+        let bytes = object.bytes_at(mapped.file_offset(start), 8)?;
+        let bytes: [u8; 8] = bytes.try_into().ok()?;
+        // What is cut off a file reads as zeros.
+        (bytes != [0; 8]).then(|| ends_in_call(&bytes, object.go().map(GoBinary::machine)))
     }
 }
 
@@ -280,4 +273,60 @@ fn own_vdso() -> Option<Vec<u8>> {
     let memory = File::open("/proc/self/mem").ok()?;
     memory.read_exact_at(&mut bytes, line.start).ok()?;
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_told_from_other_code() {
+        let check = |code: &[u8]| {
+            let mut bytes = [0x90; 8];
+            bytes[8 - code.len()..].copy_from_slice(code);
+            ends_in_call(&bytes, Some(Machine::X86_64))
+        };
+        assert!(check(&[0xe8, 1, 2, 3, 4]), "call to a distance");
+        assert!(check(&[0xff, 0xd1]), "call *%rcx");
+        assert!(check(&[0x41, 0xff, 0xd4]), "call *%r12");
+        assert!(check(&[0xff, 0x11]), "call *(%rcx)");
+        assert!(check(&[0xff, 0x50, 0x18]), "call *0x18(%rax)");
+        assert!(check(&[0xff, 0x14, 0x24]), "call *(%rsp)");
+        assert!(check(&[0xff, 0x54, 0x24, 8]), "call *8(%rsp)");
+        assert!(check(&[0xff, 0x15, 1, 2, 3, 4]), "call *d(%rip)");
+        assert!(check(&[0xff, 0x94, 0x24, 1, 2, 3, 4]), "call *d(%rsp)");
+        assert!(!check(&[0xe9, 1, 2, 3, 4]), "jmp");
+        assert!(!check(&[0xff, 0xe0]), "jmp *%rax");
+        assert!(!check(&[0xff, 0xc0]), "inc %eax");
+        assert!(!check(&[0xff, 0x50]), "cut off");
+        assert!(!check(&[]), "nops");
+        let arm64 = |word: u32| {
+            let mut bytes = [0; 8];
+            bytes[4..].copy_from_slice(&word.to_le_bytes());
+            ends_in_call(&bytes, Some(Machine::Aarch64))
+        };
+        assert!(arm64(0x9400_0010), "bl");
+        assert!(arm64(0xd63f_0140), "blr x10");
+        assert!(!arm64(0x1400_0010), "b");
+        assert!(!arm64(0xd61f_0140), "br x10");
+    }
+
+    #[test]
+    fn addresses_spread() {
+        let bucket = |address: u64| {
+            let mut hasher = AddressHasher::default();
+            hasher.write_u64(address);
+            hasher.finish()
+        };
+        // Of addresses 16 bytes apart both the low bits, which choose a place,
+        // and the high ones, which are compared first, differ.
+        let low: std::collections::HashSet<u64> = (0..1024)
+            .map(|i| bucket(0x40_0000 + i * 16) & 0xfff)
+            .collect();
+        let high: std::collections::HashSet<u64> = (0..1024)
+            .map(|i| bucket(0x40_0000 + i * 16) >> 57)
+            .collect();
+        assert!(low.len() > 600, "{}", low.len());
+        assert!(high.len() > 100, "{}", high.len());
+    }
 }

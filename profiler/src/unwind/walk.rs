@@ -3,90 +3,21 @@
 //! frame's own is the chain's; everything it reads may be a lie, so that each
 //! loop is bounded and no address is followed that the memory does not hold.
 
-use profiler_ebpf::wire::{FRAME_SOUND_BYTES, MAX_USER_FRAMES, WalkEnd, signal_frame};
+use profiler_ebpf::wire::{FRAME_SOUND_BYTES, MAX_USER_FRAMES, WalkEnd};
 
-use super::{GAP, StackEnd};
+use super::{
+    GAP, StackEnd,
+    frame::{Frame, Memory, Program, SavedRegisters, Stop},
+};
 use crate::{
     decode::Segment,
     gobinary::FuncKind,
-    process::code::{
-        Base, CodeOf, GoFrameShape, GoSite, Native, ReturnAddress, Rule, SavedFp, Site,
-    },
+    process::code::{Base, GoFrameShape, GoSite, Native, ReturnAddress, Rule, SavedFp, Site},
 };
 
 /// Most frames of one stack: what the kernel side walks on two stacks, and half
 /// as many from words.
 pub(super) const MAX_FRAMES: usize = MAX_USER_FRAMES * 5 / 2;
-
-/// Words of a thread's stacks.
-pub(super) trait Memory {
-    /// The word at `address`, if it was recorded.
-    fn word(&self, address: u64) -> Option<u64>;
-}
-
-/// What is known of a program's code.
-pub(super) trait Program {
-    /// What the code at `address` is; `None` where there is none.
-    fn site(&mut self, address: u64) -> Option<Site>;
-    /// Whether an instruction that calls ends right before `address`.
-    fn follows_call(&self, address: u64) -> bool;
-}
-
-impl Program for CodeOf<'_> {
-    fn site(&mut self, address: u64) -> Option<Site> {
-        self.at(address)
-    }
-
-    fn follows_call(&self, address: u64) -> bool {
-        CodeOf::follows_call(self, address)
-    }
-}
-
-impl Memory for Segment<'_> {
-    fn word(&self, address: u64) -> Option<u64> {
-        let within = |start: u64, words: &[u64]| {
-            let offset = address
-                .checked_sub(start)
-                .filter(|offset| offset % 8 == 0)?;
-            words.get(usize::try_from(offset / 8).ok()?).copied()
-        };
-        within(self.sp, self.slice).or_else(|| {
-            let far = self.far?;
-            within(far.address, far.words)
-        })
-    }
-}
-
-/// A frame.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Frame {
-    /// An address in it: the instruction about to be executed where `exact`,
-    /// else the last byte of the call that it made.
-    pub at: u64,
-    /// It was interrupted there: its frame may not be set up.
-    pub exact: bool,
-    /// Its stack pointer.
-    pub sp: Option<u64>,
-    /// What the frame-pointer register held in it.
-    pub fp: Option<u64>,
-    /// That is this link of the chain: so many frames of it come before.
-    pub link: Option<usize>,
-    /// A function that keeps frame pointers was seen to have this chain.
-    pub joined: bool,
-    /// The link register, where it is known.
-    pub lr: Option<u64>,
-}
-
-/// Where a walk came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// At the first frame of a goroutine or thread.
-    Root,
-    /// Where the thread went over from the goroutine's stack.
-    Switch,
-    /// Before that.
-    Broken(StackEnd),
-}
 
 /// A walk under way.
 pub(super) struct Walk<'a, P, M> {
@@ -245,8 +176,20 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         let Some(return_address) = self.memory.word(slot) else {
             return self.past_missing_slot(go);
         };
+        // To preempt a goroutine the handler pushes an address and then goes
+        // elsewhere: in between, what is on top is no return address.
+        if frame.signalled && !injected && !self.returns_to(return_address) {
+            return self.past_missing_slot(go);
+        }
         self.own_frame(go, slot, caller, return_address);
         self.go_to(return_address, injected)
+    }
+
+    /// Whether `address` may be one that something returns to.
+    fn returns_to(&mut self, address: u64) -> bool {
+        let before = self.program.site(address.wrapping_sub(1));
+        matches!(before, Some(Site::Go(go)) if go.kind == FuncKind::Goexit)
+            || self.program.follows_call(address) != Some(false)
     }
 
     /// Where the return address of a Go function lies, and its caller's stack
@@ -356,6 +299,7 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         }
         self.frame.at = return_address.wrapping_sub(u64::from(!injected));
         self.frame.exact = injected;
+        self.frame.signalled = false;
         self.frame.lr = None;
         Ok(())
     }
@@ -392,10 +336,9 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         };
         let pushed = Some(slot) == frame.sp
             || frame.fp.is_some() && self.memory.word(slot.wrapping_sub(8)) == frame.fp;
-        let read = self
-            .memory
-            .word(slot)
-            .filter(|address| pushed && frame.fp != Some(0) && self.program.follows_call(*address));
+        let read = self.memory.word(slot).filter(|address| {
+            pushed && frame.fp != Some(0) && self.program.follows_call(*address) == Some(true)
+        });
         match read {
             Some(return_address) => {
                 self.frame.sp = Some(caller);
@@ -564,34 +507,8 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             link,
             joined: false,
             lr,
+            signalled: true,
         };
         Ok(())
     }
-}
-
-/// Where the kernel writes the registers of what a signal interrupted, in bytes
-/// from the stack pointer with which its handler returns.
-struct SavedRegisters {
-    ip: u64,
-    sp: u64,
-    fp: u64,
-    lr: Option<u64>,
-}
-
-impl SavedRegisters {
-    /// Behind the return address.
-    const X86_64: Self = Self {
-        ip: signal_frame::IP - 8,
-        sp: signal_frame::SP - 8,
-        fp: signal_frame::FP - 8,
-        lr: None,
-    };
-    /// `struct rt_sigframe`, arch/arm64/kernel/signal.c, and `struct sigcontext`,
-    /// arch/arm64/include/uapi/asm/sigcontext.h.
-    const AARCH64: Self = Self {
-        ip: 568,
-        sp: 560,
-        fp: 544,
-        lr: Some(552),
-    };
 }
