@@ -12,6 +12,10 @@ pub const MAX_KERNEL_FRAMES: usize = 127;
 /// looks sound; fewer where the frame is smaller. They hold the return address
 /// in a prologue or a leaf.
 pub const SLICE_WORDS_SOUND: usize = 64;
+/// Least words copied of the stack that a goroutine has left, as far as they are
+/// resident. Up to Go 1.20 a write barrier's assembly lies there that calls on
+/// without a frame, so that the frame pointers lead past its caller.
+pub const SLICE_WORDS_LEFT: usize = 48;
 /// Most words copied when the frame pointer is not in the stack above `sp`,
 /// where assembly uses the register for something else (in Go's standard
 /// library the AVX2 parts of `crypto/sha256` and others) or C was built without

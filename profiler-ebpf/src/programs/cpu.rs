@@ -19,7 +19,7 @@ use super::{
     goroutine, labels,
     registers::user_registers,
     scratch::Scratch,
-    stack::{self, read_word},
+    stack::{self, Depth, read_word},
 };
 
 /// Not zero where kernel stacks are wanted.
@@ -97,8 +97,9 @@ extern "C" fn take_thread_stack() -> u64 {
     let in_go = layout.text.len == 0 || layout.text.holds(registers.ip);
     let calls_back = layout.callback.holds(registers.ip);
     let signal_slot = stack::signal_slot(&layout, &registers, &walked, in_go);
-    let deep = goroutine.on_signal_stack || signal_slot != 0 || calls_back || !in_go;
-    segment.slice_words = stack::copy_slice(scratch, &registers, deep, || {
+    let all = goroutine.on_signal_stack || signal_slot != 0 || calls_back || !in_go;
+    let depth = if all { Depth::All } else { Depth::Frame };
+    segment.slice_words = stack::copy_slice(scratch, &registers, depth, || {
         if signal_slot != 0 {
             signal_slot.wrapping_add(signal_frame::END)
         } else if goroutine.on_signal_stack || calls_back {
@@ -117,8 +118,12 @@ extern "C" fn take_thread_stack() -> u64 {
             true => goroutine::system_stack_top(&layout, &goroutine),
             false => goroutine::own_stack_top(&goroutine),
         };
-        let deep = !layout.text.holds(interrupted.ip);
-        segment.far_words = stack::copy_interrupted(scratch, &interrupted, deep, top);
+        let depth = if layout.text.holds(interrupted.ip) {
+            Depth::Frame
+        } else {
+            Depth::All
+        };
+        segment.far_words = stack::copy_interrupted(scratch, &interrupted, depth, top);
     } else {
         segment.far_words = stack::copy_callback(scratch, &layout, &walked);
     }
@@ -153,7 +158,7 @@ extern "C" fn take_goroutine_stack() -> u64 {
         return 0;
     }
     let mut segment = stack::walk(scratch, &layout, &saved).segment;
-    segment.slice_words = stack::copy_slice(scratch, &saved, false, || {
+    segment.slice_words = stack::copy_slice(scratch, &saved, Depth::Frames, || {
         goroutine::own_stack_top(&goroutine)
     });
     scratch.sample.goroutine = segment;

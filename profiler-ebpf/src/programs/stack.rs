@@ -8,8 +8,8 @@ use profiler_ebpf::{
     walk::{Step, UserMemory, step},
     wire::{
         Code, FAR_HEAD_WORDS, FRAME_SOUND_BYTES, GoLayout, MAX_PAYLOAD_WORDS, MAX_USER_FRAMES,
-        NO_FRAME, RESERVED_WORDS, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_SOUND,
-        Segment, WalkEnd, signal_frame,
+        NO_FRAME, RESERVED_WORDS, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_LEFT,
+        SLICE_WORDS_SOUND, Segment, WalkEnd, signal_frame,
     },
 };
 
@@ -171,14 +171,25 @@ extern "C" fn walk_step(index: u64, walk: *mut Walk) -> i64 {
     }
 }
 
-/// Appends the words above the stack pointer and says how many: up to the frame
-/// where the frame pointer looks sound, up to `top()` (or many, where that is not
-/// near) where something else may be in its register or `deep` asks for them.
+/// How many words above the stack pointer are wanted.
+#[derive(Clone, Copy)]
+pub enum Depth {
+    /// Up to the frame, where the frame pointer looks sound.
+    Frame,
+    /// The same, and at least some frames.
+    Frames,
+    /// All there are.
+    All,
+}
+
+/// Appends the words above the stack pointer and says how many: where something
+/// else than a frame pointer may be in its register or `depth` asks for all, up
+/// to `top()` (or many, where that is not near).
 #[inline(always)]
 pub fn copy_slice(
     scratch: &mut Scratch,
     registers: &UserRegisters,
-    deep: bool,
+    depth: Depth,
     top: impl FnOnce() -> u64,
 ) -> u16 {
     // Up to Go 1.20 the callers of `duffzero` make its frame below the stack.
@@ -187,12 +198,19 @@ pub fn copy_slice(
         true => 0,
         false => registers.fp.wrapping_sub(registers.sp),
     };
-    if frame_bytes < FRAME_SOUND_BYTES && !deep {
+    if frame_bytes < FRAME_SOUND_BYTES && !matches!(depth, Depth::All) {
         // Up to the frame's own two words, and one for the write barriers of
         // up to Go 1.20, which call on without a frame.
         let words = (frame_bytes as usize / 8 + 3).min(SLICE_WORDS_SOUND);
+        let more = match depth {
+            Depth::Frames => words.max(SLICE_WORDS_LEFT),
+            _ => words,
+        };
         let before = scratch.used();
-        scratch.copy_user(registers.sp, words);
+        if !scratch.copy_user(registers.sp, more) && more != words {
+            // What lies above the stack need not be resident.
+            scratch.copy_user(registers.sp, words);
+        }
         return (scratch.used() - before) as u16;
     }
     copy_up_to(scratch, registers.sp, top())
@@ -251,11 +269,11 @@ pub fn interrupted(slot: u64) -> UserRegisters {
 pub fn copy_interrupted(
     scratch: &mut Scratch,
     registers: &UserRegisters,
-    deep: bool,
+    depth: Depth,
     top: u64,
 ) -> u16 {
     far(scratch, registers.sp, NO_FRAME, |scratch| {
-        copy_slice(scratch, registers, deep, || top)
+        copy_slice(scratch, registers, depth, || top)
     })
 }
 
