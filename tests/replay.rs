@@ -31,6 +31,8 @@ macro_rules! cases {
 
 cases! {
     busy_loop,
+    cgo_call,
+    cgo_callback,
     closures,
     collector,
     deep_recursion,
@@ -45,6 +47,7 @@ cases! {
     memmove,
     pie_stripped,
     sha256_asm,
+    signal_handler,
     stack_growth,
 }
 

@@ -13,7 +13,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
 /// Bytes of a description whose instructions are run; real ones have tens, the
 /// largest some thousands.
-const MAX_ENTRY_BYTES: usize = 64 << 10;
+const MAX_ENTRY_BYTES: usize = 8 << 10;
 /// Bytes of a table without an index that are read through.
 const MAX_UNINDEXED_BYTES: usize = 16 << 20;
 /// Descriptions taken of a table without an index.

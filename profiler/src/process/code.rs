@@ -3,9 +3,7 @@
 //! and remembers, as hot code is asked about over and over.
 
 use std::{
-    collections::HashMap,
     fs::File,
-    hash::{BuildHasherDefault, Hasher},
     os::unix::fs::FileExt,
     sync::{MutexGuard, OnceLock, PoisonError},
 };
@@ -75,31 +73,8 @@ pub enum GoFrameShape {
     },
 }
 
-/// Hashes an address by one multiplication: the remembered addresses are the
-/// program's own, and a program that makes them collide slows only its own
-/// unwinding, within [`MAX_REMEMBERED`].
-#[derive(Default)]
-pub(super) struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, address: u64) {
-        let mixed = (self.0 ^ address).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
-}
-
 /// What was asked about a process's code.
-pub(super) type Remembered = HashMap<u64, Site, BuildHasherDefault<AddressHasher>>;
+pub(super) type Remembered = foldhash::HashMap<u64, Site>;
 
 /// A process's code, to ask about.
 pub struct CodeOf<'a> {
@@ -309,24 +284,5 @@ mod tests {
         assert!(arm64(0xd63f_0140), "blr x10");
         assert!(!arm64(0x1400_0010), "b");
         assert!(!arm64(0xd61f_0140), "br x10");
-    }
-
-    #[test]
-    fn addresses_spread() {
-        let bucket = |address: u64| {
-            let mut hasher = AddressHasher::default();
-            hasher.write_u64(address);
-            hasher.finish()
-        };
-        // Of addresses 16 bytes apart both the low bits, which choose a place,
-        // and the high ones, which are compared first, differ.
-        let low: std::collections::HashSet<u64> = (0..1024)
-            .map(|i| bucket(0x40_0000 + i * 16) & 0xfff)
-            .collect();
-        let high: std::collections::HashSet<u64> = (0..1024)
-            .map(|i| bucket(0x40_0000 + i * 16) >> 57)
-            .collect();
-        assert!(low.len() > 600, "{}", low.len());
-        assert!(high.len() > 100, "{}", high.len());
     }
 }
