@@ -1,12 +1,16 @@
 // Command stack_depth keeps every CPU busy at the bottom of a stack of exactly
 // `-frames` frames, goexit included. With `-clobber` the innermost is assembly
-// that uses the frame pointer's register as a counter.
+// that uses the frame pointer's register as a counter; with `-labels` the
+// goroutines have so many pprof labels.
 package main
 
 import (
+	"context"
 	"flag"
 	"os"
 	"runtime"
+	"runtime/pprof"
+	"strconv"
 
 	"example.com/fixtures/internal/workload"
 )
@@ -52,12 +56,25 @@ func spin(calls int, done chan<- uint64) {
 	done <- x
 }
 
+// label gives the present goroutine labels, and those that it starts.
+func label(count int) {
+	var pairs []string
+	for i := 0; i < count; i++ {
+		pairs = append(pairs, "label"+strconv.Itoa(i), "value "+strconv.Itoa(i))
+	}
+	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels(pairs...)))
+}
+
 func main() {
+	labels := flag.Int("labels", 0, "how many pprof labels the goroutines have")
 	frames := flag.Int("frames", 10, "how deep the stack is, at least 4")
 	flag.Parse()
 	if *frames <= fixed {
 		os.Stderr.WriteString("stack_depth: -frames must be at least 4\n")
 		os.Exit(1)
+	}
+	if *labels > 0 {
+		label(*labels)
 	}
 	workload.Start()
 	done := make(chan uint64)

@@ -19,8 +19,14 @@ use super::stats::{Shuffle, Summary};
 const PROBE_RATE_HZ: u32 = 999;
 
 /// The stacks to measure: their id, what they are, frames, extra arguments.
-const STACKS: [(&str, &str, &str, &[&str]); 4] = [
+const STACKS: [(&str, &str, &str, &[&str]); 5] = [
     ("probe.10", "10 frames", "10", &[]),
+    (
+        "probe.10_labels",
+        "10 frames, and 4 pprof labels",
+        "10",
+        &["-labels", "4"],
+    ),
     ("probe.60", "60 frames", "60", &[]),
     (
         "probe.10_clobbered",
@@ -82,7 +88,8 @@ pub fn measure(bench: &Bench) -> Result<Section> {
         method: format!(
             "bpf_stats of cpu_sample at {PROBE_RATE_HZ} Hz, target busy on every CPU for \
              {interval:?}, then frozen while another program is busy, which gives the cost of a \
-             miss; hit = (all ns - misses x miss ns) / samples. {rounds} rounds."
+             miss; hit = (all ns - misses x miss ns) / samples. The goroutine's id is always \
+             taken. {rounds} rounds."
         ),
         figures,
     })
