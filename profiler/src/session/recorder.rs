@@ -14,7 +14,8 @@ use crate::{
     decode::{Event, Sample, decode},
     probe::Targets,
     process::{
-        Considered, Depth, NoLayout, ProcessTable, Selection, all_pids, code_bytes, is_alive,
+        Considered, Depth, NoLayout, ProcessIndex, ProcessTable, Selection, all_pids, code_bytes,
+        is_alive,
     },
     unwind::unwind,
 };
@@ -45,6 +46,8 @@ pub(super) struct Recorder {
     exiting: HashSet<u32>,
     /// Processes whose goroutines cannot be found yet, or have not been seen.
     to_prove: HashMap<u32, ToProve>,
+    /// Processes that were sampled by a layout that they do not have.
+    disproven: HashSet<ProcessIndex>,
     /// Processes that may have loaded Go code since they were looked at.
     looks: Looks,
     frames: Vec<u64>,
@@ -66,6 +69,7 @@ impl Recorder {
             rejected: HashSet::new(),
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
+            disproven: HashSet::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -138,6 +142,7 @@ impl Recorder {
             self.tally.off.insert(text);
             if before.is_some_and(|before| before.is_trusted) {
                 self.tally.disproven += self.window.drop_process(index);
+                self.disproven.insert(index);
             }
         }
         if self.targets.insert(pid, layout).is_err() {
@@ -195,6 +200,13 @@ impl Recorder {
             }
             return;
         };
+        // Taken before the kernel side was told, and delivered after.
+        let at_its_word =
+            head.goid != 0 || sample.goroutine.is_some() || sample.labels().next().is_some();
+        if at_its_word && self.disproven.contains(&index) {
+            self.tally.disproven += 1;
+            return;
+        }
         self.table.note_cgroup(index, head.cgroup_id);
         let mut unwound = unwind(sample, self.table.get(index), &mut self.frames);
         if unwound.unmapped && self.table.refresh(index) {
