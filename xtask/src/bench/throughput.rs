@@ -52,7 +52,7 @@ struct Measured {
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let runs = if bench.quick { 2 } else { 20 };
+    let runs = if bench.quick { 2 } else { 15 };
     let program = bench.build_go("throughput")?;
     let mut pair = Pair::start(&program)?;
     let mut measured: [Measured; 4] = Default::default();
