@@ -43,6 +43,17 @@ impl Summary {
     }
 }
 
+/// The mean of what is left when the given share was taken away at either end:
+/// it sees what is in few of the values as well as in all, which the median does
+/// not, and no single one outweighs the rest. NaN of none.
+pub fn trimmed_mean(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let cut = (values.len() as f64 * share) as usize;
+    let kept = values.get(cut..values.len() - cut).unwrap_or_default();
+    kept.iter().sum::<f64>() / kept.len() as f64
+}
+
 /// Draws the order of each round anew, so that nothing is always measured first
 /// or after the same neighbour. The same orders in each run of the benchmark.
 #[derive(Debug)]
@@ -84,6 +95,14 @@ mod tests {
         assert_eq!(odd.runs, [3.0, 1.0, 2.0]);
         assert_eq!(Summary::of([4.0, 1.0, 2.0, 3.0]).median, 2.5);
         assert!(Summary::of([]).median.is_nan());
+    }
+
+    #[test]
+    fn the_trimmed_mean_leaves_the_ends_out() {
+        let values = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 1e9];
+        assert_eq!(trimmed_mean(values, 0.1), 5.5);
+        assert_eq!(trimmed_mean([2.0, 4.0], 0.1), 3.0);
+        assert!(trimmed_mean([], 0.1).is_nan());
     }
 
     #[test]

@@ -9,15 +9,19 @@ use anyhow::{Context, Result, bail};
 
 use super::process::{self, Cost, Profiler, Target};
 use super::report::{Figure, Section};
-use super::stats::{Shuffle, Summary};
+use super::stats::{Shuffle, Summary, trimmed_mean};
 use super::{Bench, RATE_HZ};
 
 /// How long a turn is: long for a cycle of the garbage collector, short for
 /// what drifts on a machine shared with others.
 const TURN: Duration = Duration::from_millis(50);
 
-/// Pairs of turns whose median makes one of the runs reported.
-const PAIRS_A_RUN: usize = 30;
+/// The runs reported for each configuration.
+const RUNS: usize = 15;
+
+/// What of the turns of a run is left out at either end: what the machine's
+/// other guests did to them.
+const TRIMMED: f64 = 0.1;
 
 /// What runs beside the profiled process, or within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,20 @@ enum Beside {
     Goprof,
     Perf,
     OwnProfile,
+}
+
+impl Beside {
+    /// Pairs of turns whose trimmed mean makes one run. What goprof costs is a
+    /// few thousandths: it takes four times the turns to see it, and as many of
+    /// nothing to know what was seen. Its recordings are of one minute then, as
+    /// in the measurement of CPU time.
+    fn pairs_a_run(self, quick: bool) -> usize {
+        match self {
+            _ if quick => 4,
+            Beside::Nothing | Beside::Goprof => 80,
+            Beside::Perf | Beside::OwnProfile => 20,
+        }
+    }
 }
 
 const CONFIGURATIONS: [Beside; 4] = [
@@ -48,18 +66,18 @@ struct Measured {
     /// How long profiled turns were altogether.
     profiled_s: f64,
     samples: u64,
+    pairs_a_run: usize,
 }
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let runs = if bench.quick { 2 } else { 15 };
     let program = bench.build_go("throughput")?;
     let mut pair = Pair::start(&program)?;
     let mut measured: [Measured; 4] = Default::default();
     for index in Shuffle::default().order(CONFIGURATIONS.len()) {
         let beside = CONFIGURATIONS[index];
         bench.progress(&format!("throughput: {beside:?}"));
-        measured[index] = configuration(bench, &mut pair, beside, runs * PAIRS_A_RUN)?;
+        measured[index] = configuration(bench, &mut pair, beside)?;
     }
     Ok(section(&measured, bench.cpus))
 }
@@ -125,8 +143,12 @@ impl Turn {
 
 /// Measures with each of the two profiled in its turn: one of them is always a
 /// little faster, by where its memory happens to lie.
-fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside, pairs: usize) -> Result<Measured> {
-    let mut measured = Measured::default();
+fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside) -> Result<Measured> {
+    let pairs_a_run = beside.pairs_a_run(bench.quick);
+    let mut measured = Measured {
+        pairs_a_run,
+        ..Measured::default()
+    };
     let mut ratios: [Vec<[f64; 2]>; 2] = Default::default();
     for profiled in [0, 1] {
         let mut command = profiler(bench, beside, pair.0[profiled].pid());
@@ -137,7 +159,7 @@ fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside, pairs: usize) -
         if beside == Beside::OwnProfile {
             pair.ask(profiled, "profile on")?;
         }
-        for number in 0..pairs {
+        for number in 0..RUNS * pairs_a_run {
             let first = number % 2;
             let one = pair.turn(first)?;
             let other = pair.turn(1 - first)?;
@@ -160,21 +182,21 @@ fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside, pairs: usize) -
             measured.samples += samples(&cost)?;
         }
     }
-    measured.by_cpu_time = runs(&ratios, 0);
-    measured.by_clock = runs(&ratios, 1);
+    measured.by_cpu_time = runs(&ratios, pairs_a_run, 0);
+    measured.by_clock = runs(&ratios, pairs_a_run, 1);
     Ok(measured)
 }
 
 /// The ratios of both processes, run by run: the difference between the two
 /// themselves is in one's as much as it is out of the other's.
-fn runs(ratios: &[Vec<[f64; 2]>; 2], kind: usize) -> Vec<f64> {
-    let medians = |which: usize| {
+fn runs(ratios: &[Vec<[f64; 2]>; 2], pairs_a_run: usize, kind: usize) -> Vec<f64> {
+    let means = |which: usize| {
         ratios[which]
-            .chunks(PAIRS_A_RUN)
-            .map(|run| Summary::of(run.iter().map(|ratio| ratio[kind])).median)
+            .chunks(pairs_a_run)
+            .map(move |run| trimmed_mean(run.iter().map(|ratio| ratio[kind]), TRIMMED))
     };
-    medians(0)
-        .zip(medians(1))
+    means(0)
+        .zip(means(1))
         .map(|(one, other)| (one * other).sqrt())
         .collect()
 }
@@ -231,13 +253,15 @@ fn section(measured: &[Measured; 4], cpus: usize) -> Section {
         title: "Throughput of a busy program, over that without a profiler",
         method: format!(
             "Two processes in turns of {} ms, one of them profiled, each for half of the time; \
-             {} runs of {PAIRS_A_RUN} pairs of turns for each. Work done per CPU second of the \
+             {RUNS} runs of {} pairs of turns for each of the two (perf and the program's own \
+             profile {}), of which the mean without the tenth at either end counts. Work done per CPU second of the \
              process, in which its interruptions are, less the share of the CPUs that the \
              profiler itself took from its start to its end ({:.0} s of profiled turns). Samples a \
              second: goprof {:.0}, perf {:.0}; the program's own profile is taken at 100 Hz, as \
              Go fixes it.",
             TURN.as_millis(),
-            nothing.by_clock.len(),
+            goprof.pairs_a_run,
+            perf.pairs_a_run,
             goprof.profiled_s,
             goprof.samples_per_s(),
             perf.samples_per_s(),
@@ -284,11 +308,8 @@ mod tests {
 
     #[test]
     fn a_process_that_is_faster_by_itself_does_not_count() {
-        let ratios = [
-            vec![[1.1, 2.2]; PAIRS_A_RUN],
-            vec![[0.9 / 1.1, 1.0]; PAIRS_A_RUN],
-        ];
-        let [ratio] = runs(&ratios, 0)[..] else {
+        let ratios = [vec![[1.1, 2.2]; 20], vec![[0.9 / 1.1, 1.0]; 20]];
+        let [ratio] = runs(&ratios, 20, 0)[..] else {
             panic!("one run");
         };
         assert!((ratio - 0.9_f64.sqrt()).abs() < 1e-9, "{ratio}");
