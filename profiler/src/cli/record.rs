@@ -106,8 +106,8 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     progress.clear();
 
     // From here on a second signal ends goprof at once. What may take long runs
-    // on another thread, which is left behind then; the sink is dropped here,
-    // and with it the file it began.
+    // on another thread, which is left behind then; a file is written on this
+    // one, so that none is left half-written.
     let write = async {
         let recording = aside(move || session.finish(stopped)).await?;
         publish(&plan, &target, recording, sink, &output).await
@@ -149,7 +149,7 @@ async fn publish(
     })
     .await?;
     let size = bytes.len();
-    if sink.leaves_trace() {
+    if sink.is_file() {
         sink.finish(&bytes)?;
     } else {
         // A pipe's reader may never come.

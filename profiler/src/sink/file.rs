@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use tempfile::NamedTempFile;
 
-/// A place for one profile, checked and held. Dropped without
-/// [`FileSink::finish`], it leaves no trace.
+/// A place for one profile, checked. Until [`FileSink::finish`] nothing lies
+/// there, however goprof ends.
 #[derive(Debug)]
 pub struct FileSink {
     path: PathBuf,
@@ -21,10 +21,11 @@ pub struct FileSink {
 #[derive(Debug)]
 enum Target {
     Stdout,
-    /// A file beside `place`, renamed to it at the end.
-    Rename {
-        temporary: NamedTempFile,
+    /// A file, written beside `place` at the end and renamed to it. `known` is
+    /// what was there before.
+    File {
         place: PathBuf,
+        known: Option<fs::Metadata>,
     },
     /// A device: opened already.
     Open(File),
@@ -33,7 +34,7 @@ enum Target {
 }
 
 impl FileSink {
-    /// Checks that `path` can be written, and holds the place. `-` and
+    /// Checks that `path` can be written. `-` and
     /// `/dev/stdout` are stdout. A file is only replaced in
     /// [`FileSink::finish`], and keeps its owner and mode; devices and pipes
     /// are written as they are.
@@ -62,10 +63,9 @@ impl FileSink {
         matches!(self.target, Target::Stdout)
     }
 
-    /// Whether there is a file begun, which only dropping or finishing the sink
-    /// removes.
-    pub fn leaves_trace(&self) -> bool {
-        matches!(self.target, Target::Rename { .. })
+    /// Whether the profile goes to a file, which takes no reader to be written.
+    pub fn is_file(&self) -> bool {
+        matches!(self.target, Target::File { .. })
     }
 
     /// Writes the profile. A file is complete, and on disk, before it gets its
@@ -84,7 +84,7 @@ impl FileSink {
                     .and_then(|()| stdout.flush())
                     .context("write the profile to stdout");
             }
-            Target::Rename { temporary, place } => replace(temporary, &place, bytes),
+            Target::File { place, known } => replace(&place, known.as_ref(), bytes),
             Target::Open(mut file) => file.write_all(bytes),
             Target::Pipe => OpenOptions::new()
                 .write(true)
@@ -122,9 +122,11 @@ fn target(path: &Path) -> Result<Target> {
             // A file that its owner made read-only is not replaced either.
             open(path)?;
             let place = fs::canonicalize(path).map_err(|e| cannot_write(path, &e))?;
-            let mut temporary = temporary_beside(path, &place)?;
-            keep_owner_and_mode(temporary.as_file_mut(), &known);
-            Ok(Target::Rename { temporary, place })
+            try_beside(path, &place)?;
+            Ok(Target::File {
+                place,
+                known: Some(known),
+            })
         }
         Ok(_) => bail!(
             "{} is neither a file nor a pipe: choose another output with -o",
@@ -140,9 +142,10 @@ fn target(path: &Path) -> Result<Target> {
                     path.display()
                 );
             }
-            Ok(Target::Rename {
-                temporary: temporary_beside(path, path)?,
+            try_beside(path, path)?;
+            Ok(Target::File {
                 place: path.to_owned(),
+                known: None,
             })
         }
         Err(e) => Err(cannot_write(path, &e)),
@@ -156,26 +159,34 @@ fn open(path: &Path) -> Result<File> {
         .map_err(|e| cannot_write(path, &e))
 }
 
-/// An empty file in the folder of `place`, which is where `path` leads.
-fn temporary_beside(path: &Path, place: &Path) -> Result<NamedTempFile> {
-    let folder = match place.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+/// Finds out whether a file can be made in the folder of `place`, which is where
+/// `path` leads: makes one and removes it.
+fn try_beside(path: &Path, place: &Path) -> Result<()> {
+    match temporary_beside(place) {
+        Ok(_removed) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => bail!(
+            "cannot write {}: there is no folder {}: create it, or choose another output with -o",
+            path.display(),
+            folder_of(place).display()
+        ),
+        Err(e) => Err(cannot_write(path, &io::Error::from(e.kind()))),
+    }
+}
+
+fn temporary_beside(place: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".goprof-")
         .suffix(".tmp")
         // What is left of it after the umask, as for any new file.
         .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => anyhow!(
-                "cannot write {}: there is no folder {}: create it, or choose another output with -o",
-                path.display(),
-                folder.display()
-            ),
-            _ => cannot_write(path, &io::Error::from(e.kind())),
-        })
+        .tempfile_in(folder_of(place))
+}
+
+fn folder_of(place: &Path) -> &Path {
+    match place.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> anyhow::Error {
@@ -193,7 +204,11 @@ fn keep_owner_and_mode(file: &mut File, known: &fs::Metadata) {
     let _ = file.set_permissions(Permissions::from_mode(known.mode() & 0o777));
 }
 
-fn replace(mut temporary: NamedTempFile, place: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(place: &Path, known: Option<&fs::Metadata>, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = temporary_beside(place)?;
+    if let Some(known) = known {
+        keep_owner_and_mode(temporary.as_file_mut(), known);
+    }
     temporary.write_all(bytes)?;
     // Without this a crash soon after may leave the name with an empty file.
     temporary.as_file().sync_all()?;
@@ -229,7 +244,7 @@ mod tests {
         let dir = folder();
         let path = dir.path().join("cpu.pb.gz");
         let sink = FileSink::prepare(&path).unwrap();
-        assert!(!path.exists(), "nothing has the name before it is whole");
+        assert!(names(dir.path()).is_empty(), "nothing lies there before");
         assert_eq!(sink.path(), path);
         sink.finish(b"profile").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"profile");
