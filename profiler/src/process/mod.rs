@@ -22,6 +22,9 @@ pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};
 
+/// What `/proc/PID/maps` calls the code that the kernel maps into each process.
+/// There is no file behind it, but it is built like one.
+pub const VDSO: &str = "[vdso]";
 /// How long to wait before a process's mappings are read again because an
 /// address lay in none of them.
 const REREAD_AFTER: Duration = Duration::from_millis(200);
@@ -83,7 +86,7 @@ pub struct Mapped {
     pub path: String,
     /// Whether there is a file.
     pub has_file: bool,
-    /// The file, where it could be opened.
+    /// The file, where it could be opened; of the vdso a copy.
     pub object: Option<Arc<Object>>,
     /// What to subtract from an address to get the file's own (link-time)
     /// address; for Go objects only.
@@ -123,7 +126,8 @@ impl Process {
     }
 
     /// A process whose `/proc/PID/maps` reads `text`; `open` opens the file of
-    /// a mapping that `objects` does not know yet.
+    /// a mapping that `objects` does not know yet, and what stands for one
+    /// behind the mapping [`VDSO`].
     pub fn from_maps(
         identity: Identity,
         text: &[u8],
@@ -204,12 +208,9 @@ fn mappings(
     open: impl Fn(&MapsLine) -> Option<File>,
 ) -> Vec<Mapped> {
     let mapped = maps::parse(text).into_iter().map(|line| {
-        let object = (line.inode != 0)
+        let object = (line.inode != 0 || line.path == VDSO)
             .then(|| objects.of_mapping(&line, &open))
             .flatten();
-        if line.path == code::VDSO {
-            code::load_vdso();
-        }
         let bias = object
             .as_ref()
             .and_then(|object| object.go()?.file_offset_to_vaddr(line.offset))
