@@ -8,6 +8,7 @@ mod bytes;
 mod dwarf;
 mod elf;
 mod inline;
+mod label_type;
 mod labels;
 mod moduledata;
 mod offsets;
@@ -134,6 +135,11 @@ impl GoBinary {
         &self.build_info
     }
 
+    /// Whether it is a plugin: it runs on its host's runtime, not its own.
+    pub fn is_plugin(&self) -> bool {
+        self.build_info.setting("-buildmode") == Some("plugin")
+    }
+
     /// The processor it is for.
     pub fn machine(&self) -> Machine {
         self.elf.machine
@@ -245,6 +251,13 @@ impl GoBinary {
     /// some milliseconds to a second, only where the version says too little.
     pub fn runtime_offsets(&self) -> RuntimeOffsets {
         RuntimeOffsets::of(&self.version, &self.elf, self.image.bytes())
+    }
+
+    /// In which form the program keeps pprof labels, by the type it has for
+    /// them. None where it has none: then no code in it sets labels. Reads all
+    /// type descriptors: not for hot paths.
+    pub fn label_format(&self) -> Option<LabelFormat> {
+        label_type::find(self.image.bytes(), self.module.types.clone())
     }
 
     /// Where a thread keeps its current goroutine. Reads function names until it

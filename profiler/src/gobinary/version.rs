@@ -166,6 +166,8 @@ pub(super) struct Layout {
     pub inlined: InlinedCall,
     /// Byte offset of `gofunc` in moduledata.
     pub gofunc: u64,
+    /// Byte offsets of `types` and `etypes` in moduledata.
+    pub types: (u64, u64),
     /// Byte offset of `textsectmap` in moduledata.
     pub textsectmap: u64,
     /// What each function id means.
@@ -209,6 +211,7 @@ static LAYOUTS: [Layout; 6] = [
     // came in before gofunc.
     Layout {
         first_minor: 27,
+        types: (296, 312),
         gofunc: 344,
         textsectmap: 360,
         ..layout_120(27, &FUNC_IDS_125)
@@ -227,6 +230,7 @@ static LAYOUTS: [Layout; 6] = [
         func_start_line: None,
         func_id: 36,
         inlined: INLINED_119,
+        types: (280, 288),
         gofunc: 304,
         textsectmap: 312,
         func_ids: &FUNC_IDS_119,
@@ -240,6 +244,7 @@ const fn layout_120(first_minor: u16, func_ids: &'static [FuncKind]) -> Layout {
         func_start_line: Some(36),
         func_id: 40,
         inlined: INLINED_120,
+        types: (296, 304),
         gofunc: 320,
         textsectmap: 328,
         func_ids,

@@ -20,7 +20,7 @@ use super::{
     maps::{self, MapsLine},
 };
 use crate::{
-    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, RuntimeOffsets},
+    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, LabelFormat, RuntimeOffsets},
     image::{self, Image},
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Runtime {
     pub g: GLocation,
     /// Where all goroutines are listed.
     pub all: Option<AllGoroutines>,
+    /// The form of pprof labels, by the program's own type for them.
+    pub labels: Option<LabelFormat>,
 }
 
 /// What kind of code a file holds.
@@ -91,6 +93,7 @@ impl Object {
                 offsets: binary.runtime_offsets(),
                 g: binary.g_location(),
                 all: binary.all_goroutines(),
+                labels: binary.label_format(),
             })
         };
         self.runtime.get_or_init(find).as_ref()
