@@ -7,6 +7,7 @@ mod goroutines;
 mod maps;
 mod object;
 mod proof;
+mod runtimes;
 mod select;
 
 use std::{
@@ -69,6 +70,8 @@ pub struct Process {
     /// The id of its cgroup, from its first sample; 0 before.
     pub cgroup_id: u64,
     mappings: Vec<Mapped>,
+    /// See [`Process::go_object`].
+    go: Option<Arc<Object>>,
     read_at: Instant,
     code: Mutex<code::Remembered>,
 }
@@ -134,34 +137,17 @@ impl Process {
         objects: &mut Objects,
         open: impl Fn(&MapsLine) -> Option<File>,
     ) -> Self {
+        let mappings = mappings(text, objects, open);
         Self {
             pid: identity.pid,
             comm: identity.comm,
-            exe: identity.exe,
             cgroup_id: 0,
-            mappings: mappings(text, objects, open),
+            go: runtimes::choose(&mappings, &identity.exe),
+            exe: identity.exe,
+            mappings,
             read_at: Instant::now(),
             code: Mutex::default(),
         }
-    }
-
-    /// The executable's object; `None` where it is not mapped or unreadable.
-    pub fn main_object(&self) -> Option<&Arc<Object>> {
-        self.mappings
-            .iter()
-            .filter(|mapped| mapped.path == self.exe)
-            .find_map(|mapped| mapped.object.as_ref())
-    }
-
-    /// The first Go object mapped: of a Go program the program itself.
-    pub fn go_object(&self) -> Option<&Arc<Object>> {
-        let go = |object: &&Arc<Object>| object.go().is_some();
-        self.main_object().filter(go).or_else(|| {
-            self.mappings
-                .iter()
-                .filter_map(|mapped| mapped.object.as_ref())
-                .find(go)
-        })
     }
 
     /// The mapping that holds `address`.
@@ -193,6 +179,9 @@ impl Process {
             }
         }
         self.mappings.sort_by_key(|mapped| mapped.start);
+        if self.go.is_none() {
+            self.go = runtimes::choose(&self.mappings, &self.exe);
+        }
         true
     }
 }

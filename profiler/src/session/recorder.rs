@@ -67,6 +67,8 @@ pub(super) struct Recorder<T> {
     to_prove: HashMap<u32, ToProve>,
     /// Processes that were sampled by a layout that they do not have.
     disproven: HashSet<ProcessIndex>,
+    /// Processes with more than one Go runtime.
+    several_runtimes: HashSet<ProcessIndex>,
     /// Processes that may have loaded Go code since they were looked at.
     looks: Looks,
     frames: Vec<u64>,
@@ -89,6 +91,7 @@ impl<T: Sampled> Recorder<T> {
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
             disproven: HashSet::new(),
+            several_runtimes: HashSet::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -139,6 +142,7 @@ impl<T: Sampled> Recorder<T> {
         let Some(index) = self.table.current(pid) else {
             return;
         };
+        self.note_runtimes(index);
         let since = before.map_or_else(Instant::now, |before| before.since);
         let process = self.table.get(index);
         // What to sample with, whether to ask again, and what is off.
@@ -167,6 +171,21 @@ impl<T: Sampled> Recorder<T> {
         if self.targets.insert(pid, layout).is_err() {
             self.tally.not_added += 1;
             self.table.forget(pid);
+        }
+    }
+
+    /// Says of a process with several Go runtimes whose goroutines are known.
+    fn note_runtimes(&mut self, index: ProcessIndex) {
+        let process = self.table.get(index);
+        let Some(own) = process.go_object() else {
+            return;
+        };
+        for other in process.other_runtimes() {
+            self.several_runtimes.insert(index);
+            self.tally.off.insert(format!(
+                "{}: goroutine ids and labels of {} alone: {} has a Go runtime of its own",
+                process.exe, own.path, other.path
+            ));
         }
     }
 
@@ -227,6 +246,7 @@ impl<T: Sampled> Recorder<T> {
         self.table.note_cgroup(index, head.cgroup_id);
         let mut unwound = unwind(sample, self.table.get(index), &mut self.frames);
         if unwound.unmapped && self.table.refresh(index) {
+            self.note_runtimes(index);
             unwound = unwind(sample, self.table.get(index), &mut self.frames);
         }
         *self.tally.ends.entry(unwound.end).or_default() += 1;
@@ -234,11 +254,19 @@ impl<T: Sampled> Recorder<T> {
         self.stack.clear();
         self.stack.extend_from_slice(sample.kernel);
         self.stack.extend_from_slice(&self.frames);
+        // A thread of C that has called into several stays known to each: what
+        // the kernel side found is of the one, wherever the thread is.
+        let of_other = self.several_runtimes.contains(&index)
+            && self.table.get(index).is_of_other_runtime(&self.frames);
+        let known = !of_other && self.goroutines && head.goid != 0;
         let owner = Owner {
             process: index,
             thread: self.threads.then_some((head.header.tid, head.comm)),
-            goid: (self.goroutines && head.goid != 0).then_some(head.goid),
-            labels: self.labels(sample),
+            goid: known.then_some(head.goid),
+            labels: match of_other {
+                true => Labels::new(),
+                false => self.labels(sample),
+            },
         };
         self.window.add(owner, &self.stack, head.kernel_frames);
     }
