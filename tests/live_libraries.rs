@@ -1,7 +1,11 @@
 //! Go code that is not the program: plugins of Go programs, and Go libraries
 //! that C programs link with or load, before or while goprof looks.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
