@@ -7,6 +7,7 @@ mod buildinfo;
 mod bytes;
 mod dwarf;
 mod elf;
+mod func_kind;
 mod inline;
 mod label_type;
 mod labels;
@@ -26,6 +27,7 @@ use thiserror::Error;
 pub use allgs::AllGoroutines;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
+pub use func_kind::FuncKind;
 pub use inline::GoFrame;
 pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
 pub use offsets::RuntimeOffsets;
@@ -33,7 +35,7 @@ pub use structs::{
     GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
-pub use version::{FuncKind, GoVersion};
+pub use version::GoVersion;
 
 use crate::image::Image;
 use crate::symbolize::Reason;
