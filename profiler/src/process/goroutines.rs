@@ -106,11 +106,10 @@ impl Process {
     fn label_format(&self) -> Option<LabelFormat> {
         let own = self.go_object().and_then(|object| object.runtime());
         own.and_then(|runtime| runtime.labels).or_else(|| {
-            let mapped = self.mappings.iter();
-            mapped
-                .filter_map(|mapped| mapped.object.as_ref()?.go())
-                .filter(|binary| binary.is_plugin())
-                .find_map(GoBinary::label_format)
+            let objects = self.mappings.iter().filter_map(|m| m.object.as_ref());
+            objects
+                .filter(|object| object.go().is_some_and(GoBinary::is_plugin))
+                .find_map(|object| object.runtime()?.labels)
         })
     }
 
