@@ -1,7 +1,11 @@
 //! Go code that is not the program: plugins of Go programs, and Go libraries
 //! that C programs link with or load, before or while goprof looks.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -286,4 +290,66 @@ fn a_c_program_as_the_command_is_found() {
     assert_eq!(outcome.code(), 128 + libc::SIGTERM, "{}", outcome.stderr);
     let profile = Profile::read(&file);
     check_library(&Recording::new(outcome, profile, file, dir), child as u32);
+}
+
+/// The library of another version, so that nothing of it is shared.
+const OTHER: &str = "1.23.9";
+
+/// Of the stacks in one library's code: their share, and that of those among
+/// them with a goroutine's id.
+fn shares_in(profile: &Profile, library: &str, function: &str) -> (f64, f64) {
+    let has = |stack: &Stack| {
+        let mut frames = stack.frames.iter();
+        frames.any(|f| f.function == function && f.mapping == library)
+    };
+    let all = profile.share(has);
+    let known = profile.share(|stack| has(stack) && label(stack, "goid").is_some());
+    (all, known / all)
+}
+
+/// Both libraries' stacks have names; the ids are those of one runtime's
+/// goroutines, and a line says which.
+#[track_caller]
+fn check_two_runtimes(recording: &Recording, libraries: [&str; 2]) {
+    let lines = recording.outcome.stderr.lines();
+    let said_so: Vec<&str> = lines
+        .filter(|line| line.contains("goroutine ids and labels"))
+        .collect();
+    let expected = |own: &str, other: &str| {
+        format!("goroutine ids and labels of {own} alone: {other} has a Go runtime of its own")
+    };
+    let [a, b] = libraries;
+    let (own, other) = match said_so[..] {
+        [line] if line.ends_with(&expected(a, b)) => (a, b),
+        [line] if line.ends_with(&expected(b, a)) => (b, a),
+        _ => panic!("{}", said(recording)),
+    };
+    for function in ["main.GoWork", "main.inBackground"] {
+        let (all, known) = shares_in(&recording.profile, own, function);
+        assert!(all > 0.1 && known > 0.95, "{own} {function}: {all} {known}");
+        let (all, known) = shares_in(&recording.profile, other, function);
+        assert!(
+            all > 0.1 && known == 0.0,
+            "{other} {function}: {all} {known}"
+        );
+    }
+}
+
+#[test]
+fn of_two_runtimes_one_has_ids_and_a_line_says_which() {
+    let (host, first) = build_host(NEWEST, Linked::Loaded, "two_go_in_c");
+    let (_, second) = build_host(OTHER, Linked::Loaded, "two_go_in_c");
+    let libraries = [first, second].map(|library| library.expect("a library to load"));
+    let paths = [0, 1].map(|index: usize| libraries[index].to_str().expect("UTF-8"));
+    let _turn = quiet::measuring();
+    // Both are there when goprof begins, or the second comes while it runs.
+    for delay_ms in [0, 1500] {
+        let mut command = Command::new(&host);
+        command.arg(delay_ms.to_string()).args(paths);
+        let target = Target::start_command(&mut command);
+        std::thread::sleep(Duration::from_millis(delay_ms + 300));
+        let args = ["-p", &target.pid_arg(), "-d", "6", "-r", "499"];
+        println!("the second {delay_ms} ms after the first");
+        check_two_runtimes(&goprof::record(&args), paths);
+    }
 }

@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ::goprof::process::{Objects, Process};
+use ::goprof::process::{NoLayout, Objects, Process};
 use goprof_tests::go::{self, VERSIONS, Variant};
 use goprof_tests::goprof::{self, Recording};
+use goprof_tests::pprof::Stack;
 use goprof_tests::quiet;
 use goprof_tests::target::Target;
 
@@ -83,6 +84,61 @@ fn a_version_that_lies_gives_plain_stacks_and_one_line() {
         for stack in &recording.profile.stacks {
             assert!(!stack.labels.contains_key("path"), "{:?}", stack.labels);
         }
+    }
+}
+
+#[test]
+fn labels_of_another_form_than_the_versions_are_not_read() {
+    // Between these two nothing changed but the form of labels.
+    for (version, variant, other) in [
+        ("1.24.11", Variant::Plain, "go1.23.11"),
+        ("1.24.11", Variant::StrippedPie, "go1.23.11"),
+        ("1.23.9", Variant::Plain, "go1.24.9"),
+        ("1.23.9", Variant::StrippedPie, "go1.24.9"),
+    ] {
+        let disguised = disguise("labels", version, variant, other);
+        let recording = record(&disguised.file);
+        let (with_id, burning) = shares(&recording);
+        assert!(with_id == 0.0 && burning > 0.9, "{other}");
+        let off = off_lines(&recording);
+        assert_eq!(off.len(), 1, "{}", recording.outcome.stderr);
+        assert!(
+            off[0].contains("its labels have another form"),
+            "{}",
+            off[0]
+        );
+        let labelled = |stack: &Stack| stack.labels.keys().any(|key| key != "pid");
+        assert_eq!(recording.profile.share(labelled), 0.0, "{other}");
+    }
+}
+
+/// The type by which the form of labels is known may be missing: another name
+/// is as good as none.
+#[test]
+fn labels_of_another_form_show_in_memory_too() {
+    for (version, other) in [("1.24.11", "go1.23.11"), ("1.23.9", "go1.24.9")] {
+        let disguised = disguise("labels", version, Variant::Stripped, other);
+        let mut bytes = std::fs::read(&disguised.file).expect("the program");
+        let name = b"*pprof.labelMap";
+        let at = bytes.windows(name.len()).position(|w| w == name);
+        bytes[at.expect("the type's name") + 1] = b'q';
+        std::fs::write(&disguised.file, bytes).expect("write the program");
+
+        let _turn = quiet::measuring();
+        let target = Target::start(&disguised.file, &[]);
+        let mut objects = Objects::default();
+        let process = Process::read(target.pid(), &mut objects).expect("a process");
+        let own = process.go_object().and_then(|object| object.go());
+        assert_eq!(own.expect("Go").label_format(), None);
+        let mut told = 0;
+        for _ in 0..100 {
+            if let Err(NoLayout::Unknown(why)) = process.go_layout() {
+                told += u64::from(why.contains("its labels have another form"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // At times no goroutine has labels, or is between two.
+        assert!(told > 50, "go{version} as {other}: {told} of 100");
     }
 }
 

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use goprof::decode::{Event, decode};
 use goprof::probe::{Options, Probes};
-use goprof::process::{Objects, Process, ProcessTable};
+use goprof::process::{Objects, Process, ProcessTable, VDSO};
 use goprof::ringbuf::Records;
 use goprof::unwind::unwind;
-use goprof_tests::fixture::{self, Case, Recorded};
+use goprof_tests::fixture::{self, Case, Files, Recorded};
 use goprof_tests::replay::{Settings, replay};
 use goprof_tests::{go, target::Target};
 
@@ -49,7 +49,13 @@ fn main() {
         .expect("read the program's mappings");
     let maps = public_maps(&maps, &binary, &case);
     let pid = target.pid();
-    let process = case.process(pid, &maps, &binary, &mut Objects::default());
+    let vdso = built.path().join("vdso.so");
+    std::fs::write(&vdso, vdso_of(pid, &maps)).expect("copy the vdso");
+    let files = Files {
+        program: &binary,
+        vdso: Some(&vdso),
+    };
+    let process = case.process(pid, &maps, files, &mut Objects::default());
 
     let records = record(&case, &target, &process);
     let addresses = trim::code_words(&records, &process);
@@ -59,23 +65,33 @@ fn main() {
     if !symbols.is_empty() {
         std::fs::write(folder.join("kallsyms.txt"), symbols).expect("write kallsyms.txt");
     }
+    // What a replay shows; names of C functions come from no table of Go's.
+    let replayed = |files: Files<'_>| {
+        let mut table = ProcessTable::default();
+        let process = case.process(pid, &maps, files, &mut table.objects);
+        table.insert(process);
+        let settings = Settings {
+            rate_hz: RATE_HZ,
+            threads: case.threads,
+            kallsyms: &folder.join("kallsyms.txt"),
+        };
+        replay(&records, table, &settings).encode()
+    };
     let needs = trim::Needs {
         addresses,
-        // What a replay shows; names of C functions come from no table of Go's.
-        replayed: &|file| {
-            let mut table = ProcessTable::default();
-            let process = case.process(pid, &maps, file, &mut table.objects);
-            table.insert(process);
-            let settings = Settings {
-                rate_hz: RATE_HZ,
-                threads: case.threads,
-                kallsyms: &folder.join("kallsyms.txt"),
-            };
-            replay(&records, table, &settings).encode()
-        },
+        replayed: &|program| replayed(Files { program, ..files }),
     };
     let trimmed = trim::trim(&binary, &needs);
     fixture::pack(&folder.join("tables.elf.gz"), &trimmed);
+    if records.iter().any(|record| is_in_vdso(record, &process)) {
+        let whole = std::fs::read(&vdso).expect("read the vdso");
+        let with = |vdso: &Path| {
+            let vdso = Some(vdso);
+            replayed(Files { vdso, ..files })
+        };
+        let trimmed = trim::trim_vdso(&whole, &with);
+        fixture::pack(&folder.join(fixture::VDSO_FILE), &trimmed);
+    }
 
     let release = read("/proc/sys/kernel/osrelease");
     let number = release.trim().split(['-', '+']).next();
@@ -103,6 +119,29 @@ fn public_maps(maps: &str, binary: &Path, case: &Case) -> String {
         .filter(|line| line.split(' ').nth(1).is_some_and(|p| p.contains('x')))
         .map(|line| format!("{}\n", line.replace(built, &case.exe())))
         .collect()
+}
+
+/// The vdso that the process `pid` has mapped.
+fn vdso_of(pid: u32, maps: &str) -> Vec<u8> {
+    let line = maps.lines().find(|line| line.ends_with(VDSO));
+    let (start, _) = line.expect("a vdso").split_once('-').expect("a range");
+    let start = u64::from_str_radix(start, 16).expect("an address");
+    let process = Process::read(pid, &mut Objects::default()).expect("read the process");
+    let object = process.locate(start).and_then(|m| m.object.as_ref());
+    std::fs::read(object.expect("a copy of the vdso").fd_path()).expect("read the copy")
+}
+
+/// Whether the stack of a record has a frame in the vdso.
+fn is_in_vdso(record: &[u64], process: &Process) -> bool {
+    let Ok(Event::Sample(sample)) = decode(fixture::bytes_of(record)) else {
+        return false;
+    };
+    let mut frames = Vec::new();
+    unwind(&sample, process, &mut frames);
+    let path = |address: &u64| process.locate(*address).map(|m| &m.path);
+    frames
+        .iter()
+        .any(|address| path(address).is_some_and(|path| path == VDSO))
 }
 
 /// Samples the program until there are enough records.
@@ -164,8 +203,14 @@ impl Kept {
         {
             return;
         }
-        // The names in the vdso are those of the machine that replays.
-        let in_file = |address: &u64| process.locate(*address).is_some_and(|m| m.has_file);
+        if let Some(wanted) = &case.mapping
+            && process
+                .locate(sample.thread.ip)
+                .is_none_or(|m| m.path != *wanted)
+        {
+            return;
+        }
+        let in_file = |address: &u64| process.locate(*address).is_some_and(|m| m.object.is_some());
         let new = self.instructions.insert(sample.thread.ip);
         let lost = frames.get(1) != sample.thread.callers.first().map(|call| call - 1).as_ref();
         let enough = self.records.len() >= case.as_they_come && !new && sample.kernel.is_empty();

@@ -49,6 +49,7 @@ cases! {
     sha256_asm,
     signal_handler,
     stack_growth,
+    vdso,
 }
 
 #[test]

@@ -382,6 +382,13 @@ fn check_location(build: Build, location: GLocation) {
     assert!(right, "{location:?}");
 }
 
+/// The program's own type says of labels what its version does.
+fn check_label_format(binary: &GoBinary, offsets: &RuntimeOffsets) {
+    let by_version = offsets.get().unwrap().labels;
+    assert!(by_version.is_some());
+    assert_eq!(binary.label_format(), by_version, "{}", binary.version());
+}
+
 fn check_build(version: &str, build: Build) {
     let program = build.make(version);
     let whole = parse(&program.whole);
@@ -389,6 +396,8 @@ fn check_build(version: &str, build: Build) {
     let offsets = stripped.runtime_offsets();
     assert!(matches!(offsets, RuntimeOffsets::Known(_)), "{offsets:?}");
     assert_eq!(whole.runtime_offsets(), offsets);
+    check_label_format(&whole, &offsets);
+    check_label_format(&stripped, &offsets);
     let location = stripped.g_location();
     assert_eq!(whole.g_location(), location);
     check_location(build, location);
@@ -485,6 +494,7 @@ fn check_arm64(version: &str, build: Build) {
         in_c: Some(ThreadWord::Offset(16)),
     };
     assert_eq!(binary.g_location(), register, "{version} {build:?}");
+    check_label_format(&binary, &offsets);
     check_list(&made, &binary);
 }
 

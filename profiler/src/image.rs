@@ -3,14 +3,34 @@
 
 mod sigbus;
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use memmap2::Mmap;
 use thiserror::Error;
 
 pub use sigbus::repairs;
+
+/// A file of these bytes that lies in memory alone, for what reads files. It
+/// has a path while it is open, `/proc/self/fd/` and its number; `name` is for
+/// people who look there.
+///
+/// # Errors
+/// The system gives no memory or no descriptor.
+pub fn in_memory(name: &CStr, bytes: &[u8]) -> io::Result<File> {
+    // SAFETY: the name ends with a zero.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new, and nobody else's.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(bytes)?;
+    Ok(file)
+}
 
 /// Why a file could not become an [`Image`].
 #[derive(Debug, Error)]

@@ -12,7 +12,7 @@ use anyhow::Result;
 use tokio::{process::Child, time::sleep_until};
 
 use crate::{
-    probe::{Clock, Options, Probes},
+    probe::{Clock, Options, Probes, Targets},
     process::Selection,
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
@@ -79,7 +79,7 @@ pub struct Session {
     config: Config,
     probes: Probes,
     records: Records,
-    recorder: Recorder,
+    recorder: Recorder<Targets>,
     clock: Option<Clock>,
     start: SystemTime,
     started: Instant,

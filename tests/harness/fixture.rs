@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
-use goprof::process::{Identity, Objects, Process};
+use goprof::process::{Identity, Objects, Process, VDSO};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes as _;
 
 /// Where a fixture's program lies in the maps and profiles of its replay.
 pub const PROGRAM_FOLDER: &str = "/fixture";
+
+/// The vdso of the kernel that a case was recorded on, in its folder. Absent
+/// where no sample has a frame in it.
+pub const VDSO_FILE: &str = "vdso.so.gz";
 
 /// `case.toml`: what to record, written by hand, and what was.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +45,8 @@ pub struct Case {
     pub only_lost_callers: bool,
     /// Only samples are kept that have this function of Go's in their stack.
     pub function: Option<String>,
+    /// Only samples are kept that were taken in the mapping of this path.
+    pub mapping: Option<String>,
     /// How many records are kept as they come, so that stacks repeat; after
     /// them only those at an instruction not seen yet, so that many are covered.
     #[serde(default = "as_they_come")]
@@ -81,8 +87,14 @@ impl Case {
         toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    /// The program's process, with the file `binary` behind its mappings.
-    pub fn process(&self, pid: u32, maps: &str, binary: &Path, objects: &mut Objects) -> Process {
+    /// The program's process, with the files behind its mappings.
+    pub fn process(
+        &self,
+        pid: u32,
+        maps: &str,
+        files: Files<'_>,
+        objects: &mut Objects,
+    ) -> Process {
         let exe = self.exe();
         let identity = Identity {
             pid,
@@ -90,7 +102,12 @@ impl Case {
             exe: exe.clone(),
         };
         Process::from_maps(identity, maps.as_bytes(), objects, |line| {
-            (line.path == exe).then(|| File::open(binary).expect("open the program"))
+            let file = match &line.path {
+                path if *path == exe => Some(files.program),
+                path if path == VDSO => files.vdso,
+                _ => None,
+            };
+            file.map(|file| File::open(file).expect("open what is mapped"))
         })
     }
 
@@ -98,6 +115,15 @@ impl Case {
     pub fn exe(&self) -> String {
         format!("{PROGRAM_FOLDER}/{}", self.program)
     }
+}
+
+/// The files behind a process's mappings.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// A copy of the vdso, where the case's samples need one.
+    pub vdso: Option<&'a Path>,
 }
 
 /// The folder of a case.
@@ -131,6 +157,7 @@ pub struct Fixture {
     /// case without kernel stacks.
     pub kallsyms: PathBuf,
     tables: PathBuf,
+    vdso: Option<PathBuf>,
     _folder: tempfile::TempDir,
 }
 
@@ -146,12 +173,19 @@ impl Fixture {
         let tables = unpacked.path().join(&case.program);
         let bytes = unpack(&folder(name).join("tables.elf.gz"));
         std::fs::write(&tables, bytes).expect("unpack the tables");
+        let vdso = folder(name).join(VDSO_FILE);
+        let vdso = vdso.exists().then(|| {
+            let file = unpacked.path().join("vdso.so");
+            std::fs::write(&file, unpack(&vdso)).expect("unpack the vdso");
+            file
+        });
         Fixture {
             recorded,
             records: split(&unpack(&folder(name).join("records.bin.gz"))),
             maps: std::fs::read_to_string(folder(name).join("maps.txt")).expect("read maps.txt"),
             kallsyms: folder(name).join("kallsyms.txt"),
             tables,
+            vdso,
             case,
             _folder: unpacked,
         }
@@ -165,8 +199,12 @@ impl Fixture {
 
     /// The process, as its maps and the kept tables describe it.
     pub fn process(&self, objects: &mut Objects) -> Process {
+        let files = Files {
+            program: &self.tables,
+            vdso: self.vdso.as_deref(),
+        };
         self.case
-            .process(self.recorded.pid, &self.maps, &self.tables, objects)
+            .process(self.recorded.pid, &self.maps, files, objects)
     }
 }
 

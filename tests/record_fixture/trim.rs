@@ -1,5 +1,5 @@
-//! Zeroes of a Go binary what the replay of some records cannot miss. Finds
-//! that out by trying, so that it knows nothing of Go's tables.
+//! Zeroes of a file what the replay of some records does not need. Finds that
+//! out by trying, so that it knows nothing of Go's tables.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,6 +15,10 @@ use goprof::process::{Object, Process};
 const PIECE: usize = 1024;
 /// Bytes at the start that are kept: the ELF header and program headers.
 const HEADERS: usize = 4096;
+/// The same of the vdso, which is small.
+const VDSO_PIECE: usize = 64;
+/// An ELF header and a few program headers.
+const VDSO_HEADERS: usize = 320;
 
 /// The link-time address of every word of the records that may be an address
 /// in Go's code, and of the byte before it, whichever of them the present way
@@ -40,52 +44,74 @@ struct Facts {
     begins: Option<[u8; 8]>,
 }
 
+/// What a replay makes of a file.
+pub type Replayed<'a> = &'a dyn Fn(&Path) -> Vec<u8>;
+
 /// What is to stay as it is.
 pub struct Needs<'a> {
     /// What Go's tables say of these link-time addresses.
     pub addresses: BTreeSet<u64>,
     /// What a replay makes of a file.
-    pub replayed: &'a dyn Fn(&Path) -> Vec<u8>,
+    pub replayed: Replayed<'a>,
 }
 
 /// The binary with zeros in place of what neither recognising it nor `needs`
 /// ask for.
 pub fn trim(binary: &Path, needs: &Needs<'_>) -> Vec<u8> {
     let whole = std::fs::read(binary).expect("read the program");
+    let original = open(binary).expect("the program is Go's");
+    // Of the tables of the copy the original's facts are read no more.
+    let facts: Vec<(u64, Facts)> = needs
+        .addresses
+        .iter()
+        .map(|address| (*address, facts(&original, *address)))
+        .collect();
+    let same_tables = |path: &Path| {
+        let object = open(path);
+        object.is_some_and(|object| says_the_same(&object, &original, &facts))
+    };
+    trim_by(whole, PIECE, HEADERS, needs.replayed, &same_tables)
+}
+
+/// The vdso with zeros in place of what a replay does not need: its code, most
+/// of all.
+pub fn trim_vdso(vdso: &[u8], replayed: Replayed<'_>) -> Vec<u8> {
+    trim_by(vdso.to_vec(), VDSO_PIECE, VDSO_HEADERS, replayed, &|_| true)
+}
+
+/// Zeroes what lies behind the headers, in pieces, as long as the replay comes
+/// to the same and `is_sound` says so.
+fn trim_by(
+    whole: Vec<u8>,
+    piece: usize,
+    headers: usize,
+    replayed: Replayed<'_>,
+    is_sound: &dyn Fn(&Path) -> bool,
+) -> Vec<u8> {
     let copy = tempfile::NamedTempFile::new().expect("make a file");
-    std::fs::write(copy.path(), &whole).expect("copy the program");
+    std::fs::write(copy.path(), &whole).expect("copy the file");
+    let expected = replayed(copy.path());
     let mut trimmer = Trimmer {
-        original: open(copy.path()).expect("the program is Go's"),
-        facts: Vec::new(),
-        replayed: needs.replayed,
-        expected: (needs.replayed)(copy.path()),
+        is_unchanged: &|path| is_sound(path) && replayed(path) == expected,
         path: copy.path(),
         file: File::options()
             .write(true)
             .open(copy.path())
             .expect("open the copy"),
         keep: kept_sections(&whole),
+        piece,
         bytes: whole,
     };
-    let original = &trimmer.original;
-    trimmer.facts = needs
-        .addresses
-        .iter()
-        .map(|address| (*address, facts(original, *address)))
-        .collect();
-    // Of the tables of the copy the original's facts are read no more.
-    trimmer.zero(HEADERS..trimmer.bytes.len());
+    trimmer.zero(headers..trimmer.bytes.len());
     trimmer.bytes
 }
 
 struct Trimmer<'a> {
-    original: Object,
-    facts: Vec<(u64, Facts)>,
-    replayed: &'a dyn Fn(&Path) -> Vec<u8>,
-    expected: Vec<u8>,
+    is_unchanged: &'a dyn Fn(&Path) -> bool,
     path: &'a Path,
     file: File,
     keep: Vec<Range<usize>>,
+    piece: usize,
     bytes: Vec<u8>,
 }
 
@@ -103,14 +129,14 @@ impl Trimmer<'_> {
             .any(|keep| keep.start < range.end && range.start < keep.end);
         if !kept {
             self.write(range.start, &vec![0; range.len()]);
-            if self.is_unchanged() {
+            if (self.is_unchanged)(self.path) {
                 self.bytes[range].fill(0);
                 return;
             }
             self.write(range.start, &self.bytes[range.clone()]);
         }
-        if range.len() > PIECE {
-            let middle = range.start + (range.len() / 2).next_multiple_of(PIECE);
+        if range.len() > self.piece {
+            let middle = range.start + (range.len() / 2).next_multiple_of(self.piece);
             self.zero(range.start..middle);
             self.zero(middle..range.end);
         }
@@ -121,23 +147,21 @@ impl Trimmer<'_> {
             .write_all_at(bytes, offset as u64)
             .expect("write the copy");
     }
+}
 
-    fn is_unchanged(&self) -> bool {
-        let same_tables = open(self.path).is_some_and(|object| {
-            let (Some(binary), Some(original)) = (object.go(), self.original.go()) else {
-                return false;
-            };
-            binary.version() == original.version()
-                && binary.build_info() == original.build_info()
-                && binary.build_id() == original.build_id()
-                && binary.text() == original.text()
-                && self
-                    .facts
-                    .iter()
-                    .all(|(address, known)| facts(&object, *address) == *known)
-        });
-        same_tables && (self.replayed)(self.path) == self.expected
-    }
+/// Whether the trimmed program is known for the same, and its tables say the
+/// same of each address.
+fn says_the_same(object: &Object, original: &Object, known: &[(u64, Facts)]) -> bool {
+    let (Some(binary), Some(original)) = (object.go(), original.go()) else {
+        return false;
+    };
+    binary.version() == original.version()
+        && binary.build_info() == original.build_info()
+        && binary.build_id() == original.build_id()
+        && binary.text() == original.text()
+        && known
+            .iter()
+            .all(|(address, known)| facts(object, *address) == *known)
 }
 
 fn open(path: &Path) -> Option<Object> {

@@ -2,8 +2,9 @@
 //! from the innermost call outwards (`runtime.inlineUnwinder`).
 
 use super::bytes::{read_i32, read_u8};
+use super::func_kind::FuncKind;
 use super::pclntab::{Damaged, Func, MAX_STEPS, Table, View};
-use super::version::{FUNCDATA_INL_TREE, FuncKind, Layout};
+use super::version::{FUNCDATA_INL_TREE, Layout};
 
 /// Calls inlined into one another at one address. Go's inliner stops long before.
 const MAX_DEPTH: usize = 1000;

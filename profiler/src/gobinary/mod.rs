@@ -7,7 +7,9 @@ mod buildinfo;
 mod bytes;
 mod dwarf;
 mod elf;
+mod func_kind;
 mod inline;
+mod label_type;
 mod labels;
 mod moduledata;
 mod offsets;
@@ -25,6 +27,7 @@ use thiserror::Error;
 pub use allgs::AllGoroutines;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
+pub use func_kind::FuncKind;
 pub use inline::GoFrame;
 pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
 pub use offsets::RuntimeOffsets;
@@ -32,7 +35,7 @@ pub use structs::{
     GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
-pub use version::{FuncKind, GoVersion};
+pub use version::GoVersion;
 
 use crate::image::Image;
 use crate::symbolize::Reason;
@@ -132,6 +135,11 @@ impl GoBinary {
     /// How it was built.
     pub fn build_info(&self) -> &BuildInfo {
         &self.build_info
+    }
+
+    /// Whether it is a plugin: it runs on its host's runtime, not its own.
+    pub fn is_plugin(&self) -> bool {
+        self.build_info.setting("-buildmode") == Some("plugin")
     }
 
     /// The processor it is for.
@@ -245,6 +253,13 @@ impl GoBinary {
     /// some milliseconds to a second, only where the version says too little.
     pub fn runtime_offsets(&self) -> RuntimeOffsets {
         RuntimeOffsets::of(&self.version, &self.elf, self.image.bytes())
+    }
+
+    /// In which form the program keeps pprof labels, by the type it has for
+    /// them. None where it has none: then no code in it sets labels. Reads all
+    /// type descriptors: not for hot paths.
+    pub fn label_format(&self) -> Option<LabelFormat> {
+        label_type::find(self.image.bytes(), self.module.types.clone())
     }
 
     /// Where a thread keeps its current goroutine. Reads function names until it

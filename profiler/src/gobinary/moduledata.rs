@@ -43,6 +43,9 @@ pub(super) struct Module {
     pub text: Range<u64>,
     /// File range that inline trees are offsets into.
     pub gofunc: Range<usize>,
+    /// File range of the type descriptors and their names; empty where that
+    /// makes no sense.
+    pub types: Range<usize>,
     text_sections: Vec<TextSection>,
 }
 
@@ -146,6 +149,7 @@ impl Module {
             pcs,
             text,
             gofunc: elf.range_from(data, words.u64(layout.gofunc)?)?,
+            types: types(elf, data, words, layout).unwrap_or_default(),
             text_sections: read_text_sections(elf, data, words, layout)?,
         };
         let view = pclntab.view(data, layout);
@@ -229,6 +233,15 @@ fn moduledata_places(elf: &Elf, data: &[u8], pclntab: &Pclntab) -> Vec<u64> {
         );
     }
     places
+}
+
+/// Where the type descriptors are.
+fn types(elf: &Elf, data: &[u8], words: &Words<'_>, layout: &Layout) -> Option<Range<usize>> {
+    let (start, end) = layout.types;
+    let (start, end) = (words.u64(start)?, words.u64(end)?);
+    let len = usize::try_from(end.checked_sub(start)?).ok()?;
+    let range = elf.range_from(data, start)?;
+    Some(range.start..range.end.min(range.start.checked_add(len)?))
 }
 
 /// The text sections, empty for a text in one piece. None where the words are

@@ -2,15 +2,11 @@
 //! with its frame, C with its rule, or neither. Answers from the mapped files,
 //! and remembers, as hot code is asked about over and over.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    sync::{MutexGuard, OnceLock, PoisonError},
-};
+use std::sync::{MutexGuard, PoisonError};
 
 use profiler_ebpf::wire::signal_frame;
 
-use super::{Mapped, Process, call_frames::CallFrames};
+use super::{Mapped, Process};
 use crate::gobinary::{FuncKind, GoBinary, GoFunction, Machine};
 
 pub use super::call_frames::{Base, Native, ReturnAddress, Rule, SavedFp};
@@ -159,28 +155,24 @@ fn call_operand_len(operand: &[u8]) -> Option<usize> {
 }
 
 fn look(mapped: &Mapped, address: u64) -> Site {
+    let Some(object) = &mapped.object else {
+        return Site::Unknown;
+    };
     let offset = mapped.file_offset(address);
-    if let Some(object) = &mapped.object {
-        if let Some((binary, vaddr)) = object.go().zip(mapped.go_address(address))
-            && let Some(function) = binary.function(vaddr)
-        {
-            let returns = function.asm && returns_from_signal(binary, function.entry);
-            return Site::Go(go_site(binary, &function, vaddr, returns));
-        }
-        let returns = SIGNAL_RETURN_STOPS.iter().any(|stop| {
-            let start = offset.checked_sub_signed(*stop);
-            start.and_then(|start| object.bytes_at(start, SIGNAL_RETURN.len()))
-                == Some(&SIGNAL_RETURN)
-        });
-        return match object.native_at(offset) {
-            _ if returns => Site::Native(Native::SignalReturn),
-            Some(native) => Site::Native(native),
-            None => Site::Unknown,
-        };
+    if let Some((binary, vaddr)) = object.go().zip(mapped.go_address(address))
+        && let Some(function) = binary.function(vaddr)
+    {
+        let returns = function.asm && returns_from_signal(binary, function.entry);
+        return Site::Go(go_site(binary, &function, vaddr, returns));
     }
-    match mapped.path == VDSO {
-        true => vdso_at(offset).map_or(Site::Unknown, Site::Native),
-        false => Site::Unknown,
+    let returns = SIGNAL_RETURN_STOPS.iter().any(|stop| {
+        let start = offset.checked_sub_signed(*stop);
+        start.and_then(|start| object.bytes_at(start, SIGNAL_RETURN.len())) == Some(&SIGNAL_RETURN)
+    });
+    match object.native_at(offset) {
+        _ if returns => Site::Native(Native::SignalReturn),
+        Some(native) => Site::Native(native),
+        None => Site::Unknown,
     }
 }
 
@@ -218,36 +210,6 @@ fn go_site(binary: &GoBinary, function: &GoFunction, vaddr: u64, signal_return: 
         signal_return,
         frame,
     }
-}
-
-/// What `/proc/PID/maps` calls the kernel's own code in a process.
-pub(super) const VDSO: &str = "[vdso]";
-
-/// This process's own vdso: the kernel gives every process the same.
-static OWN_VDSO: OnceLock<Option<(Vec<u8>, CallFrames)>> = OnceLock::new();
-
-/// Reads this process's vdso, the first time.
-pub(super) fn load_vdso() {
-    OWN_VDSO.get_or_init(|| {
-        let bytes = own_vdso()?;
-        let frames = CallFrames::find(&bytes)?;
-        Some((bytes, frames))
-    });
-}
-
-fn vdso_at(offset: u64) -> Option<Native> {
-    let (bytes, frames) = OWN_VDSO.get()?.as_ref()?;
-    frames.at(bytes, offset)
-}
-
-fn own_vdso() -> Option<Vec<u8>> {
-    let maps = std::fs::read("/proc/self/maps").ok()?;
-    let lines = super::maps::parse(&maps);
-    let line = lines.iter().find(|line| line.path == VDSO)?;
-    let mut bytes = vec![0; usize::try_from(line.end - line.start).ok()?];
-    let memory = File::open("/proc/self/mem").ok()?;
-    memory.read_exact_at(&mut bytes, line.start).ok()?;
-    Some(bytes)
 }
 
 #[cfg(test)]

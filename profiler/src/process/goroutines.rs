@@ -53,11 +53,17 @@ impl Process {
         let (Some(binary), Some(runtime)) = (object.go(), object.runtime()) else {
             return Err(unknown("it is not Go"));
         };
-        let fields = match &runtime.offsets {
-            RuntimeOffsets::Known(fields) => *fields,
-            RuntimeOffsets::FromDwarf(fields) => fields,
+        let mut fields = match &runtime.offsets {
+            RuntimeOffsets::Known(fields) => **fields,
+            RuntimeOffsets::FromDwarf(fields) => *fields,
             RuntimeOffsets::Unknown { why } => return Err(unknown(why)),
         };
+        match (fields.labels, self.label_format()) {
+            (Some(said), Some(has)) if said != has => {
+                return Err(unlike_its_version("its labels have another form"));
+            }
+            (said, has) => fields.labels = has.or(said),
+        }
         let memory = self.memory()?;
         let tls_offset = match runtime.g {
             GLocation::FsOffset(offset) => offset,
@@ -66,7 +72,7 @@ impl Process {
             GLocation::Unknown { why } => return Err(unknown(why)),
         };
         let go =
-            layout(fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
+            layout(&fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
         let go = with_code(go, binary, bias);
         let all = runtime
             .all
@@ -74,7 +80,7 @@ impl Process {
         let program = Program {
             read: |address, bytes: &mut [u8]| memory.read_exact_at(bytes, address).is_ok(),
             kind: |address| self.function_kind(address),
-            offsets: fields,
+            offsets: &fields,
         };
         let proof = program.prove(AllGoroutines {
             array: all.array.wrapping_add(bias),
@@ -91,10 +97,20 @@ impl Process {
             }),
             // What cannot be read of a process that exits proves nothing.
             Proof::Fails(_) if !self.has_memory(&memory) => Err(NoLayout::NotYet),
-            Proof::Fails(why) => Err(NoLayout::Unknown(format!(
-                "it is not laid out as its version says: {why}"
-            ))),
+            Proof::Fails(why) => Err(unlike_its_version(why)),
         }
+    }
+
+    /// The form of labels by the type that the program, or else a plugin of
+    /// it, has for them. Without one nothing sets labels.
+    fn label_format(&self) -> Option<LabelFormat> {
+        let own = self.go_object().and_then(|object| object.runtime());
+        own.and_then(|runtime| runtime.labels).or_else(|| {
+            let objects = self.mappings.iter().filter_map(|m| m.object.as_ref());
+            objects
+                .filter(|object| object.go().is_some_and(GoBinary::is_plugin))
+                .find_map(|object| object.runtime()?.labels)
+        })
     }
 
     fn memory(&self) -> Result<File, NoLayout> {
@@ -127,6 +143,11 @@ impl Process {
             })
             .and_then(|mapped| Some((object, mapped.bias?)))
     }
+}
+
+/// The version, or what the binary's DWARF says, is not true of the process.
+fn unlike_its_version(why: &str) -> NoLayout {
+    NoLayout::Unknown(format!("it is not laid out as its version says: {why}"))
 }
 
 /// Reads where `g` lies from the thread pointer: always below it.

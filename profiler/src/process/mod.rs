@@ -7,6 +7,7 @@ mod goroutines;
 mod maps;
 mod object;
 mod proof;
+mod runtimes;
 mod select;
 
 use std::{
@@ -22,6 +23,9 @@ pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};
 
+/// What `/proc/PID/maps` calls the code that the kernel maps into each process.
+/// There is no file behind it, but it is built like one.
+pub const VDSO: &str = "[vdso]";
 /// How long to wait before a process's mappings are read again because an
 /// address lay in none of them.
 const REREAD_AFTER: Duration = Duration::from_millis(200);
@@ -66,6 +70,8 @@ pub struct Process {
     /// The id of its cgroup, from its first sample; 0 before.
     pub cgroup_id: u64,
     mappings: Vec<Mapped>,
+    /// See [`Process::go_object`].
+    go: Option<Arc<Object>>,
     read_at: Instant,
     code: Mutex<code::Remembered>,
 }
@@ -83,7 +89,7 @@ pub struct Mapped {
     pub path: String,
     /// Whether there is a file.
     pub has_file: bool,
-    /// The file, where it could be opened.
+    /// The file, where it could be opened; of the vdso a copy.
     pub object: Option<Arc<Object>>,
     /// What to subtract from an address to get the file's own (link-time)
     /// address; for Go objects only.
@@ -123,41 +129,25 @@ impl Process {
     }
 
     /// A process whose `/proc/PID/maps` reads `text`; `open` opens the file of
-    /// a mapping that `objects` does not know yet.
+    /// a mapping that `objects` does not know yet, and what stands for one
+    /// behind the mapping [`VDSO`].
     pub fn from_maps(
         identity: Identity,
         text: &[u8],
         objects: &mut Objects,
         open: impl Fn(&MapsLine) -> Option<File>,
     ) -> Self {
+        let mappings = mappings(text, objects, open);
         Self {
             pid: identity.pid,
             comm: identity.comm,
-            exe: identity.exe,
             cgroup_id: 0,
-            mappings: mappings(text, objects, open),
+            go: runtimes::choose(&mappings, &identity.exe),
+            exe: identity.exe,
+            mappings,
             read_at: Instant::now(),
             code: Mutex::default(),
         }
-    }
-
-    /// The executable's object; `None` where it is not mapped or unreadable.
-    pub fn main_object(&self) -> Option<&Arc<Object>> {
-        self.mappings
-            .iter()
-            .filter(|mapped| mapped.path == self.exe)
-            .find_map(|mapped| mapped.object.as_ref())
-    }
-
-    /// The first Go object mapped: of a Go program the program itself.
-    pub fn go_object(&self) -> Option<&Arc<Object>> {
-        let go = |object: &&Arc<Object>| object.go().is_some();
-        self.main_object().filter(go).or_else(|| {
-            self.mappings
-                .iter()
-                .filter_map(|mapped| mapped.object.as_ref())
-                .find(go)
-        })
     }
 
     /// The mapping that holds `address`.
@@ -189,6 +179,9 @@ impl Process {
             }
         }
         self.mappings.sort_by_key(|mapped| mapped.start);
+        if self.go.is_none() {
+            self.go = runtimes::choose(&self.mappings, &self.exe);
+        }
         true
     }
 }
@@ -204,12 +197,9 @@ fn mappings(
     open: impl Fn(&MapsLine) -> Option<File>,
 ) -> Vec<Mapped> {
     let mapped = maps::parse(text).into_iter().map(|line| {
-        let object = (line.inode != 0)
+        let object = (line.inode != 0 || line.path == VDSO)
             .then(|| objects.of_mapping(&line, &open))
             .flatten();
-        if line.path == code::VDSO {
-            code::load_vdso();
-        }
         let bias = object
             .as_ref()
             .and_then(|object| object.go()?.file_offset_to_vaddr(line.offset))

@@ -6,18 +6,22 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use super::{
+    VDSO,
     call_frames::{CallFrames, Native},
-    maps::MapsLine,
+    maps::{self, MapsLine},
 };
 use crate::{
-    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, RuntimeOffsets},
-    image::Image,
+    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, LabelFormat, RuntimeOffsets},
+    image::{self, Image},
 };
 
 /// A mapped file, held open.
@@ -40,6 +44,8 @@ pub(super) struct Runtime {
     pub g: GLocation,
     /// Where all goroutines are listed.
     pub all: Option<AllGoroutines>,
+    /// The form of pprof labels, by the program's own type for them.
+    pub labels: Option<LabelFormat>,
 }
 
 /// What kind of code a file holds.
@@ -87,6 +93,7 @@ impl Object {
                 offsets: binary.runtime_offsets(),
                 g: binary.g_location(),
                 all: binary.all_goroutines(),
+                labels: binary.label_format(),
             })
         };
         self.runtime.get_or_init(find).as_ref()
@@ -138,7 +145,7 @@ const MAX_OBJECTS: usize = 512;
 
 /// The files seen so far, by device and inode. An inode is not given to
 /// another file while this one is held open; a file written anew in place is
-/// noticed by its size and time.
+/// noticed by its size and time. The vdso, one for all, has the inode 0.
 #[derive(Default)]
 pub struct Objects {
     by_inode: HashMap<Key, Option<Arc<Object>>>,
@@ -200,8 +207,11 @@ impl Objects {
 
 /// Opens the file that process `pid` has mapped, which may have no name any
 /// more; without the right to do that the file of that name, as the process
-/// sees it, if it is still the same.
+/// sees it, if it is still the same. Of the vdso a copy.
 pub(super) fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
+    if line.path == VDSO {
+        return copy_vdso();
+    }
     let process = PathBuf::from(format!("/proc/{pid}"));
     if let Ok(file) = File::open(process.join("map_files").join(line.map_files_name())) {
         return Some(file);
@@ -211,4 +221,15 @@ pub(super) fn open_mapped(pid: u32, line: &MapsLine) -> Option<File> {
     // Not the device: overlay file systems show another to each.
     let same = file.metadata().is_ok_and(|data| data.ino() == line.inode);
     same.then_some(file)
+}
+
+/// Copies this process's own vdso: the kernel gives every process the same.
+fn copy_vdso() -> Option<File> {
+    let maps = fs::read("/proc/self/maps").ok()?;
+    let lines = maps::parse(&maps);
+    let line = lines.iter().find(|line| line.path == VDSO)?;
+    let mut bytes = vec![0; usize::try_from(line.end - line.start).ok()?];
+    let memory = File::open("/proc/self/mem").ok()?;
+    memory.read_exact_at(&mut bytes, line.start).ok()?;
+    image::in_memory(c"vdso", &bytes).ok()
 }

@@ -3,12 +3,15 @@
 //! Reads a few hundred words at most, follows nothing without a limit, and stops
 //! nothing.
 
-use crate::gobinary::{AllGoroutines, FuncKind, StructOffsets};
+use crate::gobinary::{AllGoroutines, FuncKind, LabelFormat, StructOffsets};
 
 /// Goroutines looked at.
 const MAX_GOROUTINES: u64 = 32;
-/// More than a program can have.
+/// More goroutines, and labels of one, than a program can have.
 const MAX_COUNT: u64 = 1 << 32;
+/// Slots of a bucket of a map (`runtime/map.go`, up to 1.23). A map has more
+/// buckets before all are full.
+const MAP_SLOTS: u64 = 8;
 /// The program goes on while it is read: a goroutine that contradicts itself is
 /// read again this often, and all of them once more.
 const ATTEMPTS: usize = 8;
@@ -158,6 +161,9 @@ where
         if labels != 0 && (!labels.is_multiple_of(8) || self.word(labels).is_none()) {
             return Err("its labels are not where they should be");
         }
+        if labels != 0 && !self.has_form(labels) {
+            return Err("its labels have another form");
+        }
         match state {
             status::RUNNING => self.thread(g, at(g, offsets.m)?)?,
             status::WAITING => {
@@ -169,6 +175,46 @@ where
             _ => {}
         }
         Ok(Some(seen))
+    }
+
+    /// Whether a set of labels has the form that it should have.
+    fn has_form(&self, set: u64) -> bool {
+        let has_map = match self.word(set) {
+            Some(0) => Some(0),
+            map => map.and_then(|map| self.map_count(map)),
+        };
+        match self.offsets.labels {
+            Some(LabelFormat::Map) => has_map.is_some(),
+            // What follows a pointer to a map is another's, and may be zeros.
+            Some(LabelFormat::Slice) => match self.words(set) {
+                Some([_, 0, 0]) => has_map.is_none_or(|count| count == 0),
+                Some([array, count, capacity]) => {
+                    count <= capacity && capacity < MAX_COUNT && self.is_array(array, count)
+                }
+                None => false,
+            },
+            None => true,
+        }
+    }
+
+    /// How many labels a map has: where it begins are its count, then two bytes
+    /// of which the second is the logarithm of the number of its buckets, then
+    /// where they are. None where that makes no sense.
+    fn map_count(&self, map: u64) -> Option<u64> {
+        let [count, packed, buckets] = self.words(map)?;
+        let slots = MAP_SLOTS.checked_shl((packed >> 8) as u32 & 0xff)?;
+        (count <= slots && self.is_array(buckets, count)).then_some(count)
+    }
+
+    /// Whether so many things can lie at an address.
+    fn is_array(&self, address: u64, count: u64) -> bool {
+        let there = address != 0 && address.is_multiple_of(8) && self.word(address).is_some();
+        count < MAX_COUNT && (count == 0 || there)
+    }
+
+    fn words(&self, address: u64) -> Option<[u64; 3]> {
+        let word = |index: u64| self.word(address.wrapping_add(index * 8));
+        Some([word(0)?, word(1)?, word(2)?])
     }
 
     /// A thread that runs the goroutine.
@@ -271,6 +317,10 @@ mod tests {
     }
 
     fn prove(words: &HashMap<u64, u64>) -> Proof {
+        prove_with(words, &OFFSETS)
+    }
+
+    fn prove_with(words: &HashMap<u64, u64>, offsets: &StructOffsets) -> Proof {
         let program = Program {
             read: |address: u64, bytes: &mut [u8]| match words.get(&address) {
                 Some(word) => {
@@ -284,7 +334,7 @@ mod tests {
                 0x40_0001..0x50_0000 => Some(FuncKind::Normal),
                 _ => None,
             },
-            offsets: &OFFSETS,
+            offsets,
         };
         program.prove(LIST)
     }
@@ -338,6 +388,57 @@ mod tests {
             words.insert(address, word);
             let proof = prove(&words);
             assert!(matches!(proof, Proof::Fails(_)), "{address:x}: {proof:?}");
+        }
+    }
+
+    #[test]
+    fn labels_of_another_form_are_no_proof() {
+        // A map, its buckets, a slice and its array; the strings lie elsewhere.
+        let mut words = program();
+        let (map, slice, heap) = (0xc0_0000_1000, 0xc0_0000_2000, 0xc0_0000_3000);
+        // A slice whose strings the program was linked with.
+        let low = 0xc0_0000_4000;
+        // Maps with nothing behind the pointer to them, or one pointer.
+        let (alone, before) = (0xc0_0000_5000, 0xc0_0000_6000);
+        words.extend([(alone, map + 0x40), (alone + 8, 0), (alone + 16, 0)]);
+        words.extend([(before, map + 0x40), (before + 8, 0), (before + 16, heap)]);
+        words.extend([(map, map + 0x40), (map + 8, heap), (map + 16, heap)]);
+        words.extend([(map + 0x40, 2), (map + 0x48, 1 << 8), (map + 0x50, heap)]);
+        words.extend([(slice, slice + 0x40), (slice + 8, 2), (slice + 16, 3)]);
+        words.extend([
+            (slice + 0x40, heap),
+            (slice + 0x48, 4),
+            (slice + 0x50, heap),
+        ]);
+        words.extend([(low, low + 0x40), (low + 8, 1), (low + 16, 1)]);
+        words.extend([
+            (low + 0x40, 0x4a_0123),
+            (low + 0x48, 4),
+            (low + 0x50, 0x4a_0200),
+        ]);
+        words.extend([(0x4a_0200, 0)]);
+        words.extend([(heap, 0), (heap + 8, 0), (heap + 16, 0)]);
+        let of = |labels: u64, form| {
+            let mut words = words.clone();
+            words.insert(WAITS + 344, labels);
+            let labels = Some(form);
+            prove_with(&words, &StructOffsets { labels, ..OFFSETS })
+        };
+        let other = Proof::Fails("its labels have another form");
+        for (labels, form, proof) in [
+            (map, LabelFormat::Map, Proof::Holds),
+            (slice, LabelFormat::Slice, Proof::Holds),
+            (slice, LabelFormat::Map, other),
+            (map, LabelFormat::Slice, other),
+            (low, LabelFormat::Map, other),
+            (alone, LabelFormat::Map, Proof::Holds),
+            (alone, LabelFormat::Slice, other),
+            (before, LabelFormat::Slice, other),
+            // Of no labels both are alike.
+            (heap, LabelFormat::Map, Proof::Holds),
+            (heap, LabelFormat::Slice, Proof::Holds),
+        ] {
+            assert_eq!(of(labels, form), proof, "{labels:x} as {form:?}");
         }
     }
 

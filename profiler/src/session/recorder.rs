@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
 use super::{Config, Tally, breaks::Breaks, looks::Looks};
@@ -32,12 +33,30 @@ struct ToProve {
     is_trusted: bool,
 }
 
+/// The kernel side's table of the processes that are sampled.
+pub(super) trait Sampled {
+    /// Samples `pid` from now on, with its goroutines where the layout is known.
+    fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()>;
+    /// No longer samples `pid`.
+    fn remove(&mut self, pid: u32) -> Result<()>;
+}
+
+impl Sampled for Targets {
+    fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
+        Targets::insert(self, pid, layout)
+    }
+
+    fn remove(&mut self, pid: u32) -> Result<()> {
+        Targets::remove(self, pid)
+    }
+}
+
 /// The side of a session that takes records.
-pub(super) struct Recorder {
+pub(super) struct Recorder<T> {
     selection: Selection,
     threads: bool,
     goroutines: bool,
-    targets: Targets,
+    targets: T,
     pub(super) table: ProcessTable,
     pub(super) window: Window,
     /// Pids that run something not wanted; stray samples of theirs are no loss.
@@ -48,6 +67,8 @@ pub(super) struct Recorder {
     to_prove: HashMap<u32, ToProve>,
     /// Processes that were sampled by a layout that they do not have.
     disproven: HashSet<ProcessIndex>,
+    /// Processes with more than one Go runtime.
+    several_runtimes: HashSet<ProcessIndex>,
     /// Processes that may have loaded Go code since they were looked at.
     looks: Looks,
     frames: Vec<u64>,
@@ -56,9 +77,9 @@ pub(super) struct Recorder {
     pub(super) breaks: Breaks,
 }
 
-impl Recorder {
+impl<T: Sampled> Recorder<T> {
     /// Nothing is sampled yet.
-    pub(super) fn new(config: &Config, targets: Targets) -> Self {
+    pub(super) fn new(config: &Config, targets: T) -> Self {
         Self {
             selection: config.selection.clone(),
             threads: config.threads,
@@ -70,6 +91,7 @@ impl Recorder {
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
             disproven: HashSet::new(),
+            several_runtimes: HashSet::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -120,6 +142,7 @@ impl Recorder {
         let Some(index) = self.table.current(pid) else {
             return;
         };
+        self.note_runtimes(index);
         let since = before.map_or_else(Instant::now, |before| before.since);
         let process = self.table.get(index);
         // What to sample with, whether to ask again, and what is off.
@@ -151,8 +174,23 @@ impl Recorder {
         }
     }
 
-    /// Looks again at the processes that had no goroutine yet, and
-    /// at those that may have loaded Go code.
+    /// Says of a process with several Go runtimes whose goroutines are known.
+    fn note_runtimes(&mut self, index: ProcessIndex) {
+        let process = self.table.get(index);
+        let Some(own) = process.go_object() else {
+            return;
+        };
+        for other in process.other_runtimes() {
+            self.several_runtimes.insert(index);
+            self.tally.off.insert(format!(
+                "{}: goroutine ids and labels of {} alone: {} has a Go runtime of its own",
+                process.exe, own.path, other.path
+            ));
+        }
+    }
+
+    /// Looks again at the processes that had no goroutine yet, and at those
+    /// that may have loaded Go code.
     pub(super) fn look_again(&mut self, now: Instant) {
         for (pid, before) in std::mem::take(&mut self.to_prove) {
             self.sample_goroutines(pid, Some(before));
@@ -201,15 +239,14 @@ impl Recorder {
             return;
         };
         // Taken before the kernel side was told, and delivered after.
-        let at_its_word =
-            head.goid != 0 || sample.goroutine.is_some() || sample.labels().next().is_some();
-        if at_its_word && self.disproven.contains(&index) {
+        if self.disproven.contains(&index) && is_taken_by_layout(sample) {
             self.tally.disproven += 1;
             return;
         }
         self.table.note_cgroup(index, head.cgroup_id);
         let mut unwound = unwind(sample, self.table.get(index), &mut self.frames);
         if unwound.unmapped && self.table.refresh(index) {
+            self.note_runtimes(index);
             unwound = unwind(sample, self.table.get(index), &mut self.frames);
         }
         *self.tally.ends.entry(unwound.end).or_default() += 1;
@@ -217,11 +254,19 @@ impl Recorder {
         self.stack.clear();
         self.stack.extend_from_slice(sample.kernel);
         self.stack.extend_from_slice(&self.frames);
+        // A thread of C that has called into several stays known to each: what
+        // the kernel side found is of the one, wherever the thread is.
+        let of_other = self.several_runtimes.contains(&index)
+            && self.table.get(index).is_of_other_runtime(&self.frames);
+        let known = !of_other && self.goroutines && head.goid != 0;
         let owner = Owner {
             process: index,
             thread: self.threads.then_some((head.header.tid, head.comm)),
-            goid: (self.goroutines && head.goid != 0).then_some(head.goid),
-            labels: self.labels(sample),
+            goid: known.then_some(head.goid),
+            labels: match of_other {
+                true => Labels::new(),
+                false => self.labels(sample),
+            },
         };
         self.window.add(owner, &self.stack, head.kernel_frames);
     }
@@ -264,9 +309,219 @@ impl Recorder {
     }
 }
 
+/// Whether the kernel side knew a layout of the runtime, as far as the sample
+/// shows it.
+fn is_taken_by_layout(sample: &Sample<'_>) -> bool {
+    let head = sample.head;
+    head.goid != 0 || head.labels != 0 || head.labels_missed != 0 || sample.goroutine.is_some()
+}
+
 /// A process without an executable that is there all the same.
 fn is_kernel_thread(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}/exe"))
         .symlink_metadata()
         .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::wire::{self, WalkEnd, kind};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::process::{Identity, Process};
+
+    /// No process has it: pids end at 2^22.
+    const PID: u32 = i32::MAX as u32;
+
+    /// The layouts that the kernel side was told of; None where a process is no
+    /// longer sampled.
+    #[derive(Default)]
+    struct Told(Vec<(u32, Option<GoLayout>)>);
+
+    impl Sampled for Told {
+        fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
+            self.0.push((pid, Some(layout)));
+            Ok(())
+        }
+
+        fn remove(&mut self, pid: u32) -> Result<()> {
+            self.0.push((pid, None));
+            Ok(())
+        }
+    }
+
+    /// A recorder of the process [`PID`], which has no Go code mapped: a layout
+    /// that it is asked for is wrong.
+    fn recorder() -> Recorder<Told> {
+        let config = Config {
+            selection: Selection::Pids(vec![PID]),
+            rate_hz: 99,
+            duration: None,
+            kernel_stacks: false,
+            threads: false,
+            goroutines: true,
+            ring_bytes: 4096,
+        };
+        let mut recorder = Recorder::new(&config, Told::default());
+        begin(&mut recorder);
+        recorder
+    }
+
+    /// A program begins in the process.
+    fn begin(recorder: &mut Recorder<Told>) {
+        let identity = Identity {
+            pid: PID,
+            comm: "liar".to_owned(),
+            exe: "/bin/liar".to_owned(),
+        };
+        let maps = b"1000-2000 r-xp 00000000 00:00 0 code\n";
+        let table = &mut recorder.table;
+        let process = Process::from_maps(identity, maps, &mut table.objects, |_| None);
+        table.insert(process);
+    }
+
+    const PLAIN: wire::Sample = wire::Sample {
+        header: wire::Header {
+            kind: kind::SAMPLE,
+            cpu: 0,
+            time_ns: 1,
+            pid: PID,
+            tid: PID,
+        },
+        cgroup_id: 0,
+        comm: [0; 16],
+        goid: 0,
+        thread: SEGMENT,
+        goroutine: wire::Segment {
+            ip: 0,
+            sp: 0,
+            fp: 0,
+            ..SEGMENT
+        },
+        kernel_frames: 0,
+        labels_words: 0,
+        labels: 0,
+        labels_missed: 0,
+        flags: wire::flags::IN_USER,
+        reserved: 0,
+    };
+    const SEGMENT: wire::Segment = wire::Segment {
+        ip: 0x1010,
+        sp: 0x7000,
+        fp: 0x7000,
+        lr: 0,
+        frames: 0,
+        slice_words: 0,
+        walk_end: WalkEnd::Root as u8,
+        reserved: 0,
+        far_words: 0,
+    };
+
+    /// Everything in which a sample shows that it was taken by a layout.
+    fn by_layout() -> [(wire::Sample, Vec<u64>); 4] {
+        let goid = wire::Sample { goid: 7, ..PLAIN };
+        let on_system_stack = wire::Sample {
+            goroutine: SEGMENT,
+            ..PLAIN
+        };
+        let labelled = wire::Sample {
+            labels: 1,
+            labels_words: 3,
+            ..PLAIN
+        };
+        let missed = wire::Sample {
+            labels_missed: 1,
+            ..PLAIN
+        };
+        // A label of a byte each.
+        let label = vec![1 | 1 << 16, 0x61, 0x62];
+        [
+            (goid, Vec::new()),
+            (on_system_stack, Vec::new()),
+            (labelled, label),
+            (missed, Vec::new()),
+        ]
+    }
+
+    fn take(recorder: &mut Recorder<Told>, head: &wire::Sample, payload: &[u64]) {
+        let record = [head.as_bytes(), payload.as_bytes()].concat();
+        recorder.take(&record);
+        assert_eq!(recorder.tally.undecodable, 0);
+    }
+
+    /// The layout proves wrong: the next look at the process shows it.
+    fn disprove(recorder: &mut Recorder<Told>) {
+        let at_its_word = ToProve {
+            since: Instant::now(),
+            is_trusted: true,
+        };
+        recorder.to_prove.insert(PID, at_its_word);
+        recorder.look_again(Instant::now());
+    }
+
+    #[test]
+    fn samples_by_a_disproven_layout_are_lost_and_counted() {
+        let mut recorder = recorder();
+        for (head, payload) in by_layout() {
+            take(&mut recorder, &head, &payload);
+        }
+        take(&mut recorder, &PLAIN, &[]);
+        assert_eq!(
+            (recorder.window.samples(), recorder.tally.disproven),
+            (5, 0)
+        );
+
+        // Those that were taken: whether a plain one is right is not known.
+        disprove(&mut recorder);
+        assert_eq!(
+            (recorder.window.samples(), recorder.tally.disproven),
+            (0, 5)
+        );
+        assert_eq!(recorder.targets.0, [(PID, Some(GoLayout::default()))]);
+        let off: Vec<&String> = recorder.tally.off.iter().collect();
+        assert_eq!(off.len(), 1);
+        assert!(off[0].starts_with("/bin/liar: no goroutine ids"), "{off:?}");
+
+        // Those that were in the ring: only what the layout gave is wrong.
+        for (number, (head, payload)) in (6..).zip(by_layout()) {
+            take(&mut recorder, &head, &payload);
+            assert_eq!(recorder.tally.disproven, number, "{head:?}");
+        }
+        assert_eq!(recorder.window.samples(), 0);
+        take(&mut recorder, &PLAIN, &[]);
+        assert_eq!(
+            (recorder.window.samples(), recorder.tally.disproven),
+            (1, 9)
+        );
+        assert!(recorder.tally.lost().iter().any(|(count, _)| *count == 9));
+    }
+
+    #[test]
+    fn a_layout_that_was_not_used_loses_nothing() {
+        let mut recorder = recorder();
+        take(&mut recorder, &PLAIN, &[]);
+        recorder.sample_goroutines(PID, None);
+        let (head, payload) = &by_layout()[0];
+        take(&mut recorder, head, payload);
+        assert_eq!(
+            (recorder.window.samples(), recorder.tally.disproven),
+            (2, 0)
+        );
+        assert_eq!(recorder.tally.off.len(), 1);
+    }
+
+    #[test]
+    fn the_next_program_of_a_process_is_another() {
+        let mut recorder = recorder();
+        let (head, payload) = &by_layout()[0];
+        take(&mut recorder, head, payload);
+        disprove(&mut recorder);
+        begin(&mut recorder);
+        take(&mut recorder, head, payload);
+        assert_eq!(
+            (recorder.window.samples(), recorder.tally.disproven),
+            (1, 1)
+        );
+    }
 }

@@ -259,16 +259,6 @@ impl<'a> NamingWindow<'a> {
     fn mapped_place(&mut self, mapped: &Mapped, address: u64) -> Place {
         let (mapping, address_in_mapping) = self.tables.mapping(mapped, address);
         let Some(object) = &mapped.object else {
-            if mapped.path == "[vdso]" {
-                let frame = self.native.vdso(mapped.file_offset(address));
-                return self.native_place(
-                    address_in_mapping,
-                    mapping,
-                    FrameKind::Native,
-                    frame,
-                    "[vdso]",
-                );
-            }
             let reason = if mapped.has_file {
                 Reason::FileUnavailable
             } else {

@@ -2,9 +2,7 @@
 //! in a stripped cgo binary it would take the nearest C symbol for it.
 
 use std::{
-    ffi::CStr,
     fs::File,
-    io::Write,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -16,7 +14,7 @@ use blazesym::{
 use foldhash::HashMap;
 
 use super::kallsyms;
-use crate::process::Object;
+use crate::{image, process::Object};
 
 /// The source frames of one address, leaf first.
 #[derive(Debug, Clone)]
@@ -35,14 +33,6 @@ pub(super) struct NativeLine {
 pub(super) struct NativeSymbols {
     symbolizer: Symbolizer,
     kallsyms: PathBuf,
-    /// A copy of this process's vdso: the kernel gives every process the same.
-    vdso: Option<MemoryFile>,
-}
-
-/// A file in memory, which a path names while it lives.
-struct MemoryFile {
-    path: PathBuf,
-    _file: File,
 }
 
 impl Default for NativeSymbols {
@@ -50,7 +40,6 @@ impl Default for NativeSymbols {
         Self {
             symbolizer: symbolizer(),
             kallsyms: PathBuf::from("/proc/kallsyms"),
-            vdso: None,
         }
     }
 }
@@ -59,8 +48,8 @@ impl NativeSymbols {
     /// Names kernel addresses from a copy of `/proc/kallsyms`.
     pub(super) fn with_kallsyms(path: PathBuf) -> Self {
         Self {
+            symbolizer: symbolizer(),
             kallsyms: path,
-            ..Self::default()
         }
     }
 
@@ -85,7 +74,7 @@ impl NativeSymbols {
         let source = source::Source::Kernel(source::Kernel {
             // The image on disk, if any, adds lines but costs seconds to read.
             vmlinux: MaybeDefault::None,
-            kallsyms: MaybeDefault::Some(symbols.path.clone()),
+            kallsyms: MaybeDefault::Some(format!("/proc/self/fd/{}", symbols.as_raw_fd()).into()),
             ..Default::default()
         });
         // One of its own: it remembers the file by its path, which the next
@@ -105,19 +94,6 @@ impl NativeSymbols {
         let mut elf = source::Elf::new(object.fd_path());
         // A Go program's DWARF is large and holds little of its C code.
         elf.debug_syms = object.go().is_none();
-        self.elf(elf, file_offset)
-    }
-
-    /// Names an offset in the vdso.
-    pub(super) fn vdso(&mut self, offset: u64) -> Option<NativeFrame> {
-        if self.vdso.is_none() {
-            self.vdso = copy_vdso();
-        }
-        let path = self.vdso.as_ref()?.path.clone();
-        self.elf(source::Elf::new(path), offset)
-    }
-
-    fn elf(&mut self, elf: source::Elf, file_offset: u64) -> Option<NativeFrame> {
         let source = source::Source::Elf(elf);
         let symbolized = self
             .symbolizer
@@ -136,9 +112,9 @@ fn symbolizer() -> Symbolizer {
 }
 
 /// The symbols of the kernel that `addresses` need, in a file of their own.
-fn nearest_symbols(kallsyms: &Path, addresses: &[u64]) -> Option<MemoryFile> {
+fn nearest_symbols(kallsyms: &Path, addresses: &[u64]) -> Option<File> {
     let lines = kallsyms::nearest(File::open(kallsyms).ok()?, addresses).ok()?;
-    MemoryFile::of(c"kallsyms", &lines)
+    image::in_memory(c"kallsyms", &lines).ok()
 }
 
 fn frame(symbolized: Symbolized<'_>) -> Option<NativeFrame> {
@@ -166,38 +142,6 @@ fn line(name: &str, code: Option<&CodeInfo<'_>>) -> NativeLine {
             code.to_path().to_string_lossy().into_owned()
         }),
         line: code.and_then(|code| code.line).unwrap_or(0),
-    }
-}
-
-/// Copies this process's own vdso.
-fn copy_vdso() -> Option<MemoryFile> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
-    let (start, end) = line.split(' ').next()?.split_once('-')?;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
-    let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
-    let memory = File::open("/proc/self/mem").ok()?;
-    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, start).ok()?;
-    MemoryFile::of(c"vdso", &bytes)
-}
-
-impl MemoryFile {
-    fn of(name: &CStr, bytes: &[u8]) -> Option<Self> {
-        // SAFETY: the name ends with a zero; the descriptor that comes back is
-        // ours alone.
-        let mut file = unsafe {
-            let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
-                return None;
-            }
-            <File as std::os::fd::FromRawFd>::from_raw_fd(fd)
-        };
-        file.write_all(bytes).ok()?;
-        Some(Self {
-            path: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
-            _file: file,
-        })
     }
 }
 
