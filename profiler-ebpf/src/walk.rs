@@ -10,6 +10,19 @@ pub trait UserMemory {
     fn read_pair(&self, address: u64) -> Option<[u64; 2]>;
 }
 
+/// Words of a block of memory, a power of two: where frames are small, so that
+/// several lie in one. Never larger than a page.
+pub const BLOCK_WORDS: usize = 64;
+
+/// The block that `address` lies in, and its word there. All of a block can be
+/// read or nothing, as it lies in one page.
+#[inline(always)]
+pub fn place(address: u64) -> (u64, usize) {
+    let bytes = BLOCK_WORDS as u64 * 8;
+    let start = address & !(bytes - 1);
+    (start, (address & (bytes - 1)) as usize / 8)
+}
+
 /// What one step of the walk came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -81,6 +94,16 @@ mod tests {
             }
         }
         (frames, WalkEnd::DepthLimit)
+    }
+
+    #[test]
+    fn blocks_lie_in_one_page() {
+        const { assert!(4096 % (BLOCK_WORDS * 8) == 0) };
+        let bytes = BLOCK_WORDS as u64 * 8;
+        assert_eq!(place(0x7000), (0x7000, 0));
+        assert_eq!(place(0x7008), (0x7000, 1));
+        assert_eq!(place(0x7000 + bytes - 8), (0x7000, BLOCK_WORDS - 1));
+        assert_eq!(place(0x7000 + bytes), (0x7000 + bytes, 0));
     }
 
     #[test]

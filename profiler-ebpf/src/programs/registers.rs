@@ -9,6 +9,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
     programs::PerfEventContext,
 };
+use profiler_ebpf::wire::Segment;
 
 /// Not zero on arm64.
 #[unsafe(no_mangle)]
@@ -32,6 +33,20 @@ pub struct UserRegisters {
     /// The register that holds `g`: `x28` on arm64; 0 on x86-64, where it is
     /// not kept in assembly.
     pub g: u64,
+}
+
+impl UserRegisters {
+    /// Those that a segment begins with.
+    #[inline(always)]
+    pub fn of(segment: &Segment) -> Self {
+        Self {
+            ip: segment.ip,
+            sp: segment.sp,
+            fp: segment.fp,
+            lr: segment.lr,
+            g: 0,
+        }
+    }
 }
 
 /// The place of each register in `struct pt_regs`, in words: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.

@@ -1,0 +1,124 @@
+//! Reads of the current task's user memory, which never fault: what cannot be
+//! read is zero or nothing.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use profiler_ebpf::walk::{BLOCK_WORDS, UserMemory, place};
+
+/// A word; 0 where it cannot be read.
+#[inline(always)]
+pub fn read_word(address: u64) -> u64 {
+    read_words::<1>(address)[0]
+}
+
+/// Words that lie side by side; all 0 where one cannot be read.
+#[inline(always)]
+pub fn read_words<const N: usize>(address: u64) -> [u64; N] {
+    let mut words = [0u64; N];
+    // SAFETY: there is room for that many words. The helper writes zeros where
+    // it fails.
+    unsafe { read(words.as_mut_ptr().cast(), N * 8, address) };
+    words
+}
+
+/// Reads `bytes`; says whether it could, and writes zeros where not.
+///
+/// # Safety
+/// There is room for `bytes` at `to`.
+#[inline(always)]
+pub unsafe fn read(to: *mut c_void, bytes: usize, address: u64) -> bool {
+    // SAFETY: the caller's promise. The helper checks the address and does not
+    // fault.
+    unsafe { bpf_probe_read_user(to, bytes as u32, address as *const c_void) == 0 }
+}
+
+/// The stack of the current task, read in blocks: a call of the kernel for each
+/// frame was most of what a walk took.
+pub struct Stack(*mut Block);
+
+impl Stack {
+    /// # Safety
+    /// The block outlives what is returned, and nobody else uses it meanwhile.
+    #[inline(always)]
+    pub unsafe fn new(block: *mut Block) -> Self {
+        Self(block)
+    }
+}
+
+/// A block of user memory, and where it lies.
+#[repr(C)]
+pub struct Block {
+    address: u64,
+    words: [u64; BLOCK_WORDS],
+}
+
+/// No block begins there: they are aligned.
+const NO_BLOCK: u64 = 1;
+
+impl Block {
+    /// Forgets what was read.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.address = NO_BLOCK;
+    }
+
+    /// Reads the first `words` (at most all) from any address, and says whether
+    /// it could.
+    #[inline(always)]
+    pub fn fill(&mut self, address: u64, words: usize) -> bool {
+        // Hidden from the compiler: the verifier must see this one checked.
+        let words = core::hint::black_box(words);
+        if words > BLOCK_WORDS {
+            return false;
+        }
+        self.clear();
+        // SAFETY: there is room for that many words.
+        unsafe { read(self.words.as_mut_ptr().cast(), words * 8, address) }
+    }
+
+    /// `N` words from `index` on; zeros where the block ends before.
+    #[inline(always)]
+    pub fn words<const N: usize>(&self, index: usize) -> [u64; N] {
+        let mut words = [0; N];
+        let index = core::hint::black_box(index);
+        if index <= BLOCK_WORDS - N {
+            for (offset, word) in words.iter_mut().enumerate() {
+                // SAFETY: `index` was checked.
+                *word = unsafe { *self.words.get_unchecked(index + offset) };
+            }
+        }
+        words
+    }
+}
+
+impl UserMemory for Stack {
+    #[inline(always)]
+    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
+        let (start, index) = place(address);
+        if index > BLOCK_WORDS - 2 {
+            // Reaches into the next block, which need not be there.
+            let mut pair = [0u64; 2];
+            // SAFETY: there is room for two words.
+            let read = unsafe { read(pair.as_mut_ptr().cast(), 16, address) };
+            return read.then_some(pair);
+        }
+        // SAFETY: as `new` was promised.
+        let block = unsafe { &mut *self.0 };
+        if block.address != start {
+            block.clear();
+            // SAFETY: there is room for a block.
+            if !unsafe { read(block.words.as_mut_ptr().cast(), BLOCK_WORDS * 8, start) } {
+                return None;
+            }
+            block.address = start;
+        }
+        // SAFETY: `index` was checked.
+        unsafe {
+            Some([
+                *block.words.get_unchecked(index),
+                *block.words.get_unchecked(index + 1),
+            ])
+        }
+    }
+}
