@@ -10,17 +10,24 @@ pub trait UserMemory {
     fn read_pair(&self, address: u64) -> Option<[u64; 2]>;
 }
 
-/// Words of a block of memory, a power of two: where frames are small, so that
-/// several lie in one. Never larger than a page.
-pub const BLOCK_WORDS: usize = 64;
+/// Bytes of memory that are read at once where there is no reason for fewer:
+/// frames are small, so that several lie in as many.
+pub const BLOCK_BYTES: u64 = 512;
 
-/// The block that `address` lies in, and its word there. All of a block can be
-/// read or nothing, as it lies in one page.
+/// The smallest page. What begins in one that is there, and ends in it, can be
+/// read.
+const PAGE_BYTES: u64 = 4096;
+
+/// How many bytes to read from `address` (a multiple of eight) on: no more than
+/// are surely there if the first is.
 #[inline(always)]
-pub fn place(address: u64) -> (u64, usize) {
-    let bytes = BLOCK_WORDS as u64 * 8;
-    let start = address & !(bytes - 1);
-    (start, (address & (bytes - 1)) as usize / 8)
+pub fn block_bytes(address: u64) -> u64 {
+    let in_page = PAGE_BYTES - (address & (PAGE_BYTES - 1));
+    if in_page < BLOCK_BYTES {
+        in_page
+    } else {
+        BLOCK_BYTES
+    }
 }
 
 /// What one step of the walk came to.
@@ -97,13 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn blocks_lie_in_one_page() {
-        const { assert!(4096 % (BLOCK_WORDS * 8) == 0) };
-        let bytes = BLOCK_WORDS as u64 * 8;
-        assert_eq!(place(0x7000), (0x7000, 0));
-        assert_eq!(place(0x7008), (0x7000, 1));
-        assert_eq!(place(0x7000 + bytes - 8), (0x7000, BLOCK_WORDS - 1));
-        assert_eq!(place(0x7000 + bytes), (0x7000 + bytes, 0));
+    fn blocks_end_where_their_page_does() {
+        assert_eq!(block_bytes(0x7000), BLOCK_BYTES);
+        assert_eq!(block_bytes(0x8000 - BLOCK_BYTES), BLOCK_BYTES);
+        assert_eq!(block_bytes(0x8000 - BLOCK_BYTES + 8), BLOCK_BYTES - 8);
+        assert_eq!(block_bytes(0x7ff8), 8);
     }
 
     #[test]

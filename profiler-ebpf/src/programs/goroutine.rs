@@ -7,13 +7,16 @@ use profiler_ebpf::wire::{FRAME_SOUND_BYTES, GoLayout, labels};
 
 use super::{
     memory::{read_word, read_words},
-    registers::UserRegisters,
+    registers::{UserRegisters, is_arm64},
 };
 
 /// Where `task_struct` keeps the thread's `fs` base, in bytes; 0 where that is
 /// not known, as on arm64, which has `g` in a register.
 #[unsafe(no_mangle)]
 static FS_BASE_OFFSET: u32 = 0;
+
+/// Linux maps nothing below by default (`vm.mmap_min_addr`).
+const LEAST_ADDRESS: u64 = 64 * 1024;
 
 /// Byte offset of `g.stack.hi`: the second word, in every version.
 const G_STACK_HI: u64 = 8;
@@ -101,12 +104,10 @@ pub fn own_stack_top(goroutine: &Goroutine) -> u64 {
     read_word(goroutine.g.wrapping_add(G_STACK_HI))
 }
 
-/// Whether an address lies in the goroutine's own stack: `g.stack.lo` is the
-/// first word of `g`, in every version.
+/// Whether an address lies in the goroutine's own stack.
 #[inline(always)]
 pub fn own_stack_holds(goroutine: &Goroutine, address: u64) -> bool {
-    let [lo, hi] = read_words(goroutine.g);
-    lo <= address && address < hi
+    stack_holds(goroutine.g, address)
 }
 
 /// Where the runtime entered the system stack of the thread: `m.g0` is the
@@ -166,10 +167,16 @@ pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
 /// The `g` of the stack that the thread is on.
 #[inline(always)]
 fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
+    // Where the register does not hold it, what it points to has not this stack.
+    // That spares most samples the way through the thread, of which nothing is
+    // in the cache.
+    if is_arm64() || stack_holds(registers.g, registers.sp) {
+        return registers.g;
+    }
     // SAFETY: set before the load and never after.
     let offset = unsafe { core::ptr::read_volatile(&raw const FS_BASE_OFFSET) };
     if offset == 0 {
-        return registers.g;
+        return 0;
     }
     // SAFETY: the current task is valid, and the verifier checks by the kernel's
     // types that a word lies there.
@@ -178,4 +185,16 @@ fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
         core::ptr::read_volatile(task.add(offset as usize).cast::<u64>())
     };
     read_word(base.wrapping_add_signed(layout.tls_offset as i64))
+}
+
+/// Whether an address lies in the stack of `g`, whose bounds are its first two
+/// words, in every version.
+#[inline(always)]
+fn stack_holds(g: u64, address: u64) -> bool {
+    // A read that fails takes as long as ten that do not.
+    if g < LEAST_ADDRESS || g % 8 != 0 {
+        return false;
+    }
+    let [lo, hi] = read_words(g);
+    lo <= address && address < hi
 }

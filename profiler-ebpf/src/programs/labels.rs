@@ -4,13 +4,12 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use profiler_ebpf::{
-    walk::BLOCK_WORDS,
-    wire::{Label, MAX_LABEL_BYTES, MAX_LABEL_WORDS, MAX_LABELS, MAX_LABELS_WORDS, labels},
+use profiler_ebpf::wire::{
+    Label, MAX_LABEL_BYTES, MAX_LABEL_WORDS, MAX_LABELS, MAX_LABELS_WORDS, labels,
 };
 
 use super::{
-    memory::{read_word, read_words},
+    memory::{BLOCK_WORDS, read_word, read_words},
     scratch::Scratch,
 };
 

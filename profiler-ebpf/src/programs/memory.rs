@@ -4,7 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use profiler_ebpf::walk::{BLOCK_WORDS, UserMemory, place};
+use profiler_ebpf::walk::{BLOCK_BYTES, UserMemory, block_bytes};
 
 /// A word; 0 where it cannot be read.
 #[inline(always)]
@@ -33,51 +33,42 @@ pub unsafe fn read(to: *mut c_void, bytes: usize, address: u64) -> bool {
     unsafe { bpf_probe_read_user(to, bytes as u32, address as *const c_void) == 0 }
 }
 
-/// The stack of the current task, read in blocks: a call of the kernel for each
-/// frame was most of what a walk took.
-pub struct Stack(*mut Block);
+/// Words of a [`Block`].
+pub const BLOCK_WORDS: usize = BLOCK_BYTES as usize / 8;
 
-impl Stack {
-    /// # Safety
-    /// The block outlives what is returned, and nobody else uses it meanwhile.
-    #[inline(always)]
-    pub unsafe fn new(block: *mut Block) -> Self {
-        Self(block)
-    }
-}
-
-/// A block of user memory, and where it lies.
+/// A copy of some user memory.
 #[repr(C)]
 pub struct Block {
+    /// Where it begins.
     address: u64,
+    /// The offset of the last word; 0 where nothing was read.
+    last: u64,
     words: [u64; BLOCK_WORDS],
 }
-
-/// No block begins there: they are aligned.
-const NO_BLOCK: u64 = 1;
 
 impl Block {
     /// Forgets what was read.
     #[inline(always)]
     pub fn clear(&mut self) {
-        self.address = NO_BLOCK;
+        self.last = 0;
     }
 
-    /// Reads the first `words` (at most all) from any address, and says whether
-    /// it could.
+    /// Reads `words` (at most [`BLOCK_WORDS`]) at `address`, and says whether it
+    /// could.
     #[inline(always)]
     pub fn fill(&mut self, address: u64, words: usize) -> bool {
-        // Hidden from the compiler: the verifier must see this one checked.
+        self.clear();
+        // Hidden from the compiler, which would check where the number comes
+        // from instead: the verifier must see this one checked.
         let words = core::hint::black_box(words);
         if words > BLOCK_WORDS {
             return false;
         }
-        self.clear();
         // SAFETY: there is room for that many words.
         unsafe { read(self.words.as_mut_ptr().cast(), words * 8, address) }
     }
 
-    /// `N` words from `index` on; zeros where the block ends before.
+    /// `N` words from the one at `index` on; zeros where the block ends before.
     #[inline(always)]
     pub fn words<const N: usize>(&self, index: usize) -> [u64; N] {
         let mut words = [0; N];
@@ -92,33 +83,41 @@ impl Block {
     }
 }
 
+/// The stack of the current task, read in blocks: a call of the kernel for each
+/// frame was most of what a walk took.
+pub struct Stack(*mut Block);
+
+impl Stack {
+    /// # Safety
+    /// The block outlives what is returned, and nobody else uses it meanwhile.
+    #[inline(always)]
+    pub unsafe fn new(block: *mut Block) -> Self {
+        Self(block)
+    }
+}
+
 impl UserMemory for Stack {
     #[inline(always)]
     fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        let (start, index) = place(address);
-        if index > BLOCK_WORDS - 2 {
-            // Reaches into the next block, which need not be there.
+        // SAFETY: as `new` was promised.
+        let block = unsafe { &mut *self.0 };
+        let offset = address.wrapping_sub(block.address);
+        if offset < block.last {
+            return Some(block.words(offset as usize / 8));
+        }
+        let bytes = block_bytes(address);
+        if bytes < 16 {
+            // What lies in the next page need not be there.
             let mut pair = [0u64; 2];
             // SAFETY: there is room for two words.
             let read = unsafe { read(pair.as_mut_ptr().cast(), 16, address) };
             return read.then_some(pair);
         }
-        // SAFETY: as `new` was promised.
-        let block = unsafe { &mut *self.0 };
-        if block.address != start {
-            block.clear();
-            // SAFETY: there is room for a block.
-            if !unsafe { read(block.words.as_mut_ptr().cast(), BLOCK_WORDS * 8, start) } {
-                return None;
-            }
-            block.address = start;
+        if !block.fill(address, bytes as usize / 8) {
+            return None;
         }
-        // SAFETY: `index` was checked.
-        unsafe {
-            Some([
-                *block.words.get_unchecked(index),
-                *block.words.get_unchecked(index + 1),
-            ])
-        }
+        block.address = address;
+        block.last = bytes - 8;
+        Some(block.words(0))
     }
 }
