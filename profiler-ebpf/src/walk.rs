@@ -18,16 +18,12 @@ pub const BLOCK_BYTES: u64 = 512;
 /// read.
 const PAGE_BYTES: u64 = 4096;
 
-/// How many bytes to read from `address` (a multiple of eight) on: no more than
-/// are surely there if the first is.
+/// How many bytes to read from `address` (a multiple of eight) on: a pair of
+/// words, and no more than are surely there if the pair is.
 #[inline(always)]
 pub fn block_bytes(address: u64) -> u64 {
     let in_page = PAGE_BYTES - (address & (PAGE_BYTES - 1));
-    if in_page < BLOCK_BYTES {
-        in_page
-    } else {
-        BLOCK_BYTES
-    }
+    in_page.clamp(16, BLOCK_BYTES)
 }
 
 /// What one step of the walk came to.
@@ -104,11 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn blocks_end_where_their_page_does() {
+    fn blocks_end_where_their_page_does_but_hold_a_pair() {
         assert_eq!(block_bytes(0x7000), BLOCK_BYTES);
         assert_eq!(block_bytes(0x8000 - BLOCK_BYTES), BLOCK_BYTES);
         assert_eq!(block_bytes(0x8000 - BLOCK_BYTES + 8), BLOCK_BYTES - 8);
-        assert_eq!(block_bytes(0x7ff8), 8);
+        assert_eq!(block_bytes(0x7ff0), 16);
+        assert_eq!(block_bytes(0x7ff8), 16);
     }
 
     #[test]

@@ -108,8 +108,7 @@ extern "C" fn take_thread_stack(scratch: *mut Scratch, layout: *const GoLayout) 
     };
     let registers = UserRegisters::of(&scratch.sample.thread);
     let goroutine = scratch.state.goroutine;
-    let walked = stack::walk(scratch, layout, registers.fp);
-    let mut segment = walked.segment(&registers);
+    let (mut segment, walked) = stack::walk(scratch, layout, &registers);
 
     // Without frame pointers, as most C is, the words are all there is to go by.
     let in_go = layout.text.len == 0 || layout.text.holds(registers.ip);
@@ -174,7 +173,7 @@ extern "C" fn take_goroutine_stack(scratch: *mut Scratch, layout: *const GoLayou
     if saved.ip == 0 {
         return 0;
     }
-    let mut segment = stack::walk(scratch, layout, saved.fp).segment(&saved);
+    let (mut segment, _) = stack::walk(scratch, layout, &saved);
     segment.slice_words = stack::copy_slice(scratch, &saved, Depth::Frames, || {
         goroutine::own_stack_top(&goroutine)
     });

@@ -105,19 +105,23 @@ impl UserMemory for Stack {
         if offset < block.last {
             return Some(block.words(offset as usize / 8));
         }
-        let bytes = block_bytes(address);
-        if bytes < 16 {
-            // What lies in the next page need not be there.
-            let mut pair = [0u64; 2];
-            // SAFETY: there is room for two words.
-            let read = unsafe { read(pair.as_mut_ptr().cast(), 16, address) };
-            return read.then_some(pair);
-        }
-        if !block.fill(address, bytes as usize / 8) {
-            return None;
-        }
-        block.address = address;
-        block.last = bytes - 8;
-        Some(block.words(0))
+        (read_block(block, address) != 0).then(|| block.words(0))
     }
+}
+
+/// Reads the block that begins at `address`; not zero where it could.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn read_block(block: *mut Block, address: u64) -> u64 {
+    // SAFETY: null, or what `Stack` has.
+    let Some(block) = (unsafe { block.as_mut() }) else {
+        return 0;
+    };
+    let bytes = block_bytes(address);
+    if !block.fill(address, bytes as usize / 8) {
+        return 0;
+    }
+    block.address = address;
+    block.last = bytes - 8;
+    1
 }

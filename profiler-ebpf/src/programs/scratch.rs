@@ -9,6 +9,7 @@ use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
 use super::{
     goroutine::Goroutine,
     memory::{self, Block},
+    stack::Walked,
 };
 
 /// Most words appended by one [`Scratch::copy_user`].
@@ -38,6 +39,8 @@ pub struct Scratch {
 pub struct State {
     /// The goroutine.
     pub goroutine: Goroutine,
+    /// What was walked last.
+    pub walked: Walked,
     /// Not zero where the goroutine's own stack is another than the one that
     /// the thread was on, or than the one that a signal interrupted.
     pub left: u64,

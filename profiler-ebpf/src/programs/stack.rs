@@ -40,9 +40,12 @@ struct Walk {
 }
 
 /// A chain of frame pointers, and what of it asks for more.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Walked {
-    frames: u16,
-    end: WalkEnd,
+    frames: u64,
+    /// A [`WalkEnd`].
+    end: u64,
     /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
     pub callback_fp: u64,
     /// The frame behind it, on the system stack, where C goes on.
@@ -53,30 +56,42 @@ pub struct Walked {
     signal_slot: u64,
 }
 
-impl Walked {
-    /// The segment of which this is the chain.
-    #[inline(always)]
-    pub fn segment(&self, registers: &UserRegisters) -> Segment {
-        Segment {
-            ip: registers.ip,
-            sp: registers.sp,
-            fp: registers.fp,
-            lr: registers.lr,
-            frames: self.frames,
-            slice_words: 0,
-            walk_end: self.end as u8,
-            reserved: 0,
-            far_words: 0,
-        }
-    }
+/// Walks from the frame pointer of `registers` and appends the return
+/// addresses. Gives the segment that begins with them.
+#[inline(always)]
+pub fn walk(
+    scratch: &mut Scratch,
+    layout: &GoLayout,
+    registers: &UserRegisters,
+) -> (Segment, Walked) {
+    walk_chain(scratch, layout, registers.fp);
+    let walked = scratch.state.walked;
+    let segment = Segment {
+        ip: registers.ip,
+        sp: registers.sp,
+        fp: registers.fp,
+        lr: registers.lr,
+        frames: walked.frames as u16,
+        slice_words: 0,
+        walk_end: walked.end as u8,
+        reserved: 0,
+        far_words: 0,
+    };
+    (segment, walked)
 }
 
-/// Walks from the frame pointer `fp` and appends the return addresses.
+/// Walks from the frame pointer `fp`, appends the return addresses and leaves
+/// what it found in `state.walked`.
 ///
 /// By `bpf_loop` (Linux 5.17): the verifier looks at some steps, where it would
 /// look at every step of a plain loop, and takes 0.2 s for that.
-#[inline(always)]
-pub fn walk(scratch: &mut Scratch, layout: &GoLayout, fp: u64) -> Walked {
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_chain(scratch: *mut Scratch, layout: *const GoLayout, fp: u64) -> u64 {
+    // SAFETY: null, or what `walk` has.
+    let (Some(scratch), Some(layout)) = (unsafe { (scratch.as_mut(), layout.as_ref()) }) else {
+        return 0;
+    };
     let before = scratch.used();
     // Of another stack, or of what this one was.
     scratch.block.clear();
@@ -102,14 +117,15 @@ pub fn walk(scratch: &mut Scratch, layout: &GoLayout, fp: u64) -> Walked {
             0,
         );
     }
-    Walked {
-        frames: (scratch.used() - before) as u16,
-        end: walk.end,
+    scratch.state.walked = Walked {
+        frames: (scratch.used() - before) as u64,
+        end: walk.end as u64,
         callback_fp: walk.callback_fp,
         far_fp: walk.far_fp,
         far_index: walk.far_index,
         signal_slot: walk.signal_slot,
-    }
+    };
+    0
 }
 
 /// Takes steps; not zero to stop.
@@ -196,7 +212,7 @@ pub fn copy_slice(
         }
         return (scratch.used() - before) as u16;
     }
-    copy_up_to(scratch, registers.sp, top())
+    copy_up_to(scratch, registers.sp, top()) as u16
 }
 
 /// Where the return address of a signal handler lies that the thread is in;
@@ -271,7 +287,7 @@ pub fn copy_callback(scratch: &mut Scratch, layout: &GoLayout, walked: &Walked) 
     let slot = walked.far_fp.wrapping_add(8);
     let top = read_word(slot.wrapping_sub(layout.callback_delta as u64));
     far(scratch, walked.far_fp, walked.far_index, |scratch| {
-        copy_up_to(scratch, walked.far_fp, top)
+        copy_up_to(scratch, walked.far_fp, top) as u16
     })
 }
 
@@ -311,9 +327,14 @@ struct Copy {
 /// which are also taken where `top` is not that near. Leaves room for what
 /// follows. Says how many.
 ///
-/// By `bpf_loop`, as [`walk`].
-#[inline(always)]
-fn copy_up_to(scratch: &mut Scratch, address: u64, top: u64) -> u16 {
+/// By `bpf_loop`, as [`walk_chain`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn copy_up_to(scratch: *mut Scratch, address: u64, top: u64) -> u64 {
+    // SAFETY: null, or what the caller has.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return 0;
+    };
     let before = scratch.used();
     let wanted = top.wrapping_sub(address) / 8;
     let mut copy = Copy {
@@ -331,7 +352,7 @@ fn copy_up_to(scratch: &mut Scratch, address: u64, top: u64) -> u16 {
             0,
         );
     }
-    (scratch.used() - before) as u16
+    (scratch.used() - before) as u64
 }
 
 /// Copies a chunk; not zero to stop.
