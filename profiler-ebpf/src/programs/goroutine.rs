@@ -18,6 +18,9 @@ static FS_BASE_OFFSET: u32 = 0;
 /// Linux maps nothing below by default (`vm.mmap_min_addr`).
 const LEAST_ADDRESS: u64 = 64 * 1024;
 
+/// Go's largest stack (`runtime.maxstackceiling`).
+const MAX_STACK_BYTES: u64 = 2 << 30;
+
 /// Byte offset of `g.stack.hi`: the second word, in every version.
 const G_STACK_HI: u64 = 8;
 
@@ -167,10 +170,13 @@ pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
 /// The `g` of the stack that the thread is on.
 #[inline(always)]
 fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
-    // Where the register does not hold it, what it points to has not this stack.
-    // That spares most samples the way through the thread, of which nothing is
-    // in the cache.
-    if is_arm64() || stack_holds(registers.g, registers.sp) {
+    if is_arm64() {
+        return registers.g;
+    }
+    // Go code has it in a register, and only some assembly something else, which
+    // is no `g` with this stack. That spares most samples the way through the
+    // thread, of which nothing is in the cache.
+    if layout.text.holds(registers.ip) && stack_holds(registers.g, registers.sp) {
         return registers.g;
     }
     // SAFETY: set before the load and never after.
@@ -195,6 +201,7 @@ fn stack_holds(g: u64, address: u64) -> bool {
     if g < LEAST_ADDRESS || g % 8 != 0 {
         return false;
     }
-    let [lo, hi] = read_words(g);
-    lo <= address && address < hi
+    let [lo, hi]: [u64; 2] = read_words(g);
+    let bytes = hi.wrapping_sub(lo);
+    bytes <= MAX_STACK_BYTES && address.wrapping_sub(lo) < bytes
 }
