@@ -10,6 +10,22 @@ pub trait UserMemory {
     fn read_pair(&self, address: u64) -> Option<[u64; 2]>;
 }
 
+/// Bytes of memory that are read at once where there is no reason for fewer:
+/// frames are small, so that several lie in as many.
+pub const BLOCK_BYTES: u64 = 512;
+
+/// The smallest page. What begins in one that is there, and ends in it, can be
+/// read.
+const PAGE_BYTES: u64 = 4096;
+
+/// How many bytes to read from `address` (a multiple of eight) on: a pair of
+/// words, and no more than are surely there if the pair is.
+#[inline(always)]
+pub fn block_bytes(address: u64) -> u64 {
+    let in_page = PAGE_BYTES - (address & (PAGE_BYTES - 1));
+    in_page.clamp(16, BLOCK_BYTES)
+}
+
 /// What one step of the walk came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -81,6 +97,15 @@ mod tests {
             }
         }
         (frames, WalkEnd::DepthLimit)
+    }
+
+    #[test]
+    fn blocks_end_where_their_page_does_but_hold_a_pair() {
+        assert_eq!(block_bytes(0x7000), BLOCK_BYTES);
+        assert_eq!(block_bytes(0x8000 - BLOCK_BYTES), BLOCK_BYTES);
+        assert_eq!(block_bytes(0x8000 - BLOCK_BYTES + 8), BLOCK_BYTES - 8);
+        assert_eq!(block_bytes(0x7ff0), 16);
+        assert_eq!(block_bytes(0x7ff8), 16);
     }
 
     #[test]

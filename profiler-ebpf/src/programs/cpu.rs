@@ -4,8 +4,8 @@
 use aya_ebpf::{
     EbpfContext,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_stack},
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_stack},
     },
     macros::perf_event,
     programs::PerfEventContext,
@@ -17,9 +17,9 @@ use profiler_ebpf::wire::{
 use super::{
     emit::{TARGETS, count, emit_sample, header},
     goroutine, labels,
-    registers::user_registers,
+    registers::{UserRegisters, user_registers},
     scratch::Scratch,
-    stack::{self, Depth, read_word},
+    stack::{self, Depth},
 };
 
 /// Not zero where kernel stacks are wanted.
@@ -46,57 +46,74 @@ fn cpu_sample(ctx: PerfEventContext) -> u32 {
 #[inline(always)]
 fn sample(ctx: &PerfEventContext, scratch: &mut Scratch, layout: &GoLayout) {
     let (registers, in_user) = user_registers(ctx);
-    // SAFETY: reads the current task's cgroup.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let sample = Sample {
-        header: header(kind::SAMPLE),
-        cgroup_id,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-        goid: 0,
-        thread: Segment {
-            walk_end: WalkEnd::NoRegisters as u8,
-            ..Segment::default()
-        },
-        goroutine: Segment::default(),
-        kernel_frames: 0,
-        labels_words: 0,
-        labels: 0,
-        labels_missed: 0,
-        flags: if in_user { flags::IN_USER } else { 0 },
-        reserved: 0,
-    };
-    scratch.begin(sample, layout, &registers);
+    scratch.begin();
+    begin_sample(&mut scratch.sample, &registers, in_user);
     if registers.ip == 0 {
         count(Counter::NoUserRegisters);
         kernel_stack(ctx, scratch, in_user);
         return;
     }
-    take_thread_stack();
-    take_goroutine_stack();
+    let goroutine = goroutine::current(layout, &registers);
+    scratch.sample.goid = goroutine.id;
+    scratch.state.goroutine = goroutine;
+    take_thread_stack(scratch, layout);
+    if scratch.state.left != 0 || scratch.state.callback_fp != 0 {
+        take_goroutine_stack(scratch, layout);
+    }
     kernel_stack(ctx, scratch, in_user);
-    take_labels();
+    let set = goroutine::label_set(layout, &goroutine);
+    if set != 0 {
+        take_labels(scratch, layout.labels as u64, set);
+    }
+}
+
+/// Begins the header: the thread, and nothing taken yet.
+#[inline(always)]
+fn begin_sample(sample: &mut Sample, registers: &UserRegisters, in_user: bool) {
+    sample.header = header(kind::SAMPLE);
+    // SAFETY: reads the current task's cgroup.
+    sample.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    let comm = &mut sample.comm;
+    // SAFETY: there is room for as many bytes as the helper is told.
+    unsafe { bpf_get_current_comm(comm.as_mut_ptr().cast(), comm.len() as u32) };
+    sample.goid = 0;
+    sample.thread = Segment {
+        ip: registers.ip,
+        sp: registers.sp,
+        fp: registers.fp,
+        lr: registers.lr,
+        walk_end: WalkEnd::NoRegisters as u8,
+        ..Segment::default()
+    };
+    sample.goroutine = Segment::default();
+    sample.kernel_frames = 0;
+    sample.labels_words = 0;
+    sample.labels = 0;
+    sample.labels_missed = 0;
+    sample.flags = if in_user { flags::IN_USER } else { 0 };
+    sample.reserved = 0;
 }
 
 /// Takes the stack that the thread is on.
 ///
 /// This and the next two are global functions to the verifier (Linux 5.6),
 /// which looks at each once: what lies before multiplies none of what follows.
+/// That they may take pointers came with Linux 5.13; each must be checked.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn take_thread_stack() -> u64 {
-    let Some(scratch) = Scratch::of_this_cpu() else {
+extern "C" fn take_thread_stack(scratch: *mut Scratch, layout: *const GoLayout) -> u64 {
+    // SAFETY: null, or what `sample` has.
+    let (Some(scratch), Some(layout)) = (unsafe { (scratch.as_mut(), layout.as_ref()) }) else {
         return 0;
     };
-    let registers = scratch.state.registers;
-    let layout = scratch.state.layout;
-    let goroutine = goroutine::current(&layout, &registers);
-    let walked = stack::walk(scratch, &layout, &registers);
-    let mut segment = walked.segment;
+    let registers = UserRegisters::of(&scratch.sample.thread);
+    let goroutine = scratch.state.goroutine;
+    let (mut segment, walked) = stack::walk(scratch, layout, &registers);
 
     // Without frame pointers, as most C is, the words are all there is to go by.
     let in_go = layout.text.len == 0 || layout.text.holds(registers.ip);
     let calls_back = layout.callback.holds(registers.ip);
-    let signal_slot = stack::signal_slot(&layout, &registers, &walked, in_go);
+    let signal_slot = stack::signal_slot(layout, &registers, &walked, in_go);
     let all = goroutine.on_signal_stack || signal_slot != 0 || calls_back || !in_go;
     let depth = if all { Depth::All } else { Depth::Frame };
     segment.slice_words = stack::copy_slice(scratch, &registers, depth, || {
@@ -107,7 +124,7 @@ extern "C" fn take_thread_stack() -> u64 {
         } else if in_go && !goroutine.left {
             goroutine::own_stack_top(&goroutine)
         } else {
-            goroutine::system_stack_top(&layout, &goroutine)
+            goroutine::system_stack_top(layout, &goroutine)
         }
     });
     let mut left = goroutine.left && !goroutine.on_signal_stack;
@@ -115,7 +132,7 @@ extern "C" fn take_thread_stack() -> u64 {
         let interrupted = stack::interrupted(signal_slot);
         left = goroutine.g != 0 && !goroutine::own_stack_holds(&goroutine, interrupted.sp);
         let top = match left {
-            true => goroutine::system_stack_top(&layout, &goroutine),
+            true => goroutine::system_stack_top(layout, &goroutine),
             false => goroutine::own_stack_top(&goroutine),
         };
         let depth = if layout.text.holds(interrupted.ip) {
@@ -125,13 +142,12 @@ extern "C" fn take_thread_stack() -> u64 {
         };
         segment.far_words = stack::copy_interrupted(scratch, &interrupted, depth, top);
     } else {
-        segment.far_words = stack::copy_callback(scratch, &layout, &walked);
+        segment.far_words = stack::copy_callback(scratch, layout, &walked);
     }
     if goroutine.on_signal_stack {
         scratch.sample.flags |= flags::ON_SIGNAL_STACK;
     }
     scratch.sample.thread = segment;
-    scratch.state.goroutine = goroutine;
     scratch.state.left = left as u64;
     scratch.state.callback_fp = walked.callback_fp;
     0
@@ -141,23 +157,23 @@ extern "C" fn take_thread_stack() -> u64 {
 /// outer part of one that C called back into.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn take_goroutine_stack() -> u64 {
-    let Some(scratch) = Scratch::of_this_cpu() else {
+extern "C" fn take_goroutine_stack(scratch: *mut Scratch, layout: *const GoLayout) -> u64 {
+    // SAFETY: null, or what `sample` has.
+    let (Some(scratch), Some(layout)) = (unsafe { (scratch.as_mut(), layout.as_ref()) }) else {
         return 0;
     };
-    let layout = scratch.state.layout;
     let goroutine = scratch.state.goroutine;
     let saved = if scratch.state.left != 0 {
-        goroutine::saved_registers(&layout, goroutine.g)
+        goroutine::saved_registers(layout, goroutine.g)
     } else if scratch.state.callback_fp != 0 {
-        goroutine::outer_registers(&layout, scratch.state.callback_fp)
+        goroutine::outer_registers(layout, scratch.state.callback_fp)
     } else {
         return 0;
     };
     if saved.ip == 0 {
         return 0;
     }
-    let mut segment = stack::walk(scratch, &layout, &saved).segment;
+    let (mut segment, _) = stack::walk(scratch, layout, &saved);
     segment.slice_words = stack::copy_slice(scratch, &saved, Depth::Frames, || {
         goroutine::own_stack_top(&goroutine)
     });
@@ -165,19 +181,13 @@ extern "C" fn take_goroutine_stack() -> u64 {
     0
 }
 
-/// Takes the goroutine's id and labels.
+/// Takes the goroutine's labels, which are kept in this form.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn take_labels() -> u64 {
-    let Some(scratch) = Scratch::of_this_cpu() else {
-        return 0;
-    };
-    let layout = scratch.state.layout;
-    let g = scratch.state.goroutine.g;
-    if g != 0 {
-        scratch.sample.goid = read_word(g.wrapping_add(layout.g_goid as u64));
-        let set = read_word(g.wrapping_add(layout.g_labels as u64));
-        labels::take(scratch, layout.labels, set);
+extern "C" fn take_labels(scratch: *mut Scratch, form: u64, set: u64) -> u64 {
+    // SAFETY: null, or what `sample` has.
+    if let Some(scratch) = unsafe { scratch.as_mut() } {
+        labels::take(scratch, form as u8, set);
     }
     0
 }
@@ -193,7 +203,8 @@ fn kernel_stack(ctx: &PerfEventContext, scratch: &mut Scratch, in_user: bool) {
         return;
     };
     // SAFETY: there is room for that many words.
-    let bytes = unsafe { bpf_get_stack(ctx.as_ptr(), room, (MAX_KERNEL_FRAMES * 8) as u32, 0) };
+    let bytes =
+        unsafe { bpf_get_stack(ctx.as_ptr(), room.cast(), (MAX_KERNEL_FRAMES * 8) as u32, 0) };
     if bytes > 0 {
         let frames = bytes as usize / 8;
         scratch.commit(frames);

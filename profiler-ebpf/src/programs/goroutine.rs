@@ -2,17 +2,24 @@
 //! that userspace found in the binary. Everything read here is the target's
 //! word for it: bounded, and never followed without a limit.
 
-use core::ffi::c_void;
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use profiler_ebpf::wire::{FRAME_SOUND_BYTES, GoLayout, labels};
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel};
-use profiler_ebpf::wire::{FRAME_SOUND_BYTES, GoLayout};
-
-use super::{registers::UserRegisters, stack::read_word};
+use super::{
+    memory::{read_word, read_words},
+    registers::{UserRegisters, is_arm64},
+};
 
 /// Where `task_struct` keeps the thread's `fs` base, in bytes; 0 where that is
 /// not known, as on arm64, which has `g` in a register.
 #[unsafe(no_mangle)]
 static FS_BASE_OFFSET: u32 = 0;
+
+/// Linux maps nothing below by default (`vm.mmap_min_addr`).
+const LEAST_ADDRESS: u64 = 64 * 1024;
+
+/// Go's largest stack (`runtime.maxstackceiling`).
+const MAX_STACK_BYTES: u64 = 2 << 30;
 
 /// Byte offset of `g.stack.hi`: the second word, in every version.
 const G_STACK_HI: u64 = 8;
@@ -23,13 +30,16 @@ const G_STACK_HI: u64 = 8;
 pub struct Goroutine {
     /// The address of its `g`; 0 where the thread runs none.
     pub g: u64,
+    /// Its id; 0 where the thread runs none.
+    pub id: u64,
+    /// The `g` of the stack that the thread is on: its own, or another of the
+    /// thread's; 0 where there is none.
+    on_thread: u64,
     /// Whether the thread is on another stack than the goroutine's: the system
     /// stack or the signal stack.
     pub left: bool,
     /// Whether that is the signal stack.
     pub on_signal_stack: bool,
-    /// The `m` of the thread; 0 where there is none.
-    pub m: u64,
 }
 
 /// Finds the goroutine; none where the layout is not known.
@@ -43,21 +53,52 @@ pub fn current(layout: &GoLayout, registers: &UserRegisters) -> Goroutine {
     if on_thread == 0 {
         return none;
     }
+    // Only goroutines have an id (`runtime.newproc1`, `runtime.oneNewExtraM`):
+    // the `g` of a system stack or a signal stack has none. That spares most
+    // samples the reads of what lies elsewhere.
+    let id = goid(layout, on_thread);
+    if id != 0 {
+        return Goroutine {
+            g: on_thread,
+            id,
+            on_thread,
+            ..none
+        };
+    }
     let m = read_word(on_thread.wrapping_add(layout.g_m as u64));
     if m == 0 {
         return none;
     }
     let g = read_word(m.wrapping_add(layout.m_curg as u64));
     if g == on_thread {
-        return Goroutine { g, m, ..none };
+        return Goroutine {
+            g,
+            on_thread,
+            ..none
+        };
     }
     let signal = read_word(m.wrapping_add(layout.m_gsignal as u64));
     Goroutine {
         g,
+        id: if g == 0 { 0 } else { goid(layout, g) },
+        on_thread,
         left: g != 0,
         on_signal_stack: signal == on_thread,
-        m,
     }
+}
+
+#[inline(always)]
+fn goid(layout: &GoLayout, g: u64) -> u64 {
+    read_word(g.wrapping_add(layout.g_goid as u64))
+}
+
+/// The value of the goroutine's `g.labels`.
+#[inline(always)]
+pub fn label_set(layout: &GoLayout, goroutine: &Goroutine) -> u64 {
+    if goroutine.g == 0 || layout.labels == labels::UNKNOWN {
+        return 0;
+    }
+    read_word(goroutine.g.wrapping_add(layout.g_labels as u64))
 }
 
 /// The address past the goroutine's own stack.
@@ -66,21 +107,21 @@ pub fn own_stack_top(goroutine: &Goroutine) -> u64 {
     read_word(goroutine.g.wrapping_add(G_STACK_HI))
 }
 
-/// Whether an address lies in the goroutine's own stack: `g.stack.lo` is the
-/// first word of `g`, in every version.
+/// Whether an address lies in the goroutine's own stack.
 #[inline(always)]
 pub fn own_stack_holds(goroutine: &Goroutine, address: u64) -> bool {
-    read_word(goroutine.g) <= address && address < own_stack_top(goroutine)
+    stack_holds(goroutine.g, address)
 }
 
 /// Where the runtime entered the system stack of the thread: `m.g0` is the
 /// first field of `m`, in every version. 0 where that is not known.
 #[inline(always)]
 pub fn system_stack_top(layout: &GoLayout, goroutine: &Goroutine) -> u64 {
-    if goroutine.m == 0 {
+    if goroutine.on_thread == 0 {
         return 0;
     }
-    let system = read_word(goroutine.m);
+    let m = read_word(goroutine.on_thread.wrapping_add(layout.g_m as u64));
+    let system = read_word(m);
     read_word(system.wrapping_add(layout.g_sched_sp as u64))
 }
 
@@ -129,20 +170,38 @@ pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
 /// The `g` of the stack that the thread is on.
 #[inline(always)]
 fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
+    if is_arm64() {
+        return registers.g;
+    }
+    // Go code has it in a register, and only some assembly something else, which
+    // is no `g` with this stack. That spares most samples the way through the
+    // thread, of which nothing is in the cache.
+    if layout.text.holds(registers.ip) && stack_holds(registers.g, registers.sp) {
+        return registers.g;
+    }
     // SAFETY: set before the load and never after.
     let offset = unsafe { core::ptr::read_volatile(&raw const FS_BASE_OFFSET) };
     if offset == 0 {
-        return registers.g;
+        return 0;
     }
-    let mut base = 0u64;
-    // SAFETY: the current task is valid; the read does not fault.
-    unsafe {
-        let task = bpf_get_current_task();
-        bpf_probe_read_kernel(
-            (&raw mut base).cast::<c_void>(),
-            8,
-            (task + offset as u64) as *const c_void,
-        );
-    }
+    // SAFETY: the current task is valid, and the verifier checks by the kernel's
+    // types that a word lies there.
+    let base = unsafe {
+        let task = bpf_get_current_task_btf() as *const u8;
+        core::ptr::read_volatile(task.add(offset as usize).cast::<u64>())
+    };
     read_word(base.wrapping_add_signed(layout.tls_offset as i64))
+}
+
+/// Whether an address lies in the stack of `g`, whose bounds are its first two
+/// words, in every version.
+#[inline(always)]
+fn stack_holds(g: u64, address: u64) -> bool {
+    // A read that fails takes as long as ten that do not.
+    if g < LEAST_ADDRESS || g % 8 != 0 {
+        return false;
+    }
+    let [lo, hi]: [u64; 2] = read_words(g);
+    let bytes = hi.wrapping_sub(lo);
+    bytes <= MAX_STACK_BYTES && address.wrapping_sub(lo) < bytes
 }

@@ -9,67 +9,83 @@ use profiler_ebpf::wire::{
 };
 
 use super::{
+    memory::{BLOCK_WORDS, read_word, read_words},
     scratch::Scratch,
-    stack::{read_byte, read_word},
 };
 
 /// Go's maps up to 1.23 (`runtime/map.go`): a bucket holds eight tags, eight
-/// keys, eight values and a pointer to the next.
+/// keys, eight values and a pointer to the next. In words; [`head`] in bytes.
 mod gomap {
-    pub const SLOTS: u64 = 8;
-    pub const STRING_BYTES: u64 = 16;
-    pub const KEYS: u64 = SLOTS;
-    pub const VALUES: u64 = KEYS + SLOTS * STRING_BYTES;
-    pub const OVERFLOW: u64 = VALUES + SLOTS * STRING_BYTES;
-    pub const BUCKET_BYTES: u64 = OVERFLOW + 8;
+    pub const SLOTS: usize = 8;
+    pub const STRING: usize = 2;
+    pub const KEYS: usize = 1;
+    pub const VALUES: usize = KEYS + SLOTS * STRING;
+    pub const OVERFLOW: usize = VALUES + SLOTS * STRING;
+    pub const BUCKET: usize = OVERFLOW + 1;
     /// Tags below this are of empty or evacuated slots.
     pub const MIN_TAG: u8 = 5;
     /// Most buckets looked at, of the map and of what it grew from, each with
     /// one that it overflows to.
     pub const MAX_BUCKETS: u64 = 8;
-    pub const FLAGS: u64 = 8;
-    /// The map grows into as many buckets as it had.
-    pub const SAME_SIZE: u8 = 8;
-    pub const LOG2_BUCKETS: u64 = 9;
-    pub const BUCKETS: u64 = 16;
-    pub const OLD_BUCKETS: u64 = 24;
+
+    /// The map itself: how many entries it has, then flags and the logarithm of
+    /// how many buckets, then the buckets, and those that it grows from.
+    pub mod head {
+        pub const WORDS: usize = 4;
+        /// The place of both in the second word, in bits.
+        pub const FLAGS: u32 = 0;
+        pub const LOG2_BUCKETS: u32 = 8;
+        /// The map grows into as many buckets as it had.
+        pub const SAME_SIZE: u64 = 8;
+    }
 }
+
+/// Words of a label in the slice: key and value, an address and a length each.
+const PAIR_WORDS: usize = 4;
+/// Labels of the slice that are read at once.
+const PAIRS: u64 = (BLOCK_WORDS / PAIR_WORDS) as u64;
 
 /// What the steps over labels share.
 struct Labels {
     scratch: *mut Scratch,
+    /// How many there are.
+    count: u64,
     /// Of the pairs, or of the buckets.
     array: u64,
     /// Of the buckets that a growing map still has; else 0.
     old_array: u64,
     buckets: u64,
     old_buckets: u64,
+    /// The bucket that the present one overflows to.
+    overflow: u64,
+    /// Not zero where the block holds the pairs or the bucket of this step.
+    filled: u64,
     taken: u64,
     words: u64,
 }
 
-/// Appends the labels at `set` (the value of `g.labels`).
+/// Appends the labels at `set` (the value of `g.labels`, not 0).
 #[inline(always)]
 pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
-    if set == 0 || form == labels::UNKNOWN {
-        return;
-    }
     let before = scratch.used();
     let mut state = Labels {
         scratch,
+        count: 0,
         array: 0,
         old_array: 0,
         buckets: 0,
         old_buckets: 0,
+        overflow: 0,
+        filled: 0,
         taken: 0,
         words: before as u64 + MAX_LABELS_WORDS as u64,
     };
-    let wanted = if form == labels::SLICE {
-        slice(&mut state, set)
+    if form == labels::SLICE {
+        slice(&mut state, set);
     } else {
-        map(&mut state, set)
-    };
-    let missed = wanted.saturating_sub(state.taken).min(255);
+        map(&mut state, set);
+    }
+    let missed = state.count.saturating_sub(state.taken).min(255);
     scratch.sample.labels = state.taken as u8;
     scratch.sample.labels_missed = missed as u8;
     scratch.sample.labels_words = (scratch.used() - before) as u16;
@@ -77,55 +93,94 @@ pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
 
 /// Go 1.24 and later: a pointer to a slice of pairs of strings.
 #[inline(always)]
-fn slice(state: &mut Labels, set: u64) -> u64 {
-    state.array = read_word(set);
-    let count = read_word(set.wrapping_add(8));
-    let steps = if count < MAX_LABELS as u64 {
-        count
+fn slice(state: &mut Labels, set: u64) {
+    [state.array, state.count] = read_words(set);
+    let steps = if state.count < MAX_LABELS as u64 {
+        state.count
     } else {
         MAX_LABELS as u64
     };
     let callback: extern "C" fn(u64, *mut Labels) -> i64 = slice_step;
     run(steps as u32, callback, state);
-    count
 }
 
+/// One pair.
 extern "C" fn slice_step(index: u64, state: *mut Labels) -> i64 {
-    // SAFETY: the loop passes the context that it was given.
-    let state = unsafe { &mut *state };
-    let pair = state.array.wrapping_add((index & 0xff) * 32);
-    append(state, pair, pair.wrapping_add(16))
+    // SAFETY: the loop passes the context that it was given, and the slot of
+    // this CPU outlives it.
+    let (state, scratch) = unsafe { (&mut *state, &mut *(*state).scratch) };
+    let within = index % PAIRS;
+    if within == 0 {
+        let left = state.count.saturating_sub(index).min(PAIRS);
+        let address = state.array.wrapping_add(index * PAIR_WORDS as u64 * 8);
+        state.filled = scratch.block.fill(address, left as usize * PAIR_WORDS) as u64;
+    }
+    if state.filled == 0 {
+        return 0;
+    }
+    let [key, key_bytes, value, value_bytes] = scratch.block.words(within as usize * PAIR_WORDS);
+    append(state, scratch, [key, key_bytes], [value, value_bytes])
 }
 
 /// Up to Go 1.23: a pointer to a map of strings.
 #[inline(always)]
-fn map(state: &mut Labels, set: u64) -> u64 {
-    let map = read_word(set);
-    let count = read_word(map);
-    let log2 = read_byte(map.wrapping_add(gomap::LOG2_BUCKETS));
-    state.array = read_word(map.wrapping_add(gomap::BUCKETS));
-    state.old_array = read_word(map.wrapping_add(gomap::OLD_BUCKETS));
-    state.buckets = 1 << (log2 & 7).min(3);
-    let same_size = read_byte(map.wrapping_add(gomap::FLAGS)) & gomap::SAME_SIZE != 0;
+fn map(state: &mut Labels, set: u64) {
+    let [count, sizes, buckets, old_buckets] = read_words::<{ gomap::head::WORDS }>(read_word(set));
+    state.count = count;
+    state.array = buckets;
+    state.old_array = old_buckets;
+    let log2 = (sizes >> gomap::head::LOG2_BUCKETS) & 7;
+    state.buckets = 1 << log2.min(3);
+    let same_size = (sizes >> gomap::head::FLAGS) & gomap::head::SAME_SIZE != 0;
     state.old_buckets = if same_size {
         state.buckets
     } else {
         state.buckets / 2
     };
     let callback: extern "C" fn(u64, *mut Labels) -> i64 = map_step;
-    let slots = 4 * gomap::MAX_BUCKETS * gomap::SLOTS;
+    let slots = 4 * gomap::MAX_BUCKETS * gomap::SLOTS as u64;
     run(slots as u32, callback, state);
-    count
 }
 
 /// One slot: first those of the map, then those it grew from; of each bucket
 /// its own and those of the bucket that it overflows to.
 extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
-    // SAFETY: the loop passes the context that it was given.
-    let state = unsafe { &mut *state };
-    let slot = index & (gomap::SLOTS - 1);
-    let overflows = (index / gomap::SLOTS) & 1 != 0;
-    let bucket = (index / gomap::SLOTS / 2) & (2 * gomap::MAX_BUCKETS - 1);
+    // SAFETY: the loop passes the context that it was given, and the slot of
+    // this CPU outlives it.
+    let (state, scratch) = unsafe { (&mut *state, &mut *(*state).scratch) };
+    if state.taken >= state.count {
+        return 1;
+    }
+    let slot = index as usize % gomap::SLOTS;
+    if slot == 0 {
+        let address = bucket_address(index / gomap::SLOTS as u64, state);
+        state.filled = 0;
+        state.overflow = 0;
+        if address != 0 && scratch.block.fill(address, gomap::BUCKET) {
+            state.filled = 1;
+            [state.overflow] = scratch.block.words(gomap::OVERFLOW);
+        }
+    }
+    if state.filled == 0 {
+        return 0;
+    }
+    let [tags] = scratch.block.words::<1>(0);
+    if ((tags >> (slot * 8)) as u8) < gomap::MIN_TAG {
+        return 0;
+    }
+    let at = slot * gomap::STRING;
+    let key = scratch.block.words(gomap::KEYS + at);
+    let value = scratch.block.words(gomap::VALUES + at);
+    append(state, scratch, key, value)
+}
+
+/// The address of the bucket of this number; 0 where there is none.
+#[inline(always)]
+fn bucket_address(number: u64, state: &Labels) -> u64 {
+    if number % 2 != 0 {
+        return state.overflow;
+    }
+    let bucket = number / 2;
     let (array, bucket, buckets) = if bucket < gomap::MAX_BUCKETS {
         (state.array, bucket, state.buckets)
     } else {
@@ -138,22 +193,7 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
     if array == 0 || bucket >= buckets {
         return 0;
     }
-    let mut bucket = array.wrapping_add(bucket * gomap::BUCKET_BYTES);
-    if overflows {
-        bucket = read_word(bucket.wrapping_add(gomap::OVERFLOW));
-        if bucket == 0 {
-            return 0;
-        }
-    }
-    if read_byte(bucket.wrapping_add(slot)) < gomap::MIN_TAG {
-        return 0;
-    }
-    let at = slot * gomap::STRING_BYTES;
-    append(
-        state,
-        bucket.wrapping_add(gomap::KEYS + at),
-        bucket.wrapping_add(gomap::VALUES + at),
-    )
+    array.wrapping_add(bucket * gomap::BUCKET as u64 * 8)
 }
 
 #[inline(always)]
@@ -169,18 +209,19 @@ fn run(steps: u32, callback: extern "C" fn(u64, *mut Labels) -> i64, state: &mut
     }
 }
 
-/// Appends the label whose key and value are the Go strings at these addresses;
-/// not zero when there is no more room.
+/// Appends the label with these Go strings, an address and a length each; not
+/// zero when there is no more room.
 #[inline(always)]
-fn append(state: &mut Labels, key: u64, value: u64) -> i64 {
-    // SAFETY: a slot of this CPU that outlives the loop.
-    let scratch = unsafe { &mut *state.scratch };
+fn append(
+    state: &mut Labels,
+    scratch: &mut Scratch,
+    [key, key_bytes]: [u64; 2],
+    [value, value_bytes]: [u64; 2],
+) -> i64 {
     let before = scratch.used();
     if state.taken >= MAX_LABELS as u64 || before as u64 + MAX_LABEL_WORDS as u64 > state.words {
         return 1;
     }
-    let (key, key_bytes) = (read_word(key), read_word(key.wrapping_add(8)));
-    let (value, value_bytes) = (read_word(value), read_word(value.wrapping_add(8)));
     let most = MAX_LABEL_BYTES as u64;
     let truncated = u32::from(key_bytes > most || value_bytes > most);
     let key_bytes = key_bytes.min(most) as usize;

@@ -5,6 +5,7 @@ mod emit;
 mod goroutine;
 mod labels;
 mod lifecycle;
+mod memory;
 mod registers;
 mod scratch;
 mod stack;

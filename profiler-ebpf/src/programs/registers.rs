@@ -9,6 +9,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
     programs::PerfEventContext,
 };
+use profiler_ebpf::wire::Segment;
 
 /// Not zero on arm64.
 #[unsafe(no_mangle)]
@@ -29,13 +30,28 @@ pub struct UserRegisters {
     pub fp: u64,
     /// The link register; 0 on x86-64.
     pub lr: u64,
-    /// The register that holds `g`: `x28` on arm64; 0 on x86-64, where it is
-    /// not kept in assembly.
+    /// The register that holds `g` (src/cmd/compile/abi-internal.md): `x28` on
+    /// arm64; `r14` on x86-64, where assembly and C use it for something else.
     pub g: u64,
+}
+
+impl UserRegisters {
+    /// Those that a segment begins with.
+    #[inline(always)]
+    pub fn of(segment: &Segment) -> Self {
+        Self {
+            ip: segment.ip,
+            sp: segment.sp,
+            fp: segment.fp,
+            lr: segment.lr,
+            g: 0,
+        }
+    }
 }
 
 /// The place of each register in `struct pt_regs`, in words: arch/x86/include/asm/ptrace.h, arch/arm64/include/asm/ptrace.h.
 mod x86 {
+    pub const G: usize = 1;
     pub const FP: usize = 4;
     pub const IP: usize = 16;
     pub const SP: usize = 19;
@@ -48,7 +64,9 @@ mod arm64 {
     pub const IP: usize = 32;
 }
 
-fn is_arm64() -> bool {
+/// Whether the machine is an arm64 one.
+#[inline(always)]
+pub fn is_arm64() -> bool {
     // SAFETY: set before the load and never after; volatile, so that the
     // compiler does not take the initial value for the final one.
     unsafe { core::ptr::read_volatile(&raw const ARM64) != 0 }
@@ -80,6 +98,9 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
     // SAFETY: the context of a perf-event program begins with the interrupted
     // registers; the verifier allows a load of each at its constant offset.
     unsafe {
+        // Outside of the branch: of two loads at its end the compiler makes one
+        // at an address that is not constant.
+        let r14 = core::ptr::read_volatile(words.add(x86::G));
         if is_arm64() {
             UserRegisters {
                 ip: core::ptr::read_volatile(words.add(arm64::IP)),
@@ -94,7 +115,7 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
                 sp: core::ptr::read_volatile(words.add(x86::SP)),
                 fp: core::ptr::read_volatile(words.add(x86::FP)),
                 lr: 0,
-                g: 0,
+                g: r14,
             }
         }
     }
@@ -119,7 +140,7 @@ fn at_kernel_entry() -> UserRegisters {
             sp: saved_word(saved, x86::SP),
             fp: saved_word(saved, x86::FP),
             lr: 0,
-            g: 0,
+            g: saved_word(saved, x86::G),
         }
     }
 }

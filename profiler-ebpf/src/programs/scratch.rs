@@ -3,15 +3,20 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::PerCpuArray};
-use profiler_ebpf::wire::{GoLayout, MAX_PAYLOAD_WORDS, Sample};
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
 
-use super::{goroutine::Goroutine, registers::UserRegisters};
+use super::{
+    goroutine::Goroutine,
+    memory::{self, Block},
+    stack::Walked,
+};
 
 /// Most words appended by one [`Scratch::copy_user`].
 pub const MAX_COPY_WORDS: usize = 128;
 
-/// A record under way.
+/// A record under way. The kernel allows a slot of 32 KB on every machine
+/// (`PCPU_MIN_UNIT_SIZE`).
 #[repr(C)]
 pub struct Scratch {
     /// Words in use. In the map, not in a register: the verifier then knows
@@ -23,25 +28,27 @@ pub struct Scratch {
     /// The header.
     pub sample: Sample,
     words: [u64; MAX_PAYLOAD_WORDS],
+    /// What was read last of a stack, or of labels.
+    pub block: Block,
 }
 
 /// What the parts of the work on a sample hand on to each other: each is a
-/// function that the verifier looks at once, by itself, and so takes nothing
+/// function that the verifier looks at once, by itself, and so takes little
 /// but what it finds here.
 #[repr(C)]
 pub struct State {
-    /// The runtime of the process.
-    pub layout: GoLayout,
-    /// The user registers.
-    pub registers: UserRegisters,
     /// The goroutine.
     pub goroutine: Goroutine,
+    /// What was walked last.
+    pub walked: Walked,
     /// Not zero where the goroutine's own stack is another than the one that
     /// the thread was on, or than the one that a signal interrupted.
     pub left: u64,
     /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
     pub callback_fp: u64,
 }
+
+const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -56,16 +63,10 @@ impl Scratch {
             .map(|scratch| unsafe { &mut *scratch })
     }
 
-    /// Begins a record.
+    /// Begins a record: no words are in use.
     #[inline(always)]
-    pub fn begin(&mut self, sample: Sample, layout: &GoLayout, registers: &UserRegisters) {
+    pub fn begin(&mut self) {
         self.used = 0;
-        self.sample = sample;
-        self.state.layout = *layout;
-        self.state.registers = *registers;
-        self.state.goroutine.g = 0;
-        self.state.left = 0;
-        self.state.callback_fp = 0;
     }
 
     /// How many words are in use.
@@ -78,26 +79,25 @@ impl Scratch {
     /// Appends a word, if there is room.
     #[inline(always)]
     pub fn push(&mut self, word: u64) -> bool {
-        let at = self.used();
-        if at >= MAX_PAYLOAD_WORDS {
+        let Some(room) = self.room(1) else {
             return false;
-        }
-        // SAFETY: `at` was just checked.
-        unsafe { *self.words.get_unchecked_mut(at) = word };
-        self.used = at as u64 + 1;
+        };
+        // SAFETY: there is room for a word.
+        unsafe { *room = word };
+        self.commit(1);
         true
     }
 
     /// Room for `words` (a constant) at the end; to be taken by
     /// [`Scratch::commit`].
     #[inline(always)]
-    pub fn room(&mut self, words: usize) -> Option<*mut c_void> {
+    pub fn room(&mut self, words: usize) -> Option<*mut u64> {
         let at = self.used();
         if at > MAX_PAYLOAD_WORDS - words {
             return None;
         }
         // SAFETY: `at` was just checked.
-        Some(unsafe { self.words.as_mut_ptr().add(at) }.cast())
+        Some(unsafe { self.words.as_mut_ptr().add(at) })
     }
 
     /// Takes `words` that were written to [`Scratch::room`].
@@ -124,14 +124,12 @@ impl Scratch {
         let Some(room) = self.room(MAX_COPY_WORDS) else {
             return false;
         };
-        // SAFETY: there is room for the most words there can be. The helper
-        // checks the address and does not fault.
-        let failed =
-            unsafe { bpf_probe_read_user(room, (words * 8) as u32, address as *const c_void) };
-        if failed == 0 {
+        // SAFETY: there is room for the most words there can be.
+        let read = unsafe { memory::read(room.cast::<c_void>(), words * 8, address) };
+        if read {
             self.commit(words);
         }
-        failed == 0
+        read
     }
 
     /// Appends `bytes` (at most `MAX` of them, a multiple of eight) of the
@@ -145,15 +143,15 @@ impl Scratch {
             return false;
         };
         // SAFETY: there is room for a word more than the most bytes there can
-        // be. The helper checks the address and does not fault.
-        let failed = unsafe {
-            *room.cast::<u64>().add(bytes / 8) = 0;
-            bpf_probe_read_user(room, bytes as u32, address as *const c_void)
+        // be.
+        let read = unsafe {
+            *room.add(bytes / 8) = 0;
+            memory::read(room.cast::<c_void>(), bytes, address)
         };
-        if failed == 0 {
+        if read {
             self.commit(bytes.div_ceil(8));
         }
-        failed == 0
+        read
     }
 
     /// The record's bytes: the header and the words in use.

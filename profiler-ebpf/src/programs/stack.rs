@@ -3,9 +3,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_loop, generated::bpf_probe_read_user};
+use aya_ebpf::helpers::bpf_loop;
 use profiler_ebpf::{
-    walk::{Step, UserMemory, step},
+    walk::{Step, step},
     wire::{
         Code, FAR_HEAD_WORDS, FRAME_SOUND_BYTES, GoLayout, MAX_PAYLOAD_WORDS, MAX_USER_FRAMES,
         NO_FRAME, RESERVED_WORDS, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_LEFT,
@@ -13,56 +13,17 @@ use profiler_ebpf::{
     },
 };
 
-use super::{registers::UserRegisters, scratch::Scratch};
+use super::{
+    memory::{Stack, read_word},
+    registers::UserRegisters,
+    scratch::Scratch,
+};
 
 /// More than the frame of the runtime's signal handlers.
 const SIGNAL_HANDLER_FRAME_BYTES: u64 = 256;
 
-/// Memory of the current task.
-pub struct CurrentTask;
-
-impl UserMemory for CurrentTask {
-    #[inline(always)]
-    fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
-        let mut pair = [0u64; 2];
-        // SAFETY: the helper checks the address and does not fault.
-        let failed = unsafe {
-            bpf_probe_read_user(
-                pair.as_mut_ptr().cast::<c_void>(),
-                16,
-                address as *const c_void,
-            )
-        };
-        (failed == 0).then_some(pair)
-    }
-}
-
-/// A word of the current task's memory; 0 where it cannot be read.
-#[inline(always)]
-pub fn read_word(address: u64) -> u64 {
-    u64::from_ne_bytes(read_bytes(address))
-}
-
-/// A byte of the current task's memory; 0 where it cannot be read.
-#[inline(always)]
-pub fn read_byte(address: u64) -> u8 {
-    u8::from_ne_bytes(read_bytes(address))
-}
-
-#[inline(always)]
-fn read_bytes<const N: usize>(address: u64) -> [u8; N] {
-    let mut bytes = [0u8; N];
-    // SAFETY: the helper checks the address, does not fault, and writes zero
-    // where it fails.
-    unsafe {
-        bpf_probe_read_user(
-            bytes.as_mut_ptr().cast::<c_void>(),
-            N as u32,
-            address as *const c_void,
-        );
-    }
-    bytes
-}
+/// Steps that one call of [`walk_steps`] takes: calls cost as much as a step.
+const STEPS: usize = 4;
 
 /// What the steps of a walk share.
 struct Walk {
@@ -78,9 +39,13 @@ struct Walk {
     signal_slot: u64,
 }
 
-/// A segment, and what of it asks for more.
+/// A chain of frame pointers, and what of it asks for more.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Walked {
-    pub segment: Segment,
+    frames: u64,
+    /// A [`WalkEnd`].
+    end: u64,
     /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
     pub callback_fp: u64,
     /// The frame behind it, on the system stack, where C goes on.
@@ -92,83 +57,117 @@ pub struct Walked {
 }
 
 /// Walks from the frame pointer of `registers` and appends the return
-/// addresses.
-///
-/// By `bpf_loop` (Linux 5.17): the verifier looks at one step, where it would
-/// look at every step of a plain loop, and takes 0.2 s for that.
+/// addresses. Gives the segment that begins with them.
 #[inline(always)]
-pub fn walk(scratch: &mut Scratch, layout: &GoLayout, registers: &UserRegisters) -> Walked {
+pub fn walk(
+    scratch: &mut Scratch,
+    layout: &GoLayout,
+    registers: &UserRegisters,
+) -> (Segment, Walked) {
+    walk_chain(scratch, layout, registers.fp);
+    let walked = scratch.state.walked;
+    let segment = Segment {
+        ip: registers.ip,
+        sp: registers.sp,
+        fp: registers.fp,
+        lr: registers.lr,
+        frames: walked.frames as u16,
+        slice_words: 0,
+        walk_end: walked.end as u8,
+        reserved: 0,
+        far_words: 0,
+    };
+    (segment, walked)
+}
+
+/// Walks from the frame pointer `fp`, appends the return addresses and leaves
+/// what it found in `state.walked`.
+///
+/// By `bpf_loop` (Linux 5.17): the verifier looks at some steps, where it would
+/// look at every step of a plain loop, and takes 0.2 s for that.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_chain(scratch: *mut Scratch, layout: *const GoLayout, fp: u64) -> u64 {
+    // SAFETY: null, or what `walk` has.
+    let (Some(scratch), Some(layout)) = (unsafe { (scratch.as_mut(), layout.as_ref()) }) else {
+        return 0;
+    };
     let before = scratch.used();
+    // Of another stack, or of what this one was.
+    scratch.block.clear();
     let mut walk = Walk {
         scratch,
         callback: layout.callback,
         signal_handlers: layout.signal_handlers,
-        fp: registers.fp,
+        fp,
         end: WalkEnd::DepthLimit,
         callback_fp: 0,
         far_fp: 0,
         far_index: 0,
         signal_slot: 0,
     };
-    let callback: extern "C" fn(u64, *mut Walk) -> i64 = walk_step;
+    const { assert!(MAX_USER_FRAMES.is_multiple_of(STEPS)) };
+    let callback: extern "C" fn(u64, *mut Walk) -> i64 = walk_steps;
     // SAFETY: the callback's context outlives the loop.
     unsafe {
         bpf_loop(
-            MAX_USER_FRAMES as u32,
+            (MAX_USER_FRAMES / STEPS) as u32,
             callback as *mut c_void,
             (&raw mut walk).cast::<c_void>(),
             0,
         );
     }
-    Walked {
-        segment: Segment {
-            ip: registers.ip,
-            sp: registers.sp,
-            fp: registers.fp,
-            lr: registers.lr,
-            frames: (scratch.used() - before) as u16,
-            slice_words: 0,
-            walk_end: walk.end as u8,
-            reserved: 0,
-            far_words: 0,
-        },
+    scratch.state.walked = Walked {
+        frames: (scratch.used() - before) as u64,
+        end: walk.end as u64,
         callback_fp: walk.callback_fp,
         far_fp: walk.far_fp,
         far_index: walk.far_index,
         signal_slot: walk.signal_slot,
-    }
+    };
+    0
 }
 
-/// One step; not zero to stop.
-extern "C" fn walk_step(index: u64, walk: *mut Walk) -> i64 {
-    // SAFETY: the loop passes the context that it was given.
-    let walk = unsafe { &mut *walk };
-    match step(&CurrentTask, walk.fp) {
-        Step::End(end) => {
-            walk.end = end;
-            1
-        }
-        Step::Frame {
-            return_address,
-            next,
-        } => {
-            // SAFETY: a slot of this CPU that outlives the loop.
-            let scratch = unsafe { &mut *walk.scratch };
-            if !scratch.push(return_address) {
-                return 1;
+/// Takes steps; not zero to stop.
+extern "C" fn walk_steps(index: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: the loop passes the context that it was given, and the slot of
+    // this CPU outlives it.
+    let (walk, scratch) = unsafe { (&mut *walk, &mut *(*walk).scratch) };
+    let Some(room) = scratch.room(STEPS) else {
+        return 1;
+    };
+    // SAFETY: the block lies in the same slot; nobody else uses it meanwhile.
+    let stack = unsafe { Stack::new(&raw mut scratch.block) };
+    let mut fp = walk.fp;
+    let mut taken = 0;
+    while taken < STEPS {
+        match step(&stack, fp) {
+            Step::End(end) => {
+                walk.end = end;
+                break;
             }
-            if walk.callback_fp == 0 && walk.callback.holds(return_address) {
-                walk.callback_fp = walk.fp;
-                walk.far_fp = next;
-                walk.far_index = index + 1;
+            Step::Frame {
+                return_address,
+                next,
+            } => {
+                // SAFETY: there is room for all steps.
+                unsafe { *room.add(taken) = return_address };
+                taken += 1;
+                if walk.callback.holds(return_address) && walk.callback_fp == 0 {
+                    walk.callback_fp = fp;
+                    walk.far_fp = next;
+                    walk.far_index = index * STEPS as u64 + taken as u64;
+                }
+                if walk.signal_handlers.holds(return_address) && walk.signal_slot == 0 {
+                    walk.signal_slot = next.wrapping_add(8);
+                }
+                fp = next;
             }
-            if walk.signal_slot == 0 && walk.signal_handlers.holds(return_address) {
-                walk.signal_slot = next.wrapping_add(8);
-            }
-            walk.fp = next;
-            0
         }
     }
+    walk.fp = fp;
+    scratch.commit(taken);
+    i64::from(taken < STEPS)
 }
 
 /// How many words above the stack pointer are wanted.
@@ -213,7 +212,7 @@ pub fn copy_slice(
         }
         return (scratch.used() - before) as u16;
     }
-    copy_up_to(scratch, registers.sp, top())
+    copy_up_to(scratch, registers.sp, top()) as u16
 }
 
 /// Where the return address of a signal handler lies that the thread is in;
@@ -288,7 +287,7 @@ pub fn copy_callback(scratch: &mut Scratch, layout: &GoLayout, walked: &Walked) 
     let slot = walked.far_fp.wrapping_add(8);
     let top = read_word(slot.wrapping_sub(layout.callback_delta as u64));
     far(scratch, walked.far_fp, walked.far_index, |scratch| {
-        copy_up_to(scratch, walked.far_fp, top)
+        copy_up_to(scratch, walked.far_fp, top) as u16
     })
 }
 
@@ -328,9 +327,14 @@ struct Copy {
 /// which are also taken where `top` is not that near. Leaves room for what
 /// follows. Says how many.
 ///
-/// By `bpf_loop`, as [`walk`].
-#[inline(always)]
-fn copy_up_to(scratch: &mut Scratch, address: u64, top: u64) -> u16 {
+/// By `bpf_loop`, as [`walk_chain`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn copy_up_to(scratch: *mut Scratch, address: u64, top: u64) -> u64 {
+    // SAFETY: null, or what the caller has.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return 0;
+    };
     let before = scratch.used();
     let wanted = top.wrapping_sub(address) / 8;
     let mut copy = Copy {
@@ -348,7 +352,7 @@ fn copy_up_to(scratch: &mut Scratch, address: u64, top: u64) -> u16 {
             0,
         );
     }
-    (scratch.used() - before) as u16
+    (scratch.used() - before) as u64
 }
 
 /// Copies a chunk; not zero to stop.
