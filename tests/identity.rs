@@ -141,6 +141,52 @@ fn a_hierarchy_of_version_1_is_enough() {
     drop(target);
 }
 
+/// What the test that sees others from a namespace is told, when it runs there.
+const INSIDE: &str = "GOPROF_TEST_NEIGHBOUR";
+const OTHER_ID: &str = "b0b1b2b3b4b5b6b7b8b9babbbcbdbebfc0c1c2c3c4c5c6c7c8c9cacbcccdcecf";
+
+/// As an agent in a container, to which its own cgroup is the root of all: it
+/// runs this test again, there.
+#[test]
+fn an_agent_in_a_cgroup_namespace_sees_itself_and_its_neighbours() {
+    if let Ok(neighbour) = std::env::var(INSIDE) {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        assert!(own.contains("0::/\n"), "{own}");
+        let identifier = alone();
+        for (pid, id) in [
+            (std::process::id(), OTHER_ID),
+            (neighbour.parse().unwrap(), ID),
+        ] {
+            let found = identifier.identify(pid, &program(pid));
+            assert_eq!(found.label(label::CONTAINER_ID), id);
+            assert!(found.is_partial, "it is in a pod: {found:?}");
+        }
+        println!("seen from inside");
+        return;
+    }
+    let pod = "/kubepods.slice/kubepods-pod7f2c9a44_0d1e_4b6a_9a57_2b1f0c8e6d31.slice";
+    let outer = Cgroup::make(unified(), &format!("{pod}/docker-{OTHER_ID}.scope"));
+    let beside = outer.folder().with_file_name(ID);
+    fs::create_dir(&beside).unwrap();
+    let target = waits(|_| ());
+    fs::write(beside.join("cgroup.procs"), target.pid_arg()).unwrap();
+    // The namespace begins where the process is; mounted anew, that is the root.
+    let script = format!(
+        "echo $$ > {0}/cgroup.procs && exec unshare --cgroup --mount sh -c \
+         'umount --lazy {1} && mount -t cgroup2 none {1} && exec \"$0\" --exact --nocapture \"$1\"' \"$0\" \"$1\"",
+        outer.folder().display(),
+        unified().display(),
+    );
+    let mut inside = Command::new("sh");
+    inside.args(["-c", &script]);
+    inside.arg(std::env::current_exe().unwrap());
+    inside.arg("an_agent_in_a_cgroup_namespace_sees_itself_and_its_neighbours");
+    inside.env(INSIDE, target.pid_arg());
+    let outcome = command::run(&mut inside, LIMIT, "install util-linux").succeeded();
+    assert!(outcome.text().contains("seen from inside"), "{outcome:?}");
+    drop(target);
+}
+
 #[test]
 fn a_pod_without_anybody_to_ask_stays_partial() {
     let target = waits(|_| ());
@@ -212,6 +258,8 @@ fn a_pid_that_is_used_again_is_another_process() {
     let found = identifier.identify(pid, &program);
     assert_eq!(found.label(label::SERVICE_NAME), "before");
     drop(target);
+    // Start times are in hundredths of a second.
+    std::thread::sleep(Duration::from_millis(30));
     let again = restart_as(pid, |command| {
         command.env("OTEL_SERVICE_NAME", "after");
     });

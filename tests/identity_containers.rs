@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use containerd::{Containerd, path, root_in};
 use goprof::identity::{Cluster, Cri, Identifier, Options, Target, label};
-use goprof_tests::identity::{identify_until, program};
+use goprof_tests::identity::{CgroupName, identify_until, program};
 use goprof_tests::{command, go};
 use kubelet::{Kubelet, UID};
 use serde_json::{Value, json};
@@ -50,12 +50,15 @@ fn new_id() -> String {
 struct RuncContainer {
     folder: tempfile::TempDir,
     pid: u32,
+    /// Removed after the container.
+    _cgroup: CgroupName,
 }
 
 impl RuncContainer {
     /// Runs `waits` in a container whose cgroup is called so.
     #[track_caller]
     fn run(cgroup: &str) -> Self {
+        let name = CgroupName::new();
         let folder = tempfile::tempdir().unwrap();
         root_in(folder.path());
         runc(folder.path(), &["spec"]);
@@ -65,7 +68,7 @@ impl RuncContainer {
         config["process"]["terminal"] = json!(false);
         config["process"]["args"] = json!(["/waits", "-duration", "5m"]);
         config["process"]["env"] = json!(["OTEL_RESOURCE_ATTRIBUTES=service.name=boxed"]);
-        config["linux"]["cgroupsPath"] = json!(cgroup);
+        config["linux"]["cgroupsPath"] = json!(name.path(cgroup));
         fs::write(&file, config.to_string()).unwrap();
         let mut command = runc_command(folder.path());
         command.args(["run", "--detach", "--pid-file", "pid", "test"]);
@@ -81,6 +84,7 @@ impl RuncContainer {
         Self {
             folder,
             pid: pid.parse().unwrap(),
+            _cgroup: name,
         }
     }
 }
@@ -109,7 +113,7 @@ fn containers_of_runc_have_the_id_that_their_runtime_gave() {
     for (shape, is_in_pod) in [
         ("/docker/ID", false),
         ("/libpod_parent/libpod-ID", false),
-        ("/goprof-test/system.slice/docker-ID.scope", false),
+        ("/system.slice/docker-ID.scope", false),
         (&format!("/kubepods/burstable/pod{UID}/ID"), true),
         (
             "/kubepods.slice/kubepods-pod7f2c9a44_0d1e_4b6a_9a57_2b1f0c8e6d31.slice/crio-ID.scope",
@@ -179,13 +183,14 @@ fn check(target: &Target, [namespace, pod, container, service]: [&str; 4]) {
 fn pods_are_named_by_the_container_runtime() {
     let mut containerd = Containerd::start();
     containerd.import_image();
-    let kubelet = Kubelet::connect(&containerd.socket());
+    let pod_cgroup = containerd.cgroup(&format!("/kubepods/burstable/pod{UID}"));
+    let kubelet = Kubelet::connect(&containerd.socket(), &pod_cgroup);
     let shop = kubelet.run_pod(["store", "shop-0", "web"], "");
     let cart = kubelet.run_pod(["store", "cart-0", "main"], "cart-service");
     let pid = containerd.pid("k8s.io", &shop);
     let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(
-        cgroups.contains(&format!("/kubepods/burstable/pod{UID}/{shop}")),
+        cgroups.contains(&format!("{pod_cgroup}/{shop}")),
         "{cgroups}"
     );
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use goprof::identity::{Identifier, Program, Target};
@@ -22,9 +23,7 @@ impl Cgroup {
     /// below one that is this test's own.
     #[track_caller]
     pub fn make(mount: &Path, path: &str) -> Self {
-        static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let top = mount.join(format!("goprof-test-{}-{number}", std::process::id()));
+        let top = mount.join(format!("goprof-test-{}", unique()));
         let folder = top.join(path.trim_start_matches('/'));
         fs::create_dir_all(&folder)
             .unwrap_or_else(|e| panic!("make the cgroup {}: {e}; {REMEDY}", folder.display()));
@@ -38,6 +37,11 @@ impl Cgroup {
             .unwrap_or_else(|e| panic!("put {pid} in {}: {e}", self.folder.display()));
     }
 
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Its id.
     #[track_caller]
     pub fn id(&self) -> u64 {
@@ -47,21 +51,67 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let mut folder = self.folder.as_path();
-        // A process that was just killed stays in its cgroup for a moment.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while folder.starts_with(&self.top) {
-            if fs::remove_dir(folder).is_err() {
-                if Instant::now() > deadline {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-            let Some(above) = folder.parent() else { break };
-            folder = above;
+        remove(&self.top);
+    }
+}
+
+/// The name of a cgroup at the root of every hierarchy, for a container runtime
+/// to put containers in. Dropping it removes it, once no process is in it.
+pub struct CgroupName(String);
+
+impl CgroupName {
+    /// A name that nobody else has: `/goprof-test-…`.
+    pub fn new() -> Self {
+        Self(format!("/goprof-test-{}", unique()))
+    }
+
+    /// A path below it.
+    pub fn path(&self, below: &str) -> String {
+        format!("{}{below}", self.0)
+    }
+}
+
+impl Default for CgroupName {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for CgroupName {
+    fn drop(&mut self) {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+        let hierarchies = hierarchies.map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_path_buf()]) {
+            remove(&hierarchy.join(self.0.trim_start_matches('/')));
         }
     }
+}
+
+/// Removes a cgroup and all below. A process that was just killed stays in its
+/// cgroup for a moment.
+fn remove(folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while folder.exists() && Instant::now() < deadline {
+        remove_once(folder);
+        if folder.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn remove_once(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_once(&entry.path());
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+fn unique() -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}", std::process::id())
 }
 
 /// Where cgroup v2 is mounted.

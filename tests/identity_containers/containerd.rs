@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use goprof_tests::command::{self, Outcome, Running};
+use goprof_tests::identity::CgroupName;
 use goprof_tests::{debian, go};
 use serde_json::json;
 
@@ -37,6 +38,8 @@ pub fn root_in(folder: &Path) -> PathBuf {
 pub struct Containerd {
     folder: tempfile::TempDir,
     server: Option<Running>,
+    /// Removed after the containers.
+    cgroup: CgroupName,
 }
 
 impl Containerd {
@@ -45,6 +48,8 @@ impl Containerd {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display();
+        // The kubelet's pause containers are to survive when memory is short,
+        // which a test without CAP_SYS_RESOURCE may not ask for.
         let config = format!(
             r#"version = 2
 root = "{at}/lib"
@@ -71,6 +76,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         let containerd = Self {
             server: Some(Running::start(&mut server, REMEDY)),
             folder,
+            cgroup: CgroupName::new(),
         };
         let deadline = Instant::now() + LIMIT;
         while !containerd.try_ctr(&["version"]).status.success() {
@@ -83,6 +89,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("containerd.sock")
+    }
+
+    /// A cgroup for containers, gone with it.
+    pub fn cgroup(&self, path: &str) -> String {
+        self.cgroup.path(path)
     }
 
     /// A folder that is gone with it.

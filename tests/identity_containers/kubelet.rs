@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::containerd::IMAGE;
 
-/// Where the kubelet puts the pod, without systemd.
+/// The pods' uid.
 pub const UID: &str = "7f2c9a44-0d1e-4b6a-9a57-2b1f0c8e6d31";
 const MAX_BYTES: usize = 1 << 20;
 /// `NamespaceMode` of the CRI.
@@ -122,17 +122,22 @@ struct CreateContainer {
 pub struct Kubelet {
     runtime: Runtime,
     channel: Channel,
+    cgroup: String,
 }
 
 impl Kubelet {
-    /// Connects.
+    /// Connects; pods will be in this cgroup.
     #[track_caller]
-    pub fn connect(socket: &Path) -> Self {
+    pub fn connect(socket: &Path, cgroup: &str) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
         let channel = runtime.block_on(endpoint.connect()).unwrap();
-        Self { runtime, channel }
+        Self {
+            runtime,
+            channel,
+            cgroup: cgroup.to_owned(),
+        }
     }
 
     /// Runs a pod with one container, and says that one's id.
@@ -170,7 +175,7 @@ impl Kubelet {
             labels: labels.clone(),
             annotations,
             linux: Some(LinuxSandbox {
-                cgroup_parent: format!("/kubepods/burstable/pod{UID}"),
+                cgroup_parent: self.cgroup.clone(),
                 security: Some(Security {
                     namespaces: Some(namespaces.clone()),
                 }),
