@@ -138,9 +138,12 @@ fn containers_of_containerd_have_their_id() {
     let root = root_in(containerd.folder());
     let id = new_id();
     let root = root.to_str().unwrap();
+    let cgroup = containerd.cgroup(&format!("/default/{id}"));
     containerd.ctr(&[
         "run",
         "--detach",
+        "--cgroup",
+        &cgroup,
         "--rootfs",
         root,
         &id,
@@ -149,6 +152,8 @@ fn containers_of_containerd_have_their_id() {
         "5m",
     ]);
     let pid = containerd.pid("default", &id);
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(cgroups.contains(&cgroup), "{cgroups}");
     let target = identifier(Cri::Off).identify(pid, &program(pid));
     assert_eq!(target.label(label::CONTAINER_ID), id);
     assert_eq!(target.label(label::SERVICE_NAME), "waits");
