@@ -2,7 +2,11 @@
 //! runtimes and systemd name them, the environment, the binary, and processes
 //! that are gone.
 
-#![expect(clippy::unwrap_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::fs;
 use std::path::Path;

@@ -217,6 +217,10 @@ fn pods_are_named_by_the_container_runtime() {
     .unwrap();
     let cart_pid = containerd.pid("k8s.io", &cart);
     let named = whole(&both, cart_pid);
+    wait_for(&both, |status| {
+        let error = status.error.as_deref().unwrap_or_default();
+        error.contains("onnect")
+    });
     check(&named, ["store", "cart-0", "main", "cart-service"]);
 
     // The runtime goes: what it said stays, what it did not say is missing.
@@ -232,7 +236,7 @@ fn unreachable(folder: &Path) -> PathBuf {
     let file = folder.join("kubeconfig");
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "clusters": [{"name": "test", "cluster": {"server": "https://127.0.0.1:1"}}],
         "users": [{"name": "test", "user": {"token": "x"}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
     });
@@ -281,6 +285,6 @@ fn what_is_no_container_runtime_is_not_waited_for() {
     check_impostor("garbage", |mut stream| {
         let _ = stream.write_all(&[0xff; 4096]);
     });
-    check_impostor("silence", |stream| std::mem::forget(stream));
+    check_impostor("silence", std::mem::forget);
     check_impostor("an end", drop);
 }

@@ -216,3 +216,77 @@ impl Sandbox {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let owned = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        owned.collect()
+    }
+
+    fn container(id: &str, sandbox: &str, labels: &[(&str, &str)]) -> Container {
+        Container {
+            id: id.to_owned(),
+            pod_sandbox_id: sandbox.to_owned(),
+            metadata: Some(ContainerMetadata {
+                name: "by-metadata".to_owned(),
+            }),
+            labels: pairs(labels),
+        }
+    }
+
+    #[test]
+    fn containers_have_the_names_of_their_sandbox_or_their_own() {
+        let sandbox = Sandbox {
+            id: "s".to_owned(),
+            metadata: Some(Metadata {
+                name: "shop-0".to_owned(),
+                uid: "u".to_owned(),
+                namespace: "store\n".to_owned(),
+            }),
+            labels: pairs(&[("app", "shop"), (POD_NAME, "shop-0")]),
+            annotations: pairs(&[("pyroscope.io/service_name", "a\x1bb")]),
+        };
+        let orphan = [
+            (POD_NAME, "cart-0"),
+            (POD_NAMESPACE, "store"),
+            (CONTAINER_NAME, "main"),
+        ];
+        let containers = vec![
+            container("a", "s", &[(CONTAINER_NAME, "web")]),
+            container("b", "gone", &orphan),
+            container("c", "gone", &[]),
+        ];
+        let groups = join(vec![sandbox], containers);
+        let (_, web) = &groups["s"][0];
+        let pod = web.pod.as_ref().unwrap();
+        assert_eq!((web.name.as_str(), pod.name.as_str()), ("web", "shop-0"));
+        assert_eq!(pod.namespace, "store");
+        assert_eq!(pod.service_name.as_deref(), Some("a\u{fffd}b"));
+        assert_eq!(pod.labels, pairs(&[("app", "shop")]));
+        let [(_, main), (_, other)] = &groups["gone"][..] else {
+            panic!("{groups:?}");
+        };
+        let pod = main.pod.as_ref().unwrap();
+        assert_eq!((main.name.as_str(), pod.name.as_str()), ("main", "cart-0"));
+        assert_eq!((other.name.as_str(), &other.pod), ("by-metadata", &None));
+    }
+
+    #[test]
+    fn hostile_answers_are_survived() {
+        for bytes in [
+            &b""[..],
+            &[0xff; 64],
+            b"\x0a\xff\xff\xff\xff\x0f",
+            &[0x0a; 1000],
+        ] {
+            let _ = Sandboxes::decode(bytes);
+            let _ = Containers::decode(bytes);
+        }
+        assert!(join(vec![Sandbox::default(); 3], vec![Container::default(); 3]).len() == 1);
+    }
+}

@@ -55,16 +55,15 @@ impl Hierarchy {
     }
 
     /// The absolute path of the cgroup to which this process sees others in
-    /// relation; empty where paths are absolute, or it cannot be found.
-    pub fn own(&self) -> String {
+    /// relation: empty where paths are absolute, `None` where it cannot be found.
+    pub fn own(&self) -> Option<String> {
         if is_in_host_namespace("self") {
-            return String::new();
+            return Some(String::new());
         }
         // In a namespace of its own a container sees its part at the mount.
         own_mounts()
             .find_map(|path| fs::metadata(path).ok())
             .and_then(|own| self.path_of(own.ino()))
-            .unwrap_or_default()
     }
 
     /// The path of the cgroup with an id, which is the inode of its directory

@@ -77,7 +77,8 @@ impl Options {
 pub struct Identifier {
     node: String,
     hierarchy: Hierarchy,
-    own: String,
+    /// What `/proc/PID/cgroup` is relative to; `None` where that is not known.
+    own: Option<String>,
     kubernetes: Option<Arc<Source>>,
     cri: Option<(Arc<Source>, Arc<Notify>)>,
     remembered: Mutex<Remembered>,
@@ -138,7 +139,10 @@ impl Identifier {
             kubernetes,
             cri: cri_source,
             remembered: Mutex::default(),
-            thread: Some(ask_on_a_thread(watched, asked)?),
+            thread: match (&watched, &asked) {
+                (None, None) => None,
+                _ => Some(ask_on_a_thread(watched, asked)?),
+            },
         })
     }
 
@@ -199,8 +203,9 @@ impl Identifier {
 
     /// Whether a source should know it.
     fn is_expected(&self, cgroup: &Cgroup) -> bool {
-        // In a cgroup namespace a pod's neighbours have only their id.
-        let may_be_a_pod = self.kubernetes.is_some()
+        // Seen from an unknown place, a pod's neighbours have only their id.
+        let may_be_a_pod = self.own.is_none()
+            && self.kubernetes.is_some()
             && cgroup
                 .container()
                 .is_some_and(|container| container.runtime == Runtime::Unknown);
@@ -279,7 +284,7 @@ impl Identifier {
         let seen = Seen {
             start_ticks: Some(start_ticks),
             exe: program.exe.clone(),
-            cgroup: Cgroup::parse(&text, &self.own),
+            cgroup: Cgroup::parse(&text, self.own.as_deref().unwrap_or_default()),
             service_name: process::service_name(pid),
             answers: self.answers(),
         };

@@ -167,6 +167,7 @@ struct Status {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContainerStatus {
+    #[serde(default)]
     name: String,
     /// `RUNTIME://ID`; missing until the container was created.
     #[serde(rename = "containerID", default)]
