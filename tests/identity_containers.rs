@@ -20,8 +20,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use containerd::{Containerd, path, root_in};
-use goprof::identity::{Cluster, Cri, Identifier, Options, Target, label};
-use goprof_tests::identity::{CgroupName, identify_until, program};
+use goprof::identity::{Cluster, Cri, Identifier, Options, Program, Target, label};
+use goprof_tests::identity::{self, CgroupName, identify_until};
 use goprof_tests::{command, go};
 use kubelet::{Kubelet, UID};
 use serde_json::{Value, json};
@@ -44,6 +44,21 @@ fn new_id() -> String {
     let mut source = fs::File::open("/dev/urandom").unwrap();
     source.read_exact(&mut random).unwrap();
     random.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the process of a container runs, once its runtime is done with it: a
+/// container counts as started before it runs its own program.
+#[track_caller]
+fn program(pid: u32) -> Program {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let program = identity::program(pid);
+        if program.exe == "/waits" {
+            return program;
+        }
+        assert!(Instant::now() < deadline, "it still runs {program:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A container that runc runs. Dropping it ends it.
