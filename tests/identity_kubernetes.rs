@@ -9,6 +9,8 @@
 
 #[path = "identity_kubernetes/api_server.rs"]
 mod api_server;
+#[path = "identity_kubernetes/tls.rs"]
+mod tls;
 
 use std::time::{Duration, Instant};
 
@@ -325,6 +327,36 @@ fn a_server_that_goes_takes_nothing_away() {
         &new.whole(&identifier),
         ["store", "new", "main", "store/main"],
     );
+}
+
+#[test]
+fn the_server_is_asked_by_tls_and_held_to_its_certificate() {
+    let mut server = ApiServer::with_tls(&recorded());
+    server.start();
+    let identifier = identifier(&server);
+    let billing = Contained::new(&id_of(&server.pod("billing-0"), "billing"));
+    billing.whole(&identifier);
+    // Another server with another certificate is not believed.
+    let mut other = ApiServer::with_tls(&recorded());
+    other.start();
+    let config = std::fs::read_to_string(other.kubeconfig()).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    let trusted: Value =
+        serde_json::from_str(&std::fs::read_to_string(server.kubeconfig()).unwrap()).unwrap();
+    config["clusters"][0]["cluster"]["certificate-authority"] =
+        trusted["clusters"][0]["cluster"]["certificate-authority"].clone();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let fooled = Identifier::new(Options {
+        node: Some("node-a".to_owned()),
+        cluster: Some(Cluster::Kubeconfig(file)),
+        cri: Cri::Off,
+    })
+    .unwrap();
+    wait_for_error(&fooled);
+    assert!(billing.identify(&fooled).is_partial);
+    assert!(other.requests().is_empty());
 }
 
 #[test]

@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 use tokio::sync::{oneshot, watch};
 
+use crate::tls::{self, TlsListener};
+
 /// The token that the kubeconfig has.
 const TOKEN: &str = "a-token-of-a-service-account";
 
@@ -83,6 +85,7 @@ pub struct ApiServer {
     address: SocketAddr,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     folder: tempfile::TempDir,
+    certificate: Option<(PathBuf, PathBuf)>,
 }
 
 impl ApiServer {
@@ -112,7 +115,16 @@ impl ApiServer {
             address: free.local_addr().unwrap(),
             running: None,
             folder: tempfile::tempdir().unwrap(),
+            certificate: None,
         }
+    }
+
+    /// A server that speaks TLS.
+    #[track_caller]
+    pub fn with_tls(list: &Value) -> Self {
+        let mut server = Self::new(list);
+        server.certificate = Some(tls::certificate(server.folder.path()));
+        server
     }
 
     /// Begins to listen.
@@ -121,7 +133,7 @@ impl ApiServer {
         let router = Router::new()
             .route("/api/v1/pods", get(pods))
             .with_state(Arc::clone(&self.shared));
-        let address = self.address;
+        let (address, certificate) = (self.address, self.certificate.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let (listens, begun) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -134,7 +146,14 @@ impl ApiServer {
                 socket.bind(address).unwrap();
                 let listener = socket.listen(64).unwrap();
                 listens.send(()).unwrap();
-                tokio::spawn(async move { axum::serve(listener, router).await });
+                tokio::spawn(async move {
+                    match certificate {
+                        Some(files) => {
+                            axum::serve(TlsListener::new(listener, &files), router).await
+                        }
+                        None => axum::serve(listener, router).await,
+                    }
+                });
                 let _ = stopped.await;
             });
             // With the runtime all connections end.
@@ -154,9 +173,15 @@ impl ApiServer {
     /// A kubeconfig that leads to it.
     pub fn kubeconfig(&self) -> PathBuf {
         let path = self.folder.path().join("config");
+        let cluster = match &self.certificate {
+            Some((file, _)) => json!({
+                "server": format!("https://{}", self.address), "certificate-authority": file,
+            }),
+            None => json!({"server": format!("http://{}", self.address)}),
+        };
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", self.address)}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": "test", "user": {"token": TOKEN}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
