@@ -1,4 +1,5 @@
-//! Who a process is by the Kubernetes API: a recorded answer's pods, the watch
+//! Who a process is by the Kubernetes API: the pods of a list written in the
+//! shape that the API gives, the watch
 //! with all that can happen to it, and servers that are away.
 
 #![expect(
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 /// Longer than any pause between attempts in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn recorded() -> Value {
+fn pod_list() -> Value {
     serde_json::from_str(include_str!("identity_kubernetes/pods.json")).unwrap()
 }
 
@@ -37,9 +38,9 @@ fn identifier(server: &ApiServer) -> Identifier {
     .unwrap()
 }
 
-/// A server that is up with the recorded pods, and who asks it.
+/// A server that is up with the pods of the list, and who asks it.
 fn up() -> (ApiServer, Identifier) {
-    let mut server = ApiServer::new(&recorded());
+    let mut server = ApiServer::new(&pod_list());
     server.start();
     let identifier = identifier(&server);
     (server, identifier)
@@ -115,7 +116,7 @@ fn bare(id: &Value) -> String {
     id.as_str().unwrap().split_once("://").unwrap().1.to_owned()
 }
 
-/// An id that no recorded pod has.
+/// An id that no pod of the list has.
 fn new_id(digit: char) -> String {
     digit.to_string().repeat(64)
 }
@@ -292,7 +293,7 @@ fn versions_that_are_gone_by_the_answers_status_are_listed_anew() {
 
 #[test]
 fn a_server_that_comes_late_completes_the_labels() {
-    let mut server = ApiServer::new(&recorded());
+    let mut server = ApiServer::new(&pod_list());
     let identifier = identifier(&server);
     let process = Contained::new(&id_of(&server.pod("billing-0"), "billing"));
     let target = process.identify(&identifier);
@@ -331,13 +332,13 @@ fn a_server_that_goes_takes_nothing_away() {
 
 #[test]
 fn the_server_is_asked_by_tls_and_held_to_its_certificate() {
-    let mut server = ApiServer::with_tls(&recorded());
+    let mut server = ApiServer::with_tls(&pod_list());
     server.start();
     let identifier = identifier(&server);
     let billing = Contained::new(&id_of(&server.pod("billing-0"), "billing"));
     billing.whole(&identifier);
     // Another server with another certificate is not believed.
-    let mut other = ApiServer::with_tls(&recorded());
+    let mut other = ApiServer::with_tls(&pod_list());
     other.start();
     let config = std::fs::read_to_string(other.kubeconfig()).unwrap();
     let mut config: Value = serde_json::from_str(&config).unwrap();
@@ -362,7 +363,7 @@ fn the_server_is_asked_by_tls_and_held_to_its_certificate() {
 #[test]
 fn errors_are_said_and_got_over() {
     let (server, identifier) = {
-        let mut server = ApiServer::new(&recorded());
+        let mut server = ApiServer::new(&pod_list());
         server.set(Mode::Failing(403));
         server.start();
         let identifier = identifier(&server);
@@ -381,7 +382,7 @@ fn errors_are_said_and_got_over() {
 
 #[test]
 fn nobody_waits_for_a_silent_server() {
-    let mut server = ApiServer::new(&recorded());
+    let mut server = ApiServer::new(&pod_list());
     server.set(Mode::Silent);
     server.start();
     let identifier = identifier(&server);
@@ -401,7 +402,7 @@ fn nobody_waits_for_a_silent_server() {
 
 #[test]
 fn a_node_full_of_pods_is_known() {
-    let mut list = recorded();
+    let mut list = pod_list();
     let pods = (0..250).map(|index| pod(&format!("pod-{index}"), &format!("{index:064x}")));
     list["items"].as_array_mut().unwrap().extend(pods);
     let mut server = ApiServer::new(&list);
