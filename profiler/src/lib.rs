@@ -13,6 +13,8 @@ pub mod unwind;
 
 pub mod doctor;
 pub mod gobinary;
+#[cfg(feature = "agent")]
+pub mod identity;
 pub mod image;
 pub mod process;
 

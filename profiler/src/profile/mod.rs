@@ -18,6 +18,8 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 
+#[cfg(feature = "agent")]
+use crate::identity::Target;
 use crate::symbolize::SymbolizedWindow;
 
 /// A format a window can be written in.
@@ -117,6 +119,16 @@ pub struct Options {
     /// What a reader must know to trust the figures, one sentence each, such as
     /// `lost 3 samples (ring buffer full)`. Empty when all is well.
     pub notes: Vec<String>,
+}
+
+/// A window, and who its processes are.
+#[cfg(feature = "agent")]
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// What was sampled.
+    pub window: SymbolizedWindow,
+    /// Who the processes of the window are, in their order.
+    pub targets: Vec<Target>,
 }
 
 /// Encodes a window.

@@ -21,10 +21,12 @@ const STAGES: [&str; 8] = [
 ];
 
 /// What any stage may use.
-const BESIDE: [&str; 5] = ["gobinary", "image", "process", "metrics", "doctor"];
+const BESIDE: [&str; 6] = [
+    "gobinary", "identity", "image", "process", "metrics", "doctor",
+];
 
 /// What puts the stages together; nothing below may use it.
-const ABOVE: [&str; 4] = ["lib", "main", "cli", "session"];
+const ABOVE: [&str; 5] = ["lib", "main", "cli", "session", "agent"];
 
 /// Checks the imports of the Rust file at `path`.
 pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
