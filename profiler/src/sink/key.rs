@@ -96,9 +96,7 @@ mod tests {
         let ulid = ulid.unwrap();
         assert_eq!(
             raw(&place("prod-eu", "node-7"), at(1_795_242_645), ulid),
-            format!(
-                "v1/raw/date=2026-11-21/hour=06/cluster=prod-eu/node=node-7/{ulid}.parquet"
-            )
+            format!("v1/raw/date=2026-11-21/hour=06/cluster=prod-eu/node=node-7/{ulid}.parquet")
         );
     }
 
@@ -114,7 +112,10 @@ mod tests {
             ("", "__HIVE_DEFAULT_PARTITION__"),
         ] {
             let key = raw(&place(name, "n"), at(0), Ulid::nil());
-            assert!(key.contains(&format!("/cluster={encoded}/node=n/")), "{key}");
+            assert!(
+                key.contains(&format!("/cluster={encoded}/node=n/")),
+                "{key}"
+            );
             assert!(object_store::path::Path::parse(&key).is_ok(), "{key}");
         }
     }

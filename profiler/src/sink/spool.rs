@@ -255,8 +255,14 @@ impl Spool {
     fn drop_oldest(&self, kept: &mut Kept) -> bool {
         let files = kept.files.iter();
         let damaged = files.clone().find(|(_, kind)| kind.is_damaged);
-        let oldest = || files.clone().find(|(number, _)| kept.taken != Some(**number));
-        let found = damaged.or_else(oldest).or_else(|| kept.files.first_key_value());
+        let oldest = || {
+            files
+                .clone()
+                .find(|(number, _)| kept.taken != Some(**number))
+        };
+        let found = damaged
+            .or_else(oldest)
+            .or_else(|| kept.files.first_key_value());
         let Some((&number, &kind)) = found else {
             return false;
         };
@@ -420,7 +426,11 @@ fn parse(header: &[u8; HEADER_BYTES]) -> Option<(usize, u64, u32)> {
     let checksum = rest.first_chunk()?;
     let key = u32::from_le_bytes(*key) as usize;
     let fits = magic == MAGIC && key <= MAX_KEY_BYTES;
-    fits.then_some((key, u64::from_le_bytes(*bytes), u32::from_le_bytes(*checksum)))
+    fits.then_some((
+        key,
+        u64::from_le_bytes(*bytes),
+        u32::from_le_bytes(*checksum),
+    ))
 }
 
 /// Whether a file is as long as its header says.
@@ -439,7 +449,10 @@ fn read(path: &Path) -> Result<(String, Vec<u8>)> {
     let content = fs::read(path)?;
     let (header, rest) = content.split_first_chunk().context("too short")?;
     let (key, bytes, want) = parse(header).context("not an entry")?;
-    ensure!(rest.len() as u64 == bytes.saturating_add(key as u64), "cut short");
+    ensure!(
+        rest.len() as u64 == bytes.saturating_add(key as u64),
+        "cut short"
+    );
     let (key, bytes) = rest.split_at(key);
     ensure!(checksum(key, bytes) == want, "the checksum differs");
     Ok((String::from_utf8(key.to_vec())?, bytes.to_vec()))
