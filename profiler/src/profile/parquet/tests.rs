@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int64Type;
 use arrow_array::{Array as _, RecordBatch};
+use hyper::body::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ParquetMetaData;
 
@@ -40,7 +41,7 @@ fn origin() -> Origin {
 
 fn read(batch: &Batch) -> (Vec<RecordBatch>, Arc<ParquetMetaData>) {
     let bytes = encode(batch, &origin()).unwrap();
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).unwrap();
     let metadata = Arc::clone(reader.metadata());
     let batches = reader.build().unwrap().map(|batch| batch.unwrap());
     (batches.collect(), metadata)
@@ -81,12 +82,13 @@ fn rows_are_stacks_outermost_first_with_what_is_known_of_them() {
         [10_101_010, 707_070_700, 202_020_200]
     );
     assert_eq!(
-        texts(rows, "files")[1],
-        ["/src/main.go", "/src/main.go", "/src/hot.go"]
+        texts(rows, "sources")[1],
+        ["/src/main.go:33", "/src/main.go:14", "/src/hot.go:7"]
     );
-    assert_eq!(texts(rows, "kinds")[2], ["go", "native", "kernel"]);
     assert_eq!(
-        texts(rows, "mappings")[2],
-        ["/srv/app", "/lib/libc.so.6", "[kernel]"]
+        texts(rows, "sources")[2],
+        ["/src/main.go:33", "/lib/libc.so.6", "[kernel]"]
     );
+    assert_eq!(texts(rows, "sources")[0], ["/src/main.go:33", ""]);
+    assert_eq!(texts(rows, "kinds")[2], ["go", "native", "kernel"]);
 }
