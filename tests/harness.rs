@@ -29,10 +29,14 @@ pub mod goprof;
 pub mod http;
 #[path = "harness/pprof.rs"]
 pub mod pprof;
+#[path = "harness/python.rs"]
+pub mod python;
 #[path = "harness/quiet.rs"]
 pub mod quiet;
 #[path = "harness/replay.rs"]
 pub mod replay;
+#[path = "harness/s3.rs"]
+pub mod s3;
 #[path = "harness/target.rs"]
 pub mod target;
 

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use goprof::profile::{self, Batch, Format, parquet};
-use goprof::symbolize::{FunctionId, LocationId, MappingId, ProcessId};
+use goprof::symbolize::ProcessId;
 use goprof_tests::batch;
 use goprof_tests::pprof::Profile;
 
@@ -29,7 +29,7 @@ fn main() {
         let one = apart(one, i);
         node = Some(match node {
             None => one,
-            Some(node) => join(node, one),
+            Some(node) => batch::join(node, one),
         });
         if i > 1 {
             measure(node.as_ref().expect("just set"));
@@ -83,31 +83,4 @@ fn apart(mut batch: Batch, number: u32) -> Batch {
         }
     }
     batch
-}
-
-/// Two windows as one, of all their processes.
-fn join(mut node: Batch, mut one: Batch) -> Batch {
-    let ours = &mut node.window;
-    let theirs = &mut one.window;
-    let (processes, locations) = (ours.processes.len() as u32, ours.locations.len() as u32);
-    let (functions, mappings) = (ours.functions.len() as u32, ours.mappings.len() as u32);
-    for location in &mut theirs.locations {
-        location.mapping = location.mapping.map(|m| MappingId(m.0 + mappings));
-        for line in &mut location.lines {
-            line.function = FunctionId(line.function.0 + functions);
-        }
-    }
-    for sample in &mut theirs.samples {
-        sample.process = ProcessId(sample.process.0 + processes);
-        for id in &mut sample.stack {
-            *id = LocationId(id.0 + locations);
-        }
-    }
-    ours.processes.append(&mut theirs.processes);
-    ours.locations.append(&mut theirs.locations);
-    ours.functions.append(&mut theirs.functions);
-    ours.mappings.append(&mut theirs.mappings);
-    ours.samples.append(&mut theirs.samples);
-    node.targets.append(&mut one.targets);
-    node
 }

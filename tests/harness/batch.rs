@@ -214,6 +214,33 @@ pub fn of_process(window: &SymbolizedWindow, process: ProcessId) -> SymbolizedWi
     part
 }
 
+/// Two windows as one, of all their processes: the first's time.
+pub fn join(mut node: Batch, mut one: Batch) -> Batch {
+    let ours = &mut node.window;
+    let theirs = &mut one.window;
+    let (processes, locations) = (ours.processes.len() as u32, ours.locations.len() as u32);
+    let (functions, mappings) = (ours.functions.len() as u32, ours.mappings.len() as u32);
+    for location in &mut theirs.locations {
+        location.mapping = location.mapping.map(|m| MappingId(m.0 + mappings));
+        for line in &mut location.lines {
+            line.function = FunctionId(line.function.0 + functions);
+        }
+    }
+    for sample in &mut theirs.samples {
+        sample.process = ProcessId(sample.process.0 + processes);
+        for id in &mut sample.stack {
+            *id = LocationId(id.0 + locations);
+        }
+    }
+    ours.processes.append(&mut theirs.processes);
+    ours.locations.append(&mut theirs.locations);
+    ours.functions.append(&mut theirs.functions);
+    ours.mappings.append(&mut theirs.mappings);
+    ours.samples.append(&mut theirs.samples);
+    node.targets.append(&mut one.targets);
+    node
+}
+
 /// The place of an item in a table of its own, where it is put the first time.
 fn place<I: std::hash::Hash + Eq, T: Clone>(
     places: &mut HashMap<I, u32>,

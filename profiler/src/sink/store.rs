@@ -93,8 +93,23 @@ impl Store {
     /// One line: the URL or what the environment says is wrong, or the folder
     /// cannot be made.
     pub fn open(url: &str) -> Result<Store> {
+        let environment = std::env::vars_os();
+        let options = environment.filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Store::with_options(url, options)
+    }
+
+    /// As [`Store::open`], with these in place of the environment.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn with_options(
+        url: &str,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Store> {
         let opened = match Url::parse(url) {
-            Ok(parsed) if url.contains("://") => open_url(&parsed),
+            Ok(parsed) if url.contains("://") => open_url(&parsed, options),
             _ => open_folder(url),
         };
         let (store, prefix) = opened.with_context(|| format!("open the store {url}"))?;
@@ -155,7 +170,21 @@ impl fmt::Debug for Store {
 
 type Opened = (Arc<dyn ObjectStore>, Path);
 
-fn open_url(url: &Url) -> Result<Opened> {
+/// A cloud's builder, with those of the options that are meant for it.
+macro_rules! build {
+    ($builder:ty, $prefix:literal, $url:expr, $options:expr) => {{
+        let mut builder = <$builder>::new().with_url($url.as_str());
+        for (name, value) in $options {
+            let name = name.to_ascii_lowercase();
+            if let (true, Ok(key)) = (name.starts_with($prefix), name.parse()) {
+                builder = builder.with_config(key, value);
+            }
+        }
+        Arc::new(builder.with_retry(retries()).build()?)
+    }};
+}
+
+fn open_url(url: &Url, options: impl IntoIterator<Item = (String, String)>) -> Result<Opened> {
     if url.scheme() == "file" {
         let Ok(folder) = url.to_file_path() else {
             bail!("a file URL has three slashes and no host: file:///folder");
@@ -166,20 +195,12 @@ fn open_url(url: &Url) -> Result<Opened> {
         .context("use s3://, gs://, az://, file:/// or the path of a folder")?;
     // TLS needs a provider, which may be chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let text = url.as_str();
     let store: Arc<dyn ObjectStore> = match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            let builder = AmazonS3Builder::from_env().with_url(text);
-            Arc::new(builder.with_retry(retries()).build()?)
-        }
+        ObjectStoreScheme::AmazonS3 => build!(AmazonS3Builder, "aws_", url, options),
         ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(text);
-            Arc::new(builder.with_retry(retries()).build()?)
+            build!(GoogleCloudStorageBuilder, "google_", url, options)
         }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(text);
-            Arc::new(builder.with_retry(retries()).build()?)
-        }
+        ObjectStoreScheme::MicrosoftAzure => build!(MicrosoftAzureBuilder, "azure_", url, options),
         _ => bail!("use s3://, gs://, az://, file:/// or the path of a folder"),
     };
     Ok((store, prefix))
@@ -288,18 +309,14 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let builder = AmazonS3Builder::new()
-            .with_bucket_name("b")
-            .with_endpoint(format!("http://{address}"))
-            .with_allow_http(true)
-            .with_access_key_id("a")
-            .with_secret_access_key("s");
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let store = Store {
-            store: Arc::new(builder.with_retry(retries()).build().unwrap()),
-            prefix: Path::default(),
-            url: "s3://b".to_owned(),
-        };
+        let options = [
+            ("AWS_ENDPOINT_URL", format!("http://{address}")),
+            ("AWS_ALLOW_HTTP", "true".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "a".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "s".to_owned()),
+        ];
+        let options = options.map(|(name, value)| (name.to_owned(), value));
+        let store = Store::with_options("s3://bucket/prefix", options).unwrap();
         let error = store.put("k", Vec::new()).await.unwrap_err();
         assert_eq!(error.failure, Failure::Unreachable, "{error}");
         assert!(!error.to_string().contains('\n'));

@@ -45,7 +45,7 @@ pub(super) fn schema() -> Schema {
     let optional = |name: &str, kind: DataType| Field::new(name, kind, true);
     let mut fields = vec![
         required("event", DataType::Utf8),
-        required("unit", DataType::Utf8),
+        required("value_unit", DataType::Utf8),
         required("time", utc),
         required("duration_ns", DataType::Int64),
         required("period_ns", DataType::Int64),
@@ -84,7 +84,7 @@ fn element_of(kind: DataType) -> Field {
 /// Rows on their way to columns, in the order of [`schema`].
 pub(super) struct Columns {
     event: StringBuilder,
-    unit: StringBuilder,
+    value_unit: StringBuilder,
     time: TimestampMicrosecondBuilder,
     duration: Int64Builder,
     period: Int64Builder,
@@ -125,7 +125,7 @@ impl Default for Columns {
         let labels = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new());
         Columns {
             event: StringBuilder::new(),
-            unit: StringBuilder::new(),
+            value_unit: StringBuilder::new(),
             time: TimestampMicrosecondBuilder::new().with_timezone("UTC"),
             duration: Int64Builder::new(),
             period: Int64Builder::new(),
@@ -147,7 +147,7 @@ impl Columns {
         let process = sample.process.0 as usize;
         let target = &batch.targets[process];
         self.event.append_value(window.event.name());
-        self.unit.append_value(unit(window.event));
+        self.value_unit.append_value(unit(window.event));
         self.time.append_value(nanos(window.start) / 1_000);
         let duration = i64::try_from(window.duration.as_nanos()).unwrap_or(i64::MAX);
         self.duration.append_value(duration);
@@ -174,7 +174,7 @@ impl Columns {
     pub(super) fn finish(mut self, schema: Arc<Schema>) -> Result<RecordBatch> {
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.event.finish()),
-            Arc::new(self.unit.finish()),
+            Arc::new(self.value_unit.finish()),
             Arc::new(self.time.finish()),
             Arc::new(self.duration.finish()),
             Arc::new(self.period.finish()),

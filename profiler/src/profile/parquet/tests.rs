@@ -252,3 +252,15 @@ fn a_batch_that_does_not_fit_together_is_refused() {
     let error = encode(&batch, &origin()).unwrap_err().to_string();
     assert_eq!(error, "1 targets for 2 processes");
 }
+
+#[test]
+fn no_two_columns_have_the_same_name() {
+    let schema = columns::schema();
+    // Engines that ignore case take those for the same too.
+    let names: std::collections::BTreeSet<String> = schema
+        .fields()
+        .iter()
+        .map(|field| field.name().to_lowercase())
+        .collect();
+    assert_eq!(names.len(), schema.fields().len());
+}
