@@ -3,8 +3,10 @@
 //! bound is reached the oldest goes first, and is counted. Knows no store.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,7 +155,11 @@ impl Spool {
         let written = loop {
             match self.write(number, &[&header, key.as_bytes(), bytes]) {
                 // The disk is smaller than the bound, or not ours alone.
-                Err(e) if is_full(&e) && self.drop_oldest(&mut self.kept()) => {}
+                Err(e) if is_full(&e) && self.could_fit(size) => {
+                    if !self.drop_oldest(&mut self.kept()) {
+                        break Err(e);
+                    }
+                }
                 written => break written,
             }
         };
@@ -172,6 +178,13 @@ impl Spool {
             },
         );
         Ok(())
+    }
+
+    /// Whether the disk would have room with every entry gone. Where it would
+    /// not, dropping them is for nothing.
+    fn could_fit(&self, bytes: u64) -> bool {
+        let kept: u64 = self.kept().files.values().map(|kind| kind.bytes).sum();
+        free_bytes(&self.folder).is_none_or(|free| free.saturating_add(kept) >= bytes)
     }
 
     /// Writes an entry under a name that does not count, and gives it its own
@@ -456,6 +469,16 @@ fn read(path: &Path) -> Result<(String, Vec<u8>)> {
     let (key, bytes) = rest.split_at(key);
     ensure!(checksum(key, bytes) == want, "the checksum differs");
     Ok((String::from_utf8(key.to_vec())?, bytes.to_vec()))
+}
+
+/// Room on the disk for us, where the system tells.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let folder = CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zeros are a valid value of this struct of integers.
+    let mut disk: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the struct writable, both for the call.
+    let told = unsafe { libc::statvfs(folder.as_ptr(), &raw mut disk) };
+    (told == 0).then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 fn is_full(error: &io::Error) -> bool {
