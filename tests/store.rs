@@ -143,7 +143,7 @@ fn ask_for(engine: &str, requirement: &str, store: &Path, queries: &[&str]) -> V
     command.arg(format!("service={SERVICE}"));
     command.args(["first_day=2026-11-15", "last_day=2026-11-15"]);
     command.args([format!("before={BEFORE}"), format!("after={AFTER}")]);
-    let printed = python::run(&mut command, Duration::from_secs(180));
+    let printed = python::run(&mut command, Duration::from_secs(300));
     let answers: Vec<Vec<Value>> = serde_json::from_str(&printed).expect("rows as JSON");
     assert_eq!(answers.len(), queries.len());
     answers
