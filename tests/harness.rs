@@ -9,6 +9,8 @@
     reason = "test code: a failure is a panic"
 )]
 
+#[path = "harness/batch.rs"]
+pub mod batch;
 #[path = "harness/command.rs"]
 pub mod command;
 #[path = "harness/compare.rs"]
@@ -29,10 +31,14 @@ pub mod http;
 pub mod identity;
 #[path = "harness/pprof.rs"]
 pub mod pprof;
+#[path = "harness/python.rs"]
+pub mod python;
 #[path = "harness/quiet.rs"]
 pub mod quiet;
 #[path = "harness/replay.rs"]
 pub mod replay;
+#[path = "harness/s3.rs"]
+pub mod s3;
 #[path = "harness/target.rs"]
 pub mod target;
 

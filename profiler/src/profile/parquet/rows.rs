@@ -1,0 +1,133 @@
+//! Rows: the samples of a window that differ in what a row shows, in the order
+//! in which they repeat the most.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::super::Batch;
+use super::columns::{SORTED_BY, source};
+use crate::symbolize::{Location, LocationId, Sample, SymbolizedWindow};
+
+/// A row.
+#[derive(Debug)]
+pub(super) struct Row<'w> {
+    /// A sample that it stands for; its stack and count are not the row's.
+    pub sample: &'w Sample,
+    /// Locations, outermost first, each the first of those that look alike.
+    pub stack: Vec<LocationId>,
+    /// How many samples.
+    pub count: u64,
+}
+
+/// The rows of a window, sorted.
+#[derive(Debug)]
+pub(super) struct Rows<'w> {
+    rows: Vec<Row<'w>>,
+}
+
+impl<'w> Rows<'w> {
+    /// Merges the samples that differ in addresses alone, and sorts.
+    pub(super) fn new(batch: &'w Batch) -> Self {
+        let window = &batch.window;
+        let looks = alike(window);
+        let mut merged: HashMap<_, Row<'w>> = HashMap::with_capacity(window.samples.len());
+        for sample in &window.samples {
+            let stack: Vec<LocationId> = sample
+                .stack
+                .iter()
+                .rev()
+                .map(|id| looks[id.0 as usize])
+                .collect();
+            let thread = sample.thread.as_ref().map(|t| (t.tid, t.name.as_str()));
+            let key = (sample.process, thread, sample.goid, &sample.labels, stack);
+            let stack = key.4.clone();
+            let row = merged.entry(key).or_insert(Row {
+                sample,
+                stack,
+                count: 0,
+            });
+            row.count = row.count.saturating_add(sample.count);
+        }
+        let mut rows: Vec<Row<'w>> = merged.into_values().collect();
+        sort(batch, &mut rows);
+        Rows { rows }
+    }
+
+    /// In order.
+    pub(super) fn sorted(&self) -> &[Row<'w>] {
+        &self.rows
+    }
+}
+
+/// For each location the first one that looks the same.
+fn alike(window: &SymbolizedWindow) -> Vec<LocationId> {
+    let mut first: HashMap<_, LocationId> = HashMap::new();
+    let locations = window.locations.iter().zip(0..);
+    locations
+        .map(|(location, id)| {
+            let lines = location.lines.iter();
+            let lines: Vec<_> = lines
+                .map(|line| (line.function, source(window, location, line)))
+                .collect();
+            *first
+                .entry((lines, location.kind))
+                .or_insert(LocationId(id))
+        })
+        .collect()
+}
+
+/// Service, program, then the stack from the outside in, so that neighbours
+/// have as much of it in common as can be; then whose it is.
+fn sort(batch: &Batch, rows: &mut [Row<'_>]) {
+    let window = &batch.window;
+    let (names, sources) = ranks(window);
+    let by_rank = |ranks: &[u32], a: &Row<'_>, b: &Row<'_>| {
+        let rank = |id: &LocationId| ranks[id.0 as usize];
+        a.stack.iter().map(rank).cmp(b.stack.iter().map(rank))
+    };
+    let programs = batch.targets.iter();
+    let programs: Vec<_> = programs
+        .map(|target| SORTED_BY.map(|name| target.label(name)))
+        .collect();
+    let programs = rank(&programs);
+    rows.sort_by(|a, b| {
+        let program = |row: &Row<'_>| programs[row.sample.process.0 as usize];
+        let (left, right) = (a.sample, b.sample);
+        program(a)
+            .cmp(&program(b))
+            .then_with(|| by_rank(&names, a, b))
+            .then_with(|| by_rank(&sources, a, b))
+            .then_with(|| left.labels.cmp(&right.labels))
+            .then_with(|| left.process.cmp(&right.process))
+            .then_with(|| thread(left).cmp(&thread(right)))
+            .then_with(|| left.goid.cmp(&right.goid))
+    });
+}
+
+fn thread(sample: &Sample) -> Option<(u32, &str)> {
+    let thread = sample.thread.as_ref()?;
+    Some((thread.tid, thread.name.as_str()))
+}
+
+/// Two ranks for each location: by the names of its functions, and by where
+/// they are.
+fn ranks(window: &SymbolizedWindow) -> (Vec<u32>, Vec<u32>) {
+    let of_each = |location: &Location| {
+        let outermost_first = location.lines.iter().rev();
+        let (names, sources): (Vec<_>, Vec<_>) = outermost_first
+            .map(|line| {
+                let function = &window.functions[line.function.0 as usize];
+                (function.name.as_str(), source(window, location, line))
+            })
+            .unzip();
+        (names, sources)
+    };
+    let (names, sources): (Vec<_>, Vec<_>) = window.locations.iter().map(of_each).unzip();
+    (rank(&names), rank(&sources))
+}
+
+/// For each item its place among the distinct ones.
+fn rank<T: Ord>(items: &[T]) -> Vec<u32> {
+    let distinct: BTreeSet<&T> = items.iter().collect();
+    let ranks: BTreeMap<&T, u32> = distinct.into_iter().zip(0..).collect();
+    items.iter().map(|item| ranks[item]).collect()
+}
