@@ -26,7 +26,7 @@ const AT_ITS_WORD: Duration = Duration::from_secs(1);
 
 /// A process whose layout is to be proven.
 #[derive(Debug, Clone, Copy)]
-struct ToProve {
+pub(super) struct ToProve {
     since: Instant,
     /// Whether its samples are taken with the layout meanwhile.
     is_trusted: bool,
@@ -37,19 +37,24 @@ pub(super) struct Recorder {
     selection: Selection,
     threads: bool,
     goroutines: bool,
-    targets: Targets,
+    pub(super) targets: Targets,
     pub(super) table: ProcessTable,
     pub(super) window: Window,
-    /// Pids that run something not wanted; stray samples of theirs are no loss.
-    rejected: HashSet<u32>,
+    /// Pids that run something not wanted, with the reason where it is a Go
+    /// program or cannot be told; stray samples of theirs are no loss.
+    pub(super) rejected: HashMap<u32, Option<String>>,
+    /// Pids that were rejected by name, whatever they load.
+    pub(super) excluded: HashSet<u32>,
     /// Processes whose main thread has exited.
-    exiting: HashSet<u32>,
+    pub(super) exiting: HashSet<u32>,
     /// Processes whose goroutines cannot be found yet, or have not been seen.
-    to_prove: HashMap<u32, ToProve>,
+    pub(super) to_prove: HashMap<u32, ToProve>,
     /// Processes that were sampled by a layout that they do not have.
-    disproven: HashSet<ProcessIndex>,
+    pub(super) disproven: HashSet<ProcessIndex>,
+    /// What is not recorded of which pid, and why.
+    pub(super) off: HashMap<u32, String>,
     /// Processes that may have loaded Go code since they were looked at.
-    looks: Looks,
+    pub(super) looks: Looks,
     frames: Vec<u64>,
     stack: Vec<u64>,
     pub(super) tally: Tally,
@@ -66,10 +71,12 @@ impl Recorder {
             targets,
             table: ProcessTable::default(),
             window: Window::default(),
-            rejected: HashSet::new(),
+            rejected: HashMap::new(),
+            excluded: HashSet::new(),
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
             disproven: HashSet::new(),
+            off: HashMap::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -90,21 +97,20 @@ impl Recorder {
     }
 
     /// Looks at what runs under `pid` and samples it if it is wanted.
-    fn consider(&mut self, pid: u32, depth: Depth) {
-        self.rejected.remove(&pid);
-        self.exiting.remove(&pid);
-        self.table.forget(pid);
-        let wanted = match self.table.consider(pid, &self.selection, depth) {
-            Considered::Wanted => true,
+    pub(super) fn consider(&mut self, pid: u32, depth: Depth) {
+        self.forget(pid);
+        let rejected = match self.table.consider(pid, &self.selection, depth) {
+            Considered::Wanted => None,
             // If it loads Go code later, the kernel side tells.
-            Considered::Other(_) | Considered::Unreadable(_) => false,
+            Considered::Other(exe) => Some(exe.why_unreadable_go()),
+            Considered::Unreadable(error) => Some(Some(error.to_string())),
             Considered::Gone => {
                 self.tally.vanished += u64::from(!is_kernel_thread(pid));
-                false
+                Some(None)
             }
         };
-        if !wanted {
-            self.rejected.insert(pid);
+        if let Some(why) = rejected {
+            self.rejected.insert(pid, why);
             // Nothing to do about a failure: a sample too many is dropped here.
             let _ = self.targets.remove(pid);
         } else {
@@ -139,6 +145,7 @@ impl Recorder {
         }
         if let Some(why) = why {
             let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
+            self.off.insert(pid, text.clone());
             self.tally.off.insert(text);
             if before.is_some_and(|before| before.is_trusted) {
                 self.tally.disproven += self.window.drop_process(index);
@@ -183,6 +190,7 @@ impl Recorder {
         match decode(record) {
             Ok(Event::Sample(sample)) => self.sample(&sample),
             Ok(Event::Exec { pid, .. }) => self.consider(pid, Depth::Program),
+            Ok(Event::Thread { pid }) if self.excluded.contains(&pid) => {}
             Ok(Event::Thread { pid }) => self.looks.note(pid, Instant::now()),
             Ok(Event::Exit { pid }) => {
                 self.exiting.insert(pid);
@@ -194,7 +202,7 @@ impl Recorder {
     fn sample(&mut self, sample: &Sample<'_>) {
         let head = sample.head;
         let Some(index) = self.table.current(head.header.pid) else {
-            match self.rejected.contains(&head.header.pid) {
+            match self.rejected.contains_key(&head.header.pid) {
                 true => self.tally.unwanted += 1,
                 false => self.tally.unknown_process += 1,
             }

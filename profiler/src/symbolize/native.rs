@@ -7,6 +7,7 @@ use std::{
     io::Write,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use blazesym::{
@@ -32,8 +33,17 @@ pub(super) struct NativeLine {
     pub(super) line: u32,
 }
 
+/// Windows after which a file that was not asked about is let go.
+const MAX_IDLE_WINDOWS: u32 = 10;
+/// Most files whose symbols are kept.
+const MAX_FILES: usize = 64;
+
 pub(super) struct NativeSymbols {
     symbolizer: Symbolizer,
+    /// The files it was asked about, and in which window last. It knows them by
+    /// the number of their descriptor, which no other may get while it does.
+    held: HashMap<*const Object, (Arc<Object>, u32)>,
+    window: u32,
     kallsyms: PathBuf,
     /// A copy of this process's vdso: the kernel gives every process the same.
     vdso: Option<MemoryFile>,
@@ -49,6 +59,8 @@ impl Default for NativeSymbols {
     fn default() -> Self {
         Self {
             symbolizer: symbolizer(),
+            held: HashMap::default(),
+            window: 0,
             kallsyms: PathBuf::from("/proc/kallsyms"),
             vdso: None,
         }
@@ -101,11 +113,36 @@ impl NativeSymbols {
     }
 
     /// Names an offset in a file.
-    pub(super) fn object(&mut self, object: &Object, file_offset: u64) -> Option<NativeFrame> {
+    pub(super) fn object(
+        &mut self,
+        object: &Arc<Object>,
+        file_offset: u64,
+    ) -> Option<NativeFrame> {
+        self.held
+            .entry(Arc::as_ptr(object))
+            .or_insert_with(|| (Arc::clone(object), 0))
+            .1 = self.window;
         let mut elf = source::Elf::new(object.fd_path());
         // A Go program's DWARF is large and holds little of its C code.
         elf.debug_syms = object.go().is_none();
         self.elf(elf, file_offset)
+    }
+
+    /// A window is done: lets all symbols go where some were not needed for long,
+    /// or where they are many. The symbolizer cannot forget a single file.
+    pub(super) fn end_window(&mut self) {
+        let idle = |last: u32| self.window.wrapping_sub(last) >= MAX_IDLE_WINDOWS;
+        if self.held.len() > MAX_FILES || self.held.values().any(|(_, last)| idle(*last)) {
+            self.forget();
+        }
+        self.window = self.window.wrapping_add(1);
+    }
+
+    /// Lets all symbols go.
+    pub(super) fn forget(&mut self) {
+        self.symbolizer = symbolizer();
+        self.held.clear();
+        self.vdso = None;
     }
 
     /// Names an offset in the vdso.
