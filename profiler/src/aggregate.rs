@@ -133,6 +133,14 @@ impl Window {
         dropped
     }
 
+    /// The processes it has samples of.
+    pub fn processes(&self) -> Vec<ProcessIndex> {
+        let mut processes: Vec<ProcessIndex> = self.counts.keys().map(|key| key.process).collect();
+        processes.sort_unstable();
+        processes.dedup();
+        processes
+    }
+
     /// About how much memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes + self.counts.len() * (size_of::<Key>() + size_of::<u64>())
@@ -271,6 +279,7 @@ mod tests {
         assert_eq!(window.drop_process(ProcessIndex(1)), 2);
         assert_eq!(window.drop_process(ProcessIndex(1)), 0);
         assert_eq!((window.samples(), window.stacks().len()), (1, 1));
+        assert_eq!(window.processes(), [ProcessIndex(0)]);
     }
 
     #[test]

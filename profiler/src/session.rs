@@ -50,6 +50,8 @@ pub struct Config {
     pub threads: bool,
     /// Whether goroutines are told apart.
     pub goroutines: bool,
+    /// Whether the pprof labels of goroutines are told apart.
+    pub labels: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
 }

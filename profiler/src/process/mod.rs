@@ -103,8 +103,10 @@ impl Mapped {
 }
 
 impl Clone for Process {
-    /// A copy that remembers nothing of the code.
+    /// For whoever changes a process that somebody else looks at, too. What was
+    /// asked about the code goes over to the copy: only the newest is asked.
     fn clone(&self) -> Self {
+        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
         Self {
             pid: self.pid,
             comm: self.comm.clone(),
@@ -112,7 +114,7 @@ impl Clone for Process {
             cgroup_id: self.cgroup_id,
             mappings: self.mappings.clone(),
             read_at: self.read_at,
-            code: Mutex::default(),
+            code: Mutex::new(std::mem::take(&mut code)),
         }
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct Recorder {
     selection: Selection,
     threads: bool,
     goroutines: bool,
+    with_labels: bool,
     pub(super) targets: Targets,
     pub(super) table: ProcessTable,
     pub(super) window: Window,
@@ -68,6 +69,7 @@ impl Recorder {
             selection: config.selection.clone(),
             threads: config.threads,
             goroutines: config.goroutines,
+            with_labels: config.labels,
             targets,
             table: ProcessTable::default(),
             window: Window::default(),
@@ -236,6 +238,9 @@ impl Recorder {
 
     /// The labels of a sample, by key; those that could not be had are counted.
     fn labels(&mut self, sample: &Sample<'_>) -> Labels {
+        if !self.with_labels {
+            return Labels::new();
+        }
         self.tally.labels_missed += u64::from(sample.head.labels_missed);
         let mut labels: Labels = sample
             .labels()

@@ -8,7 +8,7 @@ use super::{Recorder, Recording, Stopped, Tally, breaks::Breaks};
 use crate::{
     aggregate::Window,
     probe::Clock,
-    process::{Depth, ProcessTable, all_pids, is_alive},
+    process::{Depth, Process, ProcessTable, all_pids, is_alive},
     symbolize::{Symbolizer, Taken},
 };
 
@@ -39,6 +39,18 @@ impl Finished {
             clock: self.clock,
             samples: self.window.samples(),
         }
+    }
+
+    /// Drops the samples of processes that `keep` is not for, and says how many
+    /// they were.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Process) -> bool) -> u64 {
+        let mut dropped = 0;
+        for index in self.window.processes() {
+            if !keep(self.processes.get(index)) {
+                dropped += self.window.drop_process(index);
+            }
+        }
+        dropped
     }
 
     /// How many samples it holds.
