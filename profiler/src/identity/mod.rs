@@ -2,7 +2,24 @@
 //! `/proc`, cgroups and what a container runtime or Kubernetes says; knows
 //! nothing of samples.
 
+pub mod cgroup;
+mod containers;
+mod cri;
+pub mod grpc;
+mod hierarchy;
+mod identifier;
+mod kubernetes;
+mod process;
+mod source;
+pub mod text;
+
 use std::collections::BTreeMap;
+
+pub use containers::Pod;
+pub use identifier::{Cri, Identifier, Options};
+pub use kubernetes::Cluster;
+pub use process::{Program, service_name, start_ticks};
+pub use source::SourceStatus;
 
 /// The names that labels have in the store, in metrics and when pushed.
 pub mod label {
