@@ -5,6 +5,8 @@ mod calltree;
 mod flamegraph;
 mod folded;
 mod frames;
+#[cfg(feature = "agent")]
+pub mod parquet;
 mod pprof;
 pub mod proto;
 mod speedscope;

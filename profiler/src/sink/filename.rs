@@ -85,7 +85,7 @@ fn utc(time: SystemTime) -> String {
 ///
 /// Years are counted from March, so that the leap day comes last, in cycles of
 /// 400 years, which have 146,097 days.
-fn civil_date(days: u64) -> (u64, u64, u64) {
+pub(super) fn civil_date(days: u64) -> (u64, u64, u64) {
     // 0000-03-01 lies 719,468 days before the epoch.
     let days = days + 719_468;
     let cycle = days / 146_097;

@@ -1,0 +1,160 @@
+//! Parquet: the windows of a node as one object that SQL engines read as it
+//! stands, one row for each distinct stack of a process. `docs/store.md`
+//! describes the schema and why it is so; nothing here does I/O.
+
+mod columns;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, ensure};
+use arrow_schema::Schema;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::{KeyValue, SortingColumn};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::{Batch, check, generator};
+use columns::Columns;
+use rows::Rows;
+
+/// The schema's number, in each object's metadata. It grows when a column
+/// changes its meaning or goes; new columns leave it.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Rows that are turned into columns at once, which bounds the memory for it.
+const ROWS_AT_ONCE: usize = 2_048;
+/// Most rows of a row group: what a reader can skip, and the writer holds.
+const ROW_GROUP_ROWS: usize = 65_536;
+/// A level beyond which sizes hardly shrink and time grows (docs/store.md).
+const ZSTD_LEVEL: i32 = 9;
+
+/// Where an object comes from: its metadata besides the rows.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The cluster's name; may be empty.
+    pub cluster: String,
+    /// The node's name.
+    pub node: String,
+    /// The object's ULID, as in its key.
+    pub ulid: String,
+    /// Samples that are in no row, by reason, as [`crate::session::Tally::lost`]
+    /// has them.
+    pub lost: Vec<(u64, &'static str)>,
+}
+
+/// Encodes a window and who its processes are as a Parquet object. The same
+/// input gives the same bytes.
+///
+/// # Errors
+/// When the window's tables do not fit together, when it has not one target for
+/// each process, or the encoder fails.
+pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
+    check(&batch.window)?;
+    ensure!(
+        batch.targets.len() == batch.window.processes.len(),
+        "{} targets for {} processes",
+        batch.targets.len(),
+        batch.window.processes.len()
+    );
+    let rows = Rows::new(batch);
+    let schema = Arc::new(columns::schema());
+    let options = ArrowWriterOptions::new()
+        .with_properties(properties(batch, origin, &schema)?)
+        // Readers need no Arrow types, and it would be a tenth of small objects.
+        .with_skip_arrow_metadata(true)
+        .with_schema_root("goprof".to_owned());
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)
+        .context("begin the Parquet object")?;
+    for chunk in rows.sorted().chunks(ROWS_AT_ONCE) {
+        let mut columns = Columns::default();
+        for row in chunk {
+            columns.push(batch, row);
+        }
+        let columns = columns.finish(Arc::clone(&schema));
+        let columns = columns.context("build the columns")?;
+        writer.write(&columns).context("encode the columns")?;
+    }
+    writer.into_inner().context("finish the Parquet object")
+}
+
+fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterProperties> {
+    let zstd = ZstdLevel::try_new(ZSTD_LEVEL).context("the compression level")?;
+    let mut builder = WriterProperties::builder()
+        .set_created_by(generator())
+        .set_compression(Compression::ZSTD(zstd))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        // Objects are small: what pages hold is not worth an index of its own.
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_offset_index_disabled(true)
+        .set_sorting_columns(Some(sorting(schema)?))
+        .set_key_value_metadata(Some(metadata(batch, origin)));
+    for column in columns::LISTS {
+        let path = || ColumnPath::from(format!("{column}.list.element"));
+        builder = builder
+            // The least and greatest of all frames' names say nothing.
+            .set_column_statistics_enabled(path(), EnabledStatistics::None)
+            .set_column_data_page_size_limit(path(), 16 << 20);
+    }
+    // Lines repeat with their neighbours: as bytes that do, not as indices of
+    // odd widths that do not.
+    let lines = ColumnPath::from("lines.list.element");
+    builder = builder
+        .set_column_dictionary_enabled(lines.clone(), false)
+        .set_column_encoding(lines, Encoding::PLAIN);
+    Ok(builder.build())
+}
+
+/// The columns that rows are sorted by first, as far as Parquet can say so:
+/// stacks come next.
+fn sorting(schema: &Schema) -> Result<Vec<SortingColumn>> {
+    columns::SORTED_BY
+        .iter()
+        .map(|name| {
+            let index = schema.index_of(name).context("a sorted column")?;
+            Ok(SortingColumn {
+                // Columns before the lists and maps: one leaf each.
+                column_idx: i32::try_from(index)?,
+                descending: false,
+                nulls_first: true,
+            })
+        })
+        .collect()
+}
+
+fn metadata(batch: &Batch, origin: &Origin) -> Vec<KeyValue> {
+    let window = &batch.window;
+    let start = nanos(window.start).to_string();
+    let mut pairs = vec![
+        ("goprof.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("goprof.schema_version", SCHEMA_VERSION.to_string()),
+        ("goprof.cluster", origin.cluster.clone()),
+        ("goprof.node", origin.node.clone()),
+        ("goprof.ulid", origin.ulid.clone()),
+        ("goprof.event", window.event.name().to_owned()),
+        ("goprof.start_ns", start),
+        ("goprof.duration_ns", window.duration.as_nanos().to_string()),
+        ("goprof.period_ns", window.period_ns.to_string()),
+    ];
+    let lost: u64 = origin.lost.iter().map(|(count, _)| count).sum();
+    pairs.push(("goprof.lost", lost.to_string()));
+    let pair = |key: String, value: String| KeyValue::new(key, value);
+    let pairs = pairs
+        .into_iter()
+        .map(|(key, value)| pair(key.into(), value));
+    let reasons = origin.lost.iter();
+    let reasons =
+        reasons.map(|(count, why)| pair(format!("goprof.lost: {why}"), count.to_string()));
+    pairs.chain(reasons).collect()
+}
+
+/// Nanoseconds since 1970, within what the format can hold.
+fn nanos(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,240 @@
+//! Store: the folder or bucket that objects go to, by URL. An object is written
+//! once and whole, and never over another.
+
+use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, Error, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutOptions,
+    RetryConfig,
+};
+use reqwest::Url;
+
+/// How long one attempt at an object may take, retries included.
+const PUT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where objects go.
+#[derive(Clone)]
+pub struct Store {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+}
+
+/// Why an object did not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// The store does not know us, or lets us not write.
+    Denied,
+    /// The bucket or container is not there.
+    NotFound,
+    /// The store cannot be reached, or the connection broke.
+    Unreachable,
+    /// It took too long.
+    Timeout,
+    /// Another object has the key.
+    Conflict,
+    /// The store answered that it cannot, or the disk is full.
+    Refused,
+}
+
+impl Failure {
+    /// Every reason.
+    pub const ALL: [Failure; 6] = [
+        Failure::Denied,
+        Failure::NotFound,
+        Failure::Unreachable,
+        Failure::Timeout,
+        Failure::Conflict,
+        Failure::Refused,
+    ];
+
+    /// The reason as a metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::Denied => "denied",
+            Failure::NotFound => "not_found",
+            Failure::Unreachable => "unreachable",
+            Failure::Timeout => "timeout",
+            Failure::Conflict => "conflict",
+            Failure::Refused => "refused",
+        }
+    }
+}
+
+/// An object that did not arrive.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct PutError {
+    /// Why.
+    pub failure: Failure,
+    /// In one line.
+    pub message: String,
+}
+
+impl Store {
+    /// Opens `s3://bucket/prefix`, `gs://bucket/prefix`,
+    /// `az://container/prefix`, `file:///folder` or a folder by its path, which
+    /// is made where it is not there. Credentials, endpoint and the like come
+    /// from the environment by the names that the clouds' own tools use:
+    /// `AWS_*`, `GOOGLE_*`, `AZURE_*`. No bucket is asked yet.
+    ///
+    /// # Errors
+    /// One line: the URL or what the environment says is wrong, or the folder
+    /// cannot be made.
+    pub fn open(url: &str) -> Result<Store> {
+        let opened = match Url::parse(url) {
+            Ok(parsed) if url.contains("://") => open_url(&parsed),
+            _ => open_folder(url),
+        };
+        let (store, prefix) = opened.with_context(|| format!("open the store {url}"))?;
+        let url = url.to_owned();
+        Ok(Store { store, prefix, url })
+    }
+
+    /// Puts an object at a key. One that is there already, of the same length,
+    /// has arrived before: keys are unique.
+    ///
+    /// # Errors
+    /// It did not arrive, as far as is known: trying again does no harm.
+    pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), PutError> {
+        let length = bytes.len() as u64;
+        let put = async {
+            let path = Path::parse(format!("{}/{key}", self.prefix))?;
+            let options = PutOptions::from(PutMode::Create);
+            match self.store.put_opts(&path, bytes.into(), options).await {
+                Err(Error::AlreadyExists { source, .. }) => {
+                    // S3 also says so of two writers at once, of which none
+                    // may have won.
+                    match self.store.head(&path).await {
+                        Ok(found) if found.size == length => Ok(()),
+                        _ => Err(Error::AlreadyExists {
+                            path: path.to_string(),
+                            source,
+                        }),
+                    }
+                }
+                put => put.map(|_| ()),
+            }
+        };
+        match tokio::time::timeout(PUT_LIMIT, put).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(PutError {
+                failure: failure(&e),
+                message: one_line(&e.to_string()),
+            }),
+            Err(_) => Err(PutError {
+                failure: Failure::Timeout,
+                message: format!("no answer within {} s", PUT_LIMIT.as_secs()),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.url)
+    }
+}
+
+type Opened = (Arc<dyn ObjectStore>, Path);
+
+fn open_url(url: &Url) -> Result<Opened> {
+    let (scheme, prefix) = ObjectStoreScheme::parse(url)
+        .context("use s3://, gs://, az://, file:/// or the path of a folder")?;
+    if scheme == ObjectStoreScheme::Local {
+        let Ok(folder) = url.to_file_path() else {
+            bail!("a file URL has three slashes and no host: file:///folder");
+        };
+        return open_folder(folder.to_str().context("the folder's path is not UTF-8")?);
+    }
+    // TLS needs a provider, which may be chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let text = url.as_str();
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            let builder = AmazonS3Builder::from_env().with_url(text);
+            Arc::new(builder.with_retry(retries()).build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(text);
+            Arc::new(builder.with_retry(retries()).build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(text);
+            Arc::new(builder.with_retry(retries()).build()?)
+        }
+        _ => bail!("use s3://, gs://, az://, file:/// or the path of a folder"),
+    };
+    Ok((store, prefix))
+}
+
+fn open_folder(folder: &str) -> Result<Opened> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .context("make the folder")?;
+    let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+    Ok((Arc::new(store), Path::default()))
+}
+
+/// Few: the uploader tries again by itself, and says so.
+fn retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+            base: 2.0,
+        },
+        max_retries: 2,
+        retry_timeout: Duration::from_secs(30),
+    }
+}
+
+fn failure(error: &Error) -> Failure {
+    match error {
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Failure::Denied,
+        Error::NotFound { .. } => Failure::NotFound,
+        Error::AlreadyExists { .. } | Error::Precondition { .. } => Failure::Conflict,
+        _ => match transport(error) {
+            Some(HttpErrorKind::Timeout) => Failure::Timeout,
+            Some(_) => Failure::Unreachable,
+            None => Failure::Refused,
+        },
+    }
+}
+
+/// What went wrong below HTTP, if it did.
+fn transport(error: &Error) -> Option<HttpErrorKind> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return Some(http.kind());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// What a server says goes into a log line, which it may not break or flood.
+fn one_line(text: &str) -> String {
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    clean.take(500).collect()
+}

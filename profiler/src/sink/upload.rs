@@ -1,0 +1,190 @@
+//! Upload: empties the spool into the store, the oldest entry first, for as
+//! long as it takes. A store that is away never holds up those who fill the
+//! spool.
+
+use std::collections::hash_map::RandomState;
+use std::future::Future;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout_at};
+
+use super::spool::Spool;
+use super::store::{Failure, PutError, Store};
+
+/// Waits between attempts: the first, and where doubling ends.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Between attempts when there is little time.
+const FLUSH_WAIT: Duration = Duration::from_millis(200);
+
+/// What became of uploads.
+#[derive(Debug, Default)]
+pub struct UploadCounters {
+    /// Objects that arrived.
+    pub uploaded: AtomicU64,
+    /// Their bytes.
+    pub uploaded_bytes: AtomicU64,
+    /// Attempts that failed, by [`Failure::ALL`].
+    failed: [AtomicU64; Failure::ALL.len()],
+    /// When the last object arrived, in seconds since 1970; 0 for never.
+    pub last_success_seconds: AtomicU64,
+    /// How long the successful uploads took together, in microseconds.
+    pub upload_micros: AtomicU64,
+}
+
+impl UploadCounters {
+    /// Attempts that failed for a reason.
+    pub fn failed(&self, failure: Failure) -> u64 {
+        self.failed[failure as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Empties a spool into a store.
+#[derive(Debug)]
+pub struct Uploader {
+    store: Store,
+    spool: Arc<Spool>,
+    counters: Arc<UploadCounters>,
+    /// One upload at a time.
+    turn: tokio::sync::Mutex<Turn>,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    /// The entry that failed last: the next attempt is at the one after it, so
+    /// that one which the store will not have stops no other.
+    failed: Option<u64>,
+}
+
+/// What an attempt came to.
+enum Attempt {
+    Nothing,
+    Arrived,
+    Failed(PutError),
+}
+
+impl Uploader {
+    /// Nothing is uploaded yet.
+    pub fn new(store: Store, spool: Arc<Spool>) -> Uploader {
+        Uploader {
+            store,
+            spool,
+            counters: Arc::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What became of uploads, as it goes on.
+    pub fn counters(&self) -> Arc<UploadCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Uploads whatever is in the spool and comes into it, until `shutdown`. An
+    /// upload that is under way then is given up; its entry stays.
+    pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        tokio::select! {
+            () = shutdown => {}
+            () = self.upload_forever() => {}
+        }
+    }
+
+    async fn upload_forever(&self) {
+        let mut failures = 0;
+        loop {
+            match self.attempt().await {
+                Attempt::Nothing => self.spool.arrived().await,
+                Attempt::Arrived => {
+                    if failures > 0 {
+                        log::info!("uploads to {} go on", self.store);
+                    }
+                    failures = 0;
+                }
+                Attempt::Failed(error) => {
+                    let wait = wait(failures);
+                    failures += 1;
+                    log::warn!(
+                        "upload to {} failed, {} objects wait, again in {:.1} s: {error}",
+                        self.store,
+                        self.spool.len(),
+                        wait.as_secs_f64()
+                    );
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Uploads what is in the spool until it is empty or the time is over, and
+    /// returns how many entries are left, which the next agent finds.
+    pub async fn flush(&self, deadline: Instant) -> usize {
+        let upload = async {
+            loop {
+                match self.attempt().await {
+                    Attempt::Nothing => return,
+                    Attempt::Arrived => {}
+                    Attempt::Failed(_) => sleep(FLUSH_WAIT).await,
+                }
+            }
+        };
+        // What is left is what counts.
+        let _ = timeout_at(deadline.into(), upload).await;
+        self.spool.len()
+    }
+
+    /// Tries one entry.
+    async fn attempt(&self) -> Attempt {
+        let mut turn = self.turn.lock().await;
+        let (spool, after) = (Arc::clone(&self.spool), turn.failed);
+        let taken = spawn_blocking(move || spool.take(after)).await;
+        let Some(mut entry) = taken.ok().flatten() else {
+            return Attempt::Nothing;
+        };
+        let started = Instant::now();
+        let bytes = std::mem::take(&mut entry.bytes);
+        let length = bytes.len() as u64;
+        match self.store.put(&entry.key, bytes).await {
+            Ok(()) => {
+                turn.failed = None;
+                self.count_success(length, started.elapsed());
+                let spool = Arc::clone(&self.spool);
+                // It arrived, whatever becomes of the file.
+                let _ = spawn_blocking(move || spool.remove(&entry)).await;
+                Attempt::Arrived
+            }
+            Err(error) => {
+                turn.failed = Some(entry.number());
+                let failed = &self.counters.failed[error.failure as usize];
+                failed.fetch_add(1, Ordering::Relaxed);
+                Attempt::Failed(error)
+            }
+        }
+    }
+
+    fn count_success(&self, bytes: u64, took: Duration) {
+        let counters = &self.counters;
+        counters.uploaded.fetch_add(1, Ordering::Relaxed);
+        counters.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        counters.upload_micros.fetch_add(micros, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let seconds = now.map_or(0, |now| now.as_secs());
+        let last = &counters.last_success_seconds;
+        last.store(seconds, Ordering::Relaxed);
+    }
+}
+
+/// How long to wait after that many failures in a row: twice as long each time
+/// up to a minute, of which a random half, so that a thousand nodes do not come
+/// back at once.
+fn wait(failures: u32) -> Duration {
+    let longest = FIRST_WAIT
+        .saturating_mul(1 << failures.min(10))
+        .min(LONGEST_WAIT);
+    // Seeded anew for each state: a random number without a generator.
+    let random = RandomState::new().hash_one(failures) % 1_000;
+    longest / 2 + longest.mul_f64(random as f64 / 2_000.0)
+}
