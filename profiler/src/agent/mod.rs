@@ -175,7 +175,7 @@ impl Agent {
             log::info("configuration reloaded", &[("changed", &false)]);
             return Ok(());
         }
-        self.stop_samplers().await;
+        stop_samplers(std::mem::take(&mut self.samplers)).await;
         let (now, result) = match start_samplers(&config, &self.windows, &self.waiting) {
             Ok(samplers) => {
                 self.samplers = samplers;
@@ -211,31 +211,22 @@ impl Agent {
             .then(|| anyhow::anyhow!("the HTTP server ended by itself"))
     }
 
-    /// Has every sampler hand over its window and end.
-    async fn stop_samplers(&mut self) {
-        let samplers = std::mem::take(&mut self.samplers);
-        samplers.iter().for_each(Sampler::ask_to_stop);
-        let join = move || {
-            for sampler in samplers {
-                if let Err(error) = sampler.join() {
-                    log::warn("a sampler failed", &[("error", &format!("{error:#}"))]);
-                }
-            }
-        };
-        let _ = tokio::task::spawn_blocking(join).await;
-    }
-
     /// Writes what is open, and sends what time allows.
-    async fn stop(mut self) {
+    async fn stop(self) {
         let begun = Instant::now();
+        let deadline = begun + STOP_WITHIN;
         self.state.set_ready(false);
         log::info("stopping", &[]);
-        let deadline = begun + STOP_WITHIN;
+        let Self {
+            samplers,
+            windows,
+            publisher,
+            ..
+        } = self;
         let spooled = async {
-            self.stop_samplers().await;
+            stop_samplers(samplers).await;
             // The publisher ends once it has taken all.
-            drop(self.windows);
-            let publisher = self.publisher;
+            drop(windows);
             let _ = tokio::task::spawn_blocking(move || publisher.join()).await;
         };
         let until = deadline - UPLOAD_WITHIN;
@@ -253,6 +244,19 @@ impl Agent {
             ],
         );
     }
+}
+
+/// Has every sampler hand over its window and end.
+async fn stop_samplers(samplers: Vec<Sampler>) {
+    samplers.iter().for_each(Sampler::ask_to_stop);
+    let join = move || {
+        for sampler in samplers {
+            if let Err(error) = sampler.join() {
+                log::warn("a sampler failed", &[("error", &format!("{error:#}"))]);
+            }
+        }
+    };
+    let _ = tokio::task::spawn_blocking(join).await;
 }
 
 fn start_samplers(

@@ -26,7 +26,7 @@ use crate::{
     identity::{Program, Target, label},
     metrics::{Observed, Service},
     process::Process,
-    profile::{Batch, parquet},
+    profile::{self, Batch},
     sink::key,
     symbolize::{self, Symbolizer},
 };
@@ -243,7 +243,7 @@ impl Publisher<'_> {
 }
 
 fn encode(batch: &Batch) -> Result<Vec<u8>> {
-    parquet::encode(batch).context("encode the window")
+    profile::encode(&batch.window, profile::Format::Pprof, &profile::Options::default()).context("encode the window")
 }
 
 fn rate_of(config: &Config, process: &Process, target: &Target) -> Option<u32> {
