@@ -26,7 +26,7 @@ use crate::{
     identity::{Program, Target, label},
     metrics::{Observed, Service},
     process::Process,
-    profile::{self, Batch},
+    profile::{Batch, parquet},
     sink::key,
     symbolize::{self, Symbolizer},
 };
@@ -137,8 +137,15 @@ impl Publisher<'_> {
             cluster: config.cluster.clone(),
             node: config.node.clone(),
         };
-        let key = key::raw(&place, start, key::name(start));
-        let bytes = encode(&batch)?;
+        let name = key::name(start);
+        let key = key::raw(&place, start, name);
+        let origin = parquet::Origin {
+            cluster: place.cluster,
+            node: place.node,
+            ulid: name.to_string(),
+            lost: recording.tally.lost(),
+        };
+        let bytes = parquet::encode(&batch, &origin).context("encode the window")?;
         self.state.spool.put(&key, &bytes)?;
         Ok(Some(()))
     }
@@ -240,10 +247,6 @@ impl Publisher<'_> {
         // What a window took is free now, in many small pieces.
         memory::trim();
     }
-}
-
-fn encode(batch: &Batch) -> Result<Vec<u8>> {
-    profile::encode(&batch.window, profile::Format::Pprof, &profile::Options::default()).context("encode the window")
 }
 
 fn rate_of(config: &Config, process: &Process, target: &Target) -> Option<u32> {
