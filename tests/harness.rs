@@ -9,6 +9,8 @@
     reason = "test code: a failure is a panic"
 )]
 
+#[path = "harness/agent.rs"]
+pub mod agent;
 #[path = "harness/command.rs"]
 pub mod command;
 #[path = "harness/compare.rs"]

@@ -149,7 +149,10 @@ impl Config {
     /// # Errors
     /// What is wrong, on one line, with the file's line and the key.
     pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| place::describe(text, &error))
+        let config: Self = toml::from_str(text).map_err(|error| place::describe(text, &error))?;
+        let checked = config.check();
+        checked.map_err(|(key, why)| place::describe_key(text, key, &why))?;
+        Ok(config)
     }
 
     /// Checks what single values cannot tell, and fills in the machine's name.
@@ -160,24 +163,32 @@ impl Config {
         if self.node.is_empty() {
             self.node = host_name();
         }
-        for (key, name) in [("cluster", &self.cluster), ("node", &self.node)] {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.len() > 253 || !name.chars().all(is_plain) {
-                return Err(format!(
-                    "{key}: {name:?} must be letters, digits, dots, dashes and underscores"
-                ));
-            }
+        let checked = self.check();
+        checked.map_err(|(key, why)| format!("{key}: {why}"))?;
+        Ok(self)
+    }
+
+    /// The key of a value that will not do, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_name = |name: &str| name.len() <= 253 && name.chars().all(is_plain);
+        // Without a name the node is called what the host is.
+        if self.cluster.is_empty() || !is_name(&self.cluster) {
+            return Err(("cluster", not_a_name(&self.cluster)));
+        }
+        if !is_name(&self.node) {
+            return Err(("node", not_a_name(&self.node)));
         }
         if self.memory_limit < MIN_MEMORY {
-            return Err(format!("memory_limit: must be at least {MIN_MEMORY}"));
+            return Err(("memory_limit", format!("must be at least {MIN_MEMORY}")));
         }
         if self.store.url.is_empty() {
-            return Err("store.url: must name a folder or a bucket".into());
+            return Err(("store.url", "must name a folder or a bucket".into()));
         }
         if !self.spool.path.is_absolute() {
-            return Err("spool.path: must begin with /".into());
+            return Err(("spool.path", "must begin with /".into()));
         }
-        Ok(self)
+        Ok(())
     }
 
     /// It as the text of a file that reads as it.
@@ -197,6 +208,10 @@ impl Config {
     pub fn rate_of(&self, subject: &Subject<'_>) -> Option<Rate> {
         self.rules.decide(Event::Cpu, subject, self.rate_hz)
     }
+}
+
+fn not_a_name(name: &str) -> String {
+    format!("{name:?} must be letters, digits, dots, dashes and underscores")
 }
 
 fn host_name() -> String {
@@ -238,11 +253,16 @@ mod tests {
 
     #[test]
     fn values_are_checked_against_each_other() {
-        let refused = |text: &str| Config::parse(text).unwrap().validate().unwrap_err();
-        assert!(refused("node = \"a/b\"").starts_with("node: "));
-        assert!(refused("cluster = \"\"").starts_with("cluster: "));
-        assert!(refused("memory_limit = 1").starts_with("memory_limit: "));
-        assert!(refused("spool = { path = \"x\" }").starts_with("spool.path: "));
+        let refused = |text: &str| Config::parse(text).unwrap_err();
+        assert!(refused("\nnode = \"a/b\"").starts_with("line 2: node: "));
+        assert!(refused("cluster = \"\"").starts_with("line 1: cluster: "));
+        assert!(refused("memory_limit = 1").starts_with("line 1: memory_limit: "));
+        assert!(refused("\n[spool]\npath = \"x\"").starts_with("line 3: spool.path: "));
+        let config = Config {
+            cluster: "a b".into(),
+            ..Config::default()
+        };
+        assert!(config.validate().unwrap_err().starts_with("cluster: "));
         assert!(!Config::default().validate().unwrap().node.is_empty());
     }
 }

@@ -11,13 +11,49 @@ pub(super) fn describe(text: &str, error: &toml::de::Error) -> String {
     let Some(span) = error.span() else {
         return message;
     };
-    let start = span.start.min(text.len());
-    let before = text.as_bytes().get(..start).unwrap_or_default();
-    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-    match key(text, &span) {
+    let line = line(text, span.start);
+    match key(text, &span).or_else(|| word_before(text, line)) {
         Some(key) => format!("line {line}: {key}: {message}"),
         None => format!("line {line}: {message}"),
     }
+}
+
+/// What is wrong with the value of a key.
+pub(super) fn describe_key(text: &str, key: &str, why: &str) -> String {
+    match key_start(text, key) {
+        Some(start) => format!("line {}: {key}: {why}", line(text, start)),
+        None => format!("{key}: {why}"),
+    }
+}
+
+/// The number of the line that holds a byte.
+fn line(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// What stands before `=` in a line, of text that is no TOML as a whole.
+fn word_before(text: &str, line: usize) -> Option<String> {
+    let (word, _) = text.lines().nth(line - 1)?.split_once('=')?;
+    let is_key = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let word = word.trim();
+    (!word.is_empty() && word.chars().all(is_key)).then(|| word.to_owned())
+}
+
+/// Where a key of the root or of a table stands.
+fn key_start(text: &str, key: &str) -> Option<usize> {
+    let root = DeTable::parse(text).ok()?;
+    let mut table = root.get_ref();
+    let mut start = None;
+    for part in key.split('.') {
+        let (found, value) = table.iter().find(|(key, _)| key.get_ref() == part)?;
+        start = Some(found.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    start
 }
 
 /// The key that holds a part of the text; none where that is no TOML at all.
@@ -132,6 +168,6 @@ mod tests {
     fn what_is_no_toml_has_a_line() {
         check("rate_hz = 19\nstore = [\n", "line ");
         check("= 1\n", "line 1: ");
-        check("rate_hz = 19\nrate_hz = 20\n", "line 2: ");
+        check("rate_hz = 19\nrate_hz = 20\n", "line 2: rate_hz: ");
     }
 }

@@ -115,10 +115,12 @@ async fn take(
     }
 }
 
-/// The processes asked for.
+/// The processes asked for, of those that are Go's.
 fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
+    let processes = view.processes.iter();
+    let mut go = processes.filter(|process| process.labels.contains_key(label::GO_VERSION));
     let labelled = |name: &str, value: &str| -> Vec<u32> {
-        let processes = view.processes.iter().filter(|process| {
+        let processes = go.clone().filter(|process| {
             process.labels.get(name).is_some_and(|label| label == value)
         });
         processes.map(|process| process.pid).collect()
@@ -130,7 +132,7 @@ fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
             service: None,
             ..
         } => {
-            let known = view.processes.iter().find(|process| process.pid == *pid);
+            let known = go.find(|process| process.pid == *pid);
             let pids = known.map(|process| process.pid).into_iter().collect();
             (pids, format!("with pid {pid}"))
         }
@@ -211,12 +213,21 @@ mod tests {
             labels: [
                 (label::SERVICE_NAME, service.to_owned()),
                 (label::POD, pod.to_owned()),
+                (label::GO_VERSION, "go1.26".to_owned()),
             ]
             .into(),
             ..ProcessView::default()
         };
         View {
-            processes: vec![process(1, "a", "x"), process(2, "a", "y"), process(3, "b", "y")],
+            processes: vec![
+                process(1, "a", "x"),
+                process(2, "a", "y"),
+                process(3, "b", "y"),
+                ProcessView {
+                    pid: 4,
+                    ..ProcessView::default()
+                },
+            ],
             ..View::default()
         }
     }
@@ -233,6 +244,7 @@ mod tests {
         assert_eq!(ask("service=a"), Ok(vec![1, 2]));
         assert_eq!(ask("pod=y&seconds=3"), Ok(vec![2, 3]));
         assert_eq!(ask("pid=9"), Err(404));
+        assert_eq!(ask("pid=4"), Err(404), "not readable");
         assert_eq!(ask("service="), Err(404));
         assert_eq!(ask(""), Err(400));
         assert_eq!(ask("pid=1&pod=x"), Err(400));
