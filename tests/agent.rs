@@ -29,9 +29,8 @@ fn folder() -> tempfile::TempDir {
 
 /// Samples of a process whose stack holds a function.
 fn samples(rows: &[Row], pid: u32, function: &str) -> i64 {
-    let of = |row: &&Row| {
-        row.pid == i64::from(pid) && row.functions.iter().any(|name| name == function)
-    };
+    let of =
+        |row: &&Row| row.pid == i64::from(pid) && row.functions.iter().any(|name| name == function);
     rows.iter().filter(of).map(|row| row.count).sum()
 }
 
@@ -60,7 +59,11 @@ fn what_a_program_does_is_in_the_store_after_two_flushes() {
     let outcome = agent.stop().succeeded();
     let stored: i64 = agent::rows(dir.path()).iter().map(|row| row.count).sum();
     assert!(stored as f64 >= counted, "{stored} of {counted}");
-    assert!(log_lines(&outcome, "level=warn").is_empty(), "{}", outcome.stderr);
+    assert!(
+        log_lines(&outcome, "level=warn").is_empty(),
+        "{}",
+        outcome.stderr
+    );
 }
 
 #[test]
@@ -69,13 +72,19 @@ fn sigterm_writes_what_is_open() {
     let dir = folder();
     let agent = Agent::start(dir.path(), &["--flush", "1h"]);
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(agent::files(&agent::store(dir.path())), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(
+        agent::files(&agent::store(dir.path())),
+        [""; 0].map(std::path::PathBuf::from)
+    );
     let asked = Instant::now();
     let outcome = agent.stop().succeeded();
     assert!(asked.elapsed() < Duration::from_secs(10));
     assert_eq!(log_lines(&outcome, "objects_left_in_spool=0").len(), 1);
     let rows = agent::rows(dir.path());
-    assert!(samples(&rows, target.pid(), "main.spinThree") > 3, "{rows:?}");
+    assert!(
+        samples(&rows, target.pid(), "main.spinThree") > 3,
+        "{rows:?}"
+    );
 }
 
 #[test]
@@ -96,16 +105,26 @@ fn sigkill_tears_no_object_and_loses_no_finished_window() {
         }
     }
     // The next one finds what was left in the spool.
-    Agent::start(dir.path(), &["--flush", "1s"]).stop().succeeded();
+    Agent::start(dir.path(), &["--flush", "1s"])
+        .stop()
+        .succeeded();
     let objects = agent::files(&agent::store(dir.path()));
-    let whole = objects.iter().filter(|path| path.extension().is_some_and(|e| e == "parquet"));
-    for path in objects.iter().filter(|p| p.extension().is_none_or(|e| e != "parquet")) {
+    let whole = objects
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "parquet"));
+    for path in objects
+        .iter()
+        .filter(|p| p.extension().is_none_or(|e| e != "parquet"))
+    {
         std::fs::remove_file(path).expect("remove what was not finished");
     }
     assert!(whole.count() >= 4, "{objects:?}");
     assert!(samples(&agent::rows(dir.path()), target.pid(), "main.spinThree") > 10);
     let left = agent::files(&dir.path().join("spool"));
-    let left = left.iter().filter(|path| path.extension().is_some()).count();
+    let left = left
+        .iter()
+        .filter(|path| path.extension().is_some())
+        .count();
     assert_eq!(left, 0, "entries left in the spool");
 }
 
@@ -122,18 +141,28 @@ fn sighup_reloads_and_a_bad_file_changes_nothing() {
 
     write("rate_hz = 19\nflush = \"1s\"\nflsh = 3\n");
     agent.signal(libc::SIGHUP);
-    agent.wait_for("goprof_config_reloads_total{result=\"failure\"}", 1.0, LIMIT);
+    agent.wait_for(
+        "goprof_config_reloads_total{result=\"failure\"}",
+        1.0,
+        LIMIT,
+    );
     let before = agent.metric(UPLOADED);
     agent.wait_for(UPLOADED, before + 1.0, LIMIT);
 
     write("flush = \"1s\"\n[[rules]]\nexclude = [{ name = \"busy_loop\" }]\n");
     agent.signal(libc::SIGHUP);
-    agent.wait_for("goprof_config_reloads_total{result=\"success\"}", 1.0, LIMIT);
+    agent.wait_for(
+        "goprof_config_reloads_total{result=\"success\"}",
+        1.0,
+        LIMIT,
+    );
     let name = format!("\"pid\": {},", target.pid());
     let excluded = || {
         let text = agent.get("/targets");
         let at = text.find(&name)?;
-        text[at..].find("no rule takes it").filter(|found| *found < 1200)
+        text[at..]
+            .find("no rule takes it")
+            .filter(|found| *found < 1200)
     };
     let deadline = Instant::now() + LIMIT;
     while excluded().is_none() {
@@ -169,12 +198,15 @@ fn promtool(dir: &Path, metrics: &str) {
 #[test]
 fn metrics_and_pages_survive_hostile_names() {
     let dir = folder();
-    let hostile = b"<script>alert(1)</script>\"\\\n\xff} 1".map(|c| if c == b'/' { b'_' } else { c });
+    let hostile =
+        b"<script>alert(1)</script>\"\\\n\xff} 1".map(|c| if c == b'/' { b'_' } else { c });
     let program = dir.path().join(std::ffi::OsStr::from_bytes(&hostile));
     std::fs::copy(go::build("busy_loop"), &program).expect("copy a program");
     let evil = "x".repeat(10_000) + "\"}\n# evil";
     let mut command = Command::new(&program);
-    command.args(["-duration", "5m"]).env("OTEL_SERVICE_NAME", &evil);
+    command
+        .args(["-duration", "5m"])
+        .env("OTEL_SERVICE_NAME", &evil);
     let named = Target::start_command(&mut command);
     let mut command = Command::new(&program);
     let unnamed = Target::start_command(command.args(["-duration", "5m"]));
@@ -186,8 +218,7 @@ fn metrics_and_pages_survive_hostile_names() {
     assert!(!metrics.lines().any(|line| line.starts_with("# evil")));
     promtool(dir.path(), &metrics);
 
-    let json: serde_json::Value =
-        serde_json::from_str(&agent.get("/targets")).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&agent.get("/targets")).expect("JSON");
     let processes = json["processes"].as_array().expect("a list");
     for target in [&named, &unnamed] {
         let found = processes.iter().find(|p| p["pid"] == target.pid());
@@ -196,8 +227,14 @@ fn metrics_and_pages_survive_hostile_names() {
         assert_eq!(found["collected"][0]["rate_hz"], 19);
     }
     let page = http::get_as(&format!("{}/targets", agent.url), "text/html");
-    assert!(page.to_lowercase().contains("content-security-policy"), "{page}");
-    assert!(page.contains("&lt;script&gt;") && !page.contains("<script"), "{page}");
+    assert!(
+        page.to_lowercase().contains("content-security-policy"),
+        "{page}"
+    );
+    assert!(
+        page.contains("&lt;script&gt;") && !page.contains("<script"),
+        "{page}"
+    );
 
     let outcome = agent.stop().succeeded();
     for line in outcome.stderr.lines() {
@@ -240,7 +277,11 @@ fn a_profile_by_http_is_one_that_pprof_reads() {
         assert!(Instant::now() < deadline, "never seen");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let url = format!("{}/debug/goprof/profile?pid={}&seconds=2", agent.url, target.pid());
+    let url = format!(
+        "{}/debug/goprof/profile?pid={}&seconds=2",
+        agent.url,
+        target.pid()
+    );
     let profile = Profile::decode(&http::get(&url));
     assert!(profile.total() > 20, "{}", profile.total());
     assert!(profile.cumulative_share("main.spinThree") > 0.5);
@@ -252,8 +293,12 @@ fn a_profile_by_http_is_one_that_pprof_reads() {
     assert!(top.text().contains("main.spinThree"), "{}", top.text());
     assert!(top.text().contains("Type: cpu"), "{}", top.text());
 
-    let by_service = format!("{}/debug/goprof/profile?service=busy_loop&seconds=1", agent.url);
-    assert!(Profile::decode(&http::get(&by_service)).total() > 0);
+    let by_service = format!(
+        "{}/debug/goprof/profile?service=busy_loop&seconds=2",
+        agent.url
+    );
+    let profile = Profile::decode(&http::get(&by_service));
+    assert!(profile.total() > 0, "{:?}", profile.raw);
     refusals(&agent, target.pid());
     agent.stop().succeeded();
 }
@@ -263,7 +308,9 @@ fn a_profile_by_http_is_one_that_pprof_reads() {
 fn refusals(agent: &Agent, pid: u32) {
     let ask = |query: &str| {
         let url = format!("{}/debug/goprof/profile?{query}", agent.url);
-        http::request("GET", &url, b"", LIMIT).map(drop).unwrap_err_or_default()
+        http::request("GET", &url, b"", LIMIT)
+            .map(drop)
+            .unwrap_err_or_default()
     };
     assert!(ask("pid=999999999").contains("404"));
     assert!(ask("").contains("400"));

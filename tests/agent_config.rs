@@ -84,7 +84,9 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     let path = write(dir.path(), text);
     let args = ["agent", "--config", &path, "--print-config", "--rate", "29"];
     let mut print = goprof::command(&args);
-    print.env("GOPROF_RATE", "31").env("GOPROF_NODE", "variable");
+    print
+        .env("GOPROF_RATE", "31")
+        .env("GOPROF_NODE", "variable");
     let outcome = command::run(&mut print, LIMIT, "build it").succeeded();
     let printed = outcome.text();
     let config = Config::parse(printed).expect("what is printed can be read");

@@ -155,7 +155,10 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 /// The rows of every object of the store. Panics where one is not whole.
 #[track_caller]
 pub fn rows(dir: &Path) -> Vec<Row> {
-    files(&store(dir)).iter().flat_map(|path| read(path)).collect()
+    files(&store(dir))
+        .iter()
+        .flat_map(|path| read(path))
+        .collect()
 }
 
 fn read(path: &Path) -> Vec<Row> {

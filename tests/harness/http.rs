@@ -56,8 +56,9 @@ fn exchange(
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let length = body.len();
-    let header =
-        format!("{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n{headers}\r\n");
+    let header = format!(
+        "{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
     stream.write_all(header.as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();

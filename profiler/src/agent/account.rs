@@ -3,12 +3,7 @@
 
 use profiler_ebpf::wire::Counter;
 
-use crate::{
-    metrics::Metrics,
-    session::Recording,
-    symbolize::Reason,
-    unwind::StackEnd,
-};
+use crate::{metrics::Metrics, session::Recording, symbolize::Reason, unwind::StackEnd};
 
 /// Adds what a window counted.
 pub(super) fn add(metrics: &Metrics, recording: &Recording) {
@@ -23,17 +18,26 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("process_gone", tally.unknown_process),
         ("layout_disproven", tally.disproven),
     ] {
-        metrics.samples_lost.with_label_values(&[reason]).inc_by(count);
+        metrics
+            .samples_lost
+            .with_label_values(&[reason])
+            .inc_by(count);
     }
     for (reason, count) in [
         ("events_ring_full", kernel(Counter::EventsRingFull)),
-        ("targets_full", kernel(Counter::TargetsFull) + tally.not_added),
+        (
+            "targets_full",
+            kernel(Counter::TargetsFull) + tally.not_added,
+        ),
         ("no_kernel_stack", kernel(Counter::NoKernelStack)),
         ("process_vanished", tally.vanished),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {
-        metrics.incomplete.with_label_values(&[reason]).inc_by(count);
+        metrics
+            .incomplete
+            .with_label_values(&[reason])
+            .inc_by(count);
     }
     for (end, count) in &tally.ends {
         let stacks = metrics.stacks.with_label_values(&[&end_word(*end)]);
@@ -41,7 +45,9 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     }
     metrics.frames_named.inc_by(recording.naming.named);
     for (reason, count) in &recording.naming.unnamed {
-        let frames = metrics.frames_unnamed.with_label_values(&[reason_word(*reason)]);
+        let frames = metrics
+            .frames_unnamed
+            .with_label_values(&[reason_word(*reason)]);
         frames.inc_by(*count);
     }
     let gaps = metrics.frames_unnamed.with_label_values(&["gap"]);

@@ -88,7 +88,12 @@ mod tests {
     #[test]
     fn values_are_quoted_where_they_need_it() {
         let time = SystemTime::UNIX_EPOCH;
-        let line = line(time, "info", "window done", &[("pid", &7), ("exe", &"/a b")]);
+        let line = line(
+            time,
+            "info",
+            "window done",
+            &[("pid", &7), ("exe", &"/a b")],
+        );
         assert_eq!(
             line,
             "time=1970-01-01T00:00:00.000Z level=info msg=\"window done\" pid=7 exe=\"/a b\""

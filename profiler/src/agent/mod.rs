@@ -230,7 +230,10 @@ impl Agent {
             let _ = tokio::task::spawn_blocking(move || publisher.join()).await;
         };
         let until = deadline - UPLOAD_WITHIN;
-        if tokio::time::timeout_at(until.into(), spooled).await.is_err() {
+        if tokio::time::timeout_at(until.into(), spooled)
+            .await
+            .is_err()
+        {
             log::warn("not all windows could be written in time", &[]);
         }
         self.uploading.abort();

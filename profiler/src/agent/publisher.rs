@@ -17,8 +17,7 @@ use anyhow::{Context, Result};
 use super::{
     account,
     config::{Config, Subject},
-    log,
-    memory,
+    log, memory,
     sampler::{Shared, Window},
     state::{Collected, ProcessView, SourceView, State, View, lock},
 };
@@ -112,7 +111,12 @@ impl Publisher<'_> {
         metrics.ring_fill.with_label_values(&[&rate]).set(fill);
         let delayed = shared.delayed.swap(0, Ordering::Relaxed);
         metrics.windows_delayed.inc_by(delayed as u64);
-        for line in recording.tally.off.iter().chain(&recording.tally.diagnostics) {
+        for line in recording
+            .tally
+            .off
+            .iter()
+            .chain(&recording.tally.diagnostics)
+        {
             if self.said.len() < MAX_SAID && self.said.insert(line.clone()) {
                 log::warn("not all is recorded", &[("what", line)]);
             }

@@ -82,7 +82,6 @@ impl Shared {
     }
 }
 
-
 /// A sampler that runs.
 pub(super) struct Sampler {
     pub shared: Arc<Shared>,

@@ -69,7 +69,9 @@ async fn metrics(Shared(served): Shared<Served>) -> Response {
 async fn targets(Shared(served): Shared<Served>, headers: HeaderMap) -> Response {
     let view = lock(&served.state.view).clone();
     // Browsers ask for it by name.
-    let accepted = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accepted = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
     if accepted.is_some_and(|accepted| accepted.contains("text/html")) {
         let mut page = answer(StatusCode::OK, "text/html; charset=utf-8", page::of(&view));
         let policy = HeaderValue::from_static(PAGE_POLICY);

@@ -124,7 +124,10 @@ impl State {
         let dropped = [&spool.dropped, &spool.damaged, &spool.refused];
         raise(
             &metrics.spool_dropped,
-            dropped.map(|count| count.load(Ordering::Relaxed)).iter().sum(),
+            dropped
+                .map(|count| count.load(Ordering::Relaxed))
+                .iter()
+                .sum(),
         );
         let uploads = &self.uploads;
         let failed = Failure::ALL.map(|failure| uploads.failed(failure));

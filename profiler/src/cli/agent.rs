@@ -151,6 +151,9 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
         let error = configuration(&["--config", "/no/such/file"]).unwrap_err();
-        assert!(error.starts_with("/no/such/file: cannot read it"), "{error}");
+        assert!(
+            error.starts_with("/no/such/file: cannot read it"),
+            "{error}"
+        );
     }
 }

@@ -68,7 +68,13 @@ impl Making<'_> {
         Ok(metric)
     }
 
-    fn counters(&self, name: &str, help: &str, label: &str, first: &[&str]) -> Result<IntCounterVec> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        first: &[&str],
+    ) -> Result<IntCounterVec> {
         let counters = self.keep(IntCounterVec::new(Opts::new(name, help), &[label]))?;
         // From the start: a rate over what was never zero misses the first.
         for value in first {
@@ -167,10 +173,8 @@ impl Metrics {
                 "result",
                 &["success", "failure"],
             )?,
-            upload_bytes: make.counter(
-                "goprof_upload_bytes_total",
-                "Bytes that the store took.",
-            )?,
+            upload_bytes: make
+                .counter("goprof_upload_bytes_total", "Bytes that the store took.")?,
             last_success: make.keep(Gauge::new(
                 "goprof_last_success_timestamp_seconds",
                 "When the store last took an object; 0 before the first.",
@@ -197,7 +201,8 @@ impl Metrics {
     /// A metric cannot be written.
     pub fn text(&self, targets: &Targets, max_services: usize) -> Result<String> {
         let (families, omitted) = targets.gather(max_services)?;
-        self.targets_omitted.set(i64::try_from(omitted).unwrap_or(i64::MAX));
+        self.targets_omitted
+            .set(i64::try_from(omitted).unwrap_or(i64::MAX));
         let mut all = self.registry.gather();
         all.extend(families);
         TextEncoder::new()

@@ -99,7 +99,9 @@ impl Targets {
             let key = (process.pid, stat.start);
             // All of it at first sight: so a service's counter is the sum of its
             // processes' own.
-            let ticks = stat.cpu_ticks.saturating_sub(before.get(&key).copied().unwrap_or(0));
+            let ticks = stat
+                .cpu_ticks
+                .saturating_sub(before.get(&key).copied().unwrap_or(0));
             self.seen.insert(key, stat.cpu_ticks);
             let usage = self.services.entry(process.service.clone()).or_default();
             usage.cpu_ticks += ticks;
@@ -247,7 +249,10 @@ mod tests {
 
     fn text(targets: &Targets, max: usize) -> (String, usize) {
         let (families, omitted) = targets.gather(max).unwrap();
-        (TextEncoder::new().encode_to_string(&families).unwrap(), omitted)
+        (
+            TextEncoder::new().encode_to_string(&families).unwrap(),
+            omitted,
+        )
     }
 
     #[test]
@@ -268,7 +273,10 @@ mod tests {
     fn processes_of_a_service_are_summed_and_never_counted_twice() {
         let own = std::process::id();
         let mut targets = Targets::default();
-        targets.update(&[observed(own, ["a", "", "", ""]), observed(1, ["a", "", "", ""])]);
+        targets.update(&[
+            observed(own, ["a", "", "", ""]),
+            observed(1, ["a", "", "", ""]),
+        ]);
         let once = targets.services.values().next().unwrap().cpu_ticks;
         targets.update(&[observed(own, ["a", "", "", ""])]);
         let usage = targets.services.values().next().unwrap();
@@ -286,7 +294,10 @@ mod tests {
         let before = targets.services.values().next().unwrap().cpu_ticks;
         targets.update(&[]);
         let usage = targets.services.values().next().unwrap();
-        assert_eq!((usage.cpu_ticks, usage.threads, usage.processes), (before, 0, 0));
+        assert_eq!(
+            (usage.cpu_ticks, usage.threads, usage.processes),
+            (before, 0, 0)
+        );
     }
 
     #[test]
@@ -294,7 +305,10 @@ mod tests {
         let own = std::process::id();
         let mut targets = Targets::default();
         let names: Vec<String> = (0..5).map(|n| format!("s{n}")).collect();
-        let all: Vec<Observed> = names.iter().map(|n| observed(own, [n, "", "", ""])).collect();
+        let all: Vec<Observed> = names
+            .iter()
+            .map(|n| observed(own, [n, "", "", ""]))
+            .collect();
         targets.update(&all);
         let (text, omitted) = text(&targets, 3);
         assert_eq!(omitted, 2);

@@ -67,7 +67,9 @@ impl Recorder {
         let sampled = self.table.pids().filter(|pid| !is_alive(*pid));
         let others = self.rejected.keys().chain(&self.exiting).copied();
         let others = others.chain(self.excluded.iter().copied());
-        sampled.chain(others.filter(|pid| !is_there(*pid))).collect()
+        sampled
+            .chain(others.filter(|pid| !is_there(*pid)))
+            .collect()
     }
 
     /// Forgets all there is to know of a pid, but not its samples.
@@ -101,8 +103,9 @@ impl Recorder {
     /// Looks at what the kernel side could not tell of: `told` says whether it
     /// told all.
     pub(super) fn find_missed(&mut self, told: bool) {
-        let is_known =
-            |this: &Self, pid| this.table.current(pid).is_some() || this.rejected.contains_key(&pid);
+        let is_known = |this: &Self, pid| {
+            this.table.current(pid).is_some() || this.rejected.contains_key(&pid)
+        };
         if !told {
             for pid in all_pids() {
                 if !is_known(self, pid) {

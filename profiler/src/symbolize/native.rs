@@ -113,11 +113,7 @@ impl NativeSymbols {
     }
 
     /// Names an offset in a file.
-    pub(super) fn object(
-        &mut self,
-        object: &Arc<Object>,
-        file_offset: u64,
-    ) -> Option<NativeFrame> {
+    pub(super) fn object(&mut self, object: &Arc<Object>, file_offset: u64) -> Option<NativeFrame> {
         self.held
             .entry(Arc::as_ptr(object))
             .or_insert_with(|| (Arc::clone(object), 0))

@@ -92,7 +92,12 @@ impl Rules {
     }
 
     /// The rate at which the first rule that takes a process samples it.
-    pub(super) fn decide(&self, event: Event, subject: &Subject<'_>, default: Rate) -> Option<Rate> {
+    pub(super) fn decide(
+        &self,
+        event: Event,
+        subject: &Subject<'_>,
+        default: Rate,
+    ) -> Option<Rate> {
         if self.is_empty() {
             return Some(default);
         }

@@ -11,7 +11,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 const MAX_RATE_HZ: u32 = 1000;
 /// Longest window: what a crash may lose.
 const MAX_PERIOD: Duration = Duration::from_secs(3600);
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const UNITS: [(&str, u64); 4] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 /// A length of time from a second to an hour: `60s`, `1m30s`, or seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

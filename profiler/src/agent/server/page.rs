@@ -85,7 +85,11 @@ fn row(page: &mut String, process: &ProcessView) {
     ] {
         let _ = write!(page, "<td>{}", escape(cell));
     }
-    let _ = writeln!(page, "<td class=off>{}</tr>", escape(&process.notes.join("; ")));
+    let _ = writeln!(
+        page,
+        "<td class=off>{}</tr>",
+        escape(&process.notes.join("; "))
+    );
 }
 
 /// Text that is no markup, on one line and of bounded length.
@@ -99,7 +103,9 @@ fn escape(text: &str) -> String {
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
             // What would reorder or hide text shows as what it is.
-            c if c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') => {
+            c if c.is_control()
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
+            {
                 escaped.extend(c.escape_unicode());
             }
             c => escaped.push(c),
@@ -119,14 +125,23 @@ mod tests {
     #[test]
     fn hostile_names_stay_text() {
         let long = "x".repeat(10_000);
-        let hostile = ["<script>alert(1)</script>", "\"'><img src=x>", "a\n\u{202e}b", &long];
+        let hostile = [
+            "<script>alert(1)</script>",
+            "\"'><img src=x>",
+            "a\n\u{202e}b",
+            &long,
+        ];
         for name in hostile {
             let view = View {
                 processes: vec![ProcessView {
                     pid: 7,
                     comm: name.into(),
                     exe: name.into(),
-                    labels: [(label::SERVICE_NAME, name.to_owned()), (label::POD, name.into())].into(),
+                    labels: [
+                        (label::SERVICE_NAME, name.to_owned()),
+                        (label::POD, name.into()),
+                    ]
+                    .into(),
                     notes: vec![name.into()],
                     ..ProcessView::default()
                 }],
@@ -134,7 +149,10 @@ mod tests {
             };
             let page = of(&view);
             let rows = page.split_once("</tr>\n").unwrap().1;
-            assert!(!rows.contains("<script") && !rows.contains("<img"), "{rows}");
+            assert!(
+                !rows.contains("<script") && !rows.contains("<img"),
+                "{rows}"
+            );
             assert_eq!(rows.lines().count(), 2, "{rows}");
             assert!(page.len() < 5_000);
         }

@@ -66,9 +66,10 @@ pub(super) async fn answer(
             headers.insert(header::CONTENT_DISPOSITION, name);
             ("success", response)
         }
-        Err((StatusCode::INTERNAL_SERVER_ERROR, why)) => {
-            ("failure", plain(StatusCode::INTERNAL_SERVER_ERROR, &(why + "\n")))
-        }
+        Err((StatusCode::INTERNAL_SERVER_ERROR, why)) => (
+            "failure",
+            plain(StatusCode::INTERNAL_SERVER_ERROR, &(why + "\n")),
+        ),
         Err((status, why)) => ("refused", plain(status, &(why + "\n"))),
     };
     requests.with_label_values(&[result]).inc();
@@ -120,9 +121,9 @@ fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
     let processes = view.processes.iter();
     let mut go = processes.filter(|process| process.labels.contains_key(label::GO_VERSION));
     let labelled = |name: &str, value: &str| -> Vec<u32> {
-        let processes = go.clone().filter(|process| {
-            process.labels.get(name).is_some_and(|label| label == value)
-        });
+        let processes = go
+            .clone()
+            .filter(|process| process.labels.get(name).is_some_and(|label| label == value));
         processes.map(|process| process.pid).collect()
     };
     let (mut pids, what) = match request {
