@@ -11,6 +11,8 @@
 
 #[path = "harness/agent.rs"]
 pub mod agent;
+#[path = "harness/batch.rs"]
+pub mod batch;
 #[path = "harness/command.rs"]
 pub mod command;
 #[path = "harness/compare.rs"]

@@ -31,6 +31,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 const ROWS_AT_ONCE: usize = 2_048;
 /// Most rows of a row group: what a reader can skip, and the writer holds.
 const ROW_GROUP_ROWS: usize = 65_536;
+/// Where pages of frames end: repetition is found within a page alone.
+const PAGE_BYTES: usize = 8 << 20;
 /// A level beyond which sizes hardly shrink and time grows (docs/store.md).
 const ZSTD_LEVEL: i32 = 9;
 
@@ -94,19 +96,22 @@ fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterP
         .set_offset_index_disabled(true)
         .set_sorting_columns(Some(sorting(schema)?))
         .set_key_value_metadata(Some(metadata(batch, origin)));
+    let element = |column: &str| {
+        let parts = [column, "list", "element"];
+        ColumnPath::from(parts.map(str::to_owned).to_vec())
+    };
     for column in columns::LISTS {
-        let path = || ColumnPath::from(format!("{column}.list.element"));
         builder = builder
             // The least and greatest of all frames' names say nothing.
-            .set_column_statistics_enabled(path(), EnabledStatistics::None)
-            .set_column_data_page_size_limit(path(), 16 << 20);
+            .set_column_statistics_enabled(element(column), EnabledStatistics::None)
+            .set_column_dictionary_page_size_limit(element(column), PAGE_BYTES)
+            .set_column_data_page_size_limit(element(column), PAGE_BYTES);
     }
-    // Lines repeat with their neighbours: as bytes that do, not as indices of
+    // Sources repeat with their neighbours: as bytes that do, not as indices of
     // odd widths that do not.
-    let lines = ColumnPath::from("lines.list.element");
     builder = builder
-        .set_column_dictionary_enabled(lines.clone(), false)
-        .set_column_encoding(lines, Encoding::PLAIN);
+        .set_column_dictionary_enabled(element("sources"), false)
+        .set_column_encoding(element("sources"), Encoding::PLAIN);
     Ok(builder.build())
 }
 

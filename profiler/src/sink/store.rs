@@ -156,14 +156,14 @@ impl fmt::Debug for Store {
 type Opened = (Arc<dyn ObjectStore>, Path);
 
 fn open_url(url: &Url) -> Result<Opened> {
-    let (scheme, prefix) = ObjectStoreScheme::parse(url)
-        .context("use s3://, gs://, az://, file:/// or the path of a folder")?;
-    if scheme == ObjectStoreScheme::Local {
+    if url.scheme() == "file" {
         let Ok(folder) = url.to_file_path() else {
             bail!("a file URL has three slashes and no host: file:///folder");
         };
         return open_folder(folder.to_str().context("the folder's path is not UTF-8")?);
     }
+    let (scheme, prefix) = ObjectStoreScheme::parse(url)
+        .context("use s3://, gs://, az://, file:/// or the path of a folder")?;
     // TLS needs a provider, which may be chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let text = url.as_str();
@@ -237,4 +237,90 @@ fn transport(error: &Error) -> Option<HttpErrorKind> {
 fn one_line(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     clean.take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(url: &str) -> String {
+        format!("{:#}", Store::open(url).unwrap_err())
+    }
+
+    #[test]
+    fn a_url_that_names_no_store_is_refused_with_what_to_use() {
+        for url in [
+            "ftp://host/x",
+            "s3:///",
+            "file://host/x",
+            "s4://bucket",
+            "http://host/x",
+        ] {
+            let error = refusal(url);
+            assert!(error.contains(&format!("open the store {url}")), "{error}");
+        }
+        assert!(refusal("ftp://host/x").contains("use s3://"));
+        assert!(refusal("file://host/x").contains("three slashes"));
+        assert!(refusal("/proc/store").contains("make the folder"));
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_made_and_gets_objects_by_their_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a b/store");
+        for url in [
+            folder.to_str().unwrap().to_owned(),
+            format!("file://{}/a%20b/store", dir.path().display()),
+        ] {
+            let store = Store::open(&url).unwrap();
+            let key = "v1/cluster=a%2Fb/x.parquet";
+            store.put(key, b"object".to_vec()).await.unwrap();
+            // Again is no failure, another object is.
+            store.put(key, b"object".to_vec()).await.unwrap();
+            let error = store.put(key, b"another".to_vec()).await.unwrap_err();
+            assert_eq!(error.failure, Failure::Conflict);
+            assert_eq!(std::fs::read(folder.join(key)).unwrap(), b"object");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_unreachable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let builder = AmazonS3Builder::new()
+            .with_bucket_name("b")
+            .with_endpoint(format!("http://{address}"))
+            .with_allow_http(true)
+            .with_access_key_id("a")
+            .with_secret_access_key("s");
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let store = Store {
+            store: Arc::new(builder.with_retry(retries()).build().unwrap()),
+            prefix: Path::default(),
+            url: "s3://b".to_owned(),
+        };
+        let error = store.put("k", Vec::new()).await.unwrap_err();
+        assert_eq!(error.failure, Failure::Unreachable, "{error}");
+        assert!(!error.to_string().contains('\n'));
+    }
+
+    #[test]
+    fn what_a_server_says_stays_one_short_line() {
+        let said = one_line(&"<x>\n\u{1b}[31m\0".repeat(1_000));
+        assert!(said.len() <= 500 && !said.chars().any(char::is_control));
+    }
+
+    #[test]
+    fn every_reason_has_its_place_and_name() {
+        for (i, failure) in Failure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, i);
+            assert!(
+                failure
+                    .name()
+                    .bytes()
+                    .all(|b| b == b'_' || b.is_ascii_lowercase())
+            );
+        }
+    }
 }

@@ -188,3 +188,91 @@ fn wait(failures: u32) -> Duration {
     let random = RandomState::new().hash_one(failures) % 1_000;
     longest / 2 + longest.mul_f64(random as f64 / 2_000.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn spool(folder: &Path) -> Arc<Spool> {
+        Arc::new(Spool::open(&folder.join("spool"), 1 << 20).unwrap())
+    }
+
+    fn uploader(folder: &Path, spool: &Arc<Spool>) -> Uploader {
+        let store = Store::open(folder.join("store").to_str().unwrap()).unwrap();
+        Uploader::new(store, Arc::clone(spool))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_it_runs_is_uploaded_and_leaves_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path());
+        let uploader = uploader(dir.path(), &spool);
+        spool.put("v1/a", b"one").unwrap();
+        let fill = async {
+            sleep(Duration::from_millis(50)).await;
+            spool.put("v1/b", b"two").unwrap();
+            while !spool.is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        uploader.run(fill).await;
+        let read = |key: &str| std::fs::read(dir.path().join("store").join(key)).unwrap();
+        assert_eq!(
+            (read("v1/a"), read("v1/b")),
+            (b"one".to_vec(), b"two".to_vec())
+        );
+        let counters = uploader.counters();
+        assert_eq!(counters.uploaded.load(Ordering::Relaxed), 2);
+        assert_eq!(counters.uploaded_bytes.load(Ordering::Relaxed), 6);
+        assert_ne!(counters.last_success_seconds.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_object_that_arrived_before_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path());
+        let uploader = uploader(dir.path(), &spool);
+        for _ in 0..2 {
+            spool.put("v1/a", b"one").unwrap();
+            assert_eq!(uploader.flush(soon()).await, 0);
+        }
+        assert_eq!(uploader.counters().uploaded.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn one_that_the_store_refuses_stays_and_stops_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path());
+        let uploader = uploader(dir.path(), &spool);
+        std::fs::create_dir_all(dir.path().join("store/v1")).unwrap();
+        std::fs::write(dir.path().join("store/v1/a"), b"of another").unwrap();
+        for key in ["v1/a", "v1/b", "v1/c"] {
+            spool.put(key, b"one").unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        assert_eq!(uploader.flush(deadline).await, 1);
+        assert!(Instant::now() >= deadline, "it tries for as long as it may");
+        assert_eq!(spool.take(None).unwrap().key, "v1/a");
+        assert!(dir.path().join("store/v1/c").exists());
+        assert_ne!(uploader.counters().failed(Failure::Conflict), 0);
+    }
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_differ() {
+        for (failures, longest) in [(0, 1), (1, 2), (5, 32), (6, 60), (1_000, 60)] {
+            let longest = Duration::from_secs(longest);
+            let waits: Vec<_> = (0..50).map(|_| wait(failures)).collect();
+            assert!(
+                waits
+                    .iter()
+                    .all(|wait| *wait >= longest / 2 && *wait <= longest)
+            );
+            assert!(waits.iter().any(|wait| *wait != waits[0]));
+        }
+    }
+}

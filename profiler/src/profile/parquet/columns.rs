@@ -1,20 +1,21 @@
 //! Columns: the schema, and rows into Arrow's builders.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use anyhow::Result;
 use arrow_array::builder::{
-    BooleanBuilder, Int32Builder, Int64Builder, ListBuilder, MapBuilder, MapFieldNames,
-    StringBuilder, TimestampMicrosecondBuilder,
+    BooleanBuilder, Int64Builder, ListBuilder, MapBuilder, MapFieldNames, StringBuilder,
+    TimestampMicrosecondBuilder,
 };
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Fields, Schema, TimeUnit};
 
 use super::super::Batch;
 use super::nanos;
-use super::rows::{Row, kind_name};
+use super::rows::Row;
 use crate::identity::label;
-use crate::symbolize::{Event, LocationId, SymbolizedWindow};
+use crate::symbolize::{Event, FrameKind, Line, Location, LocationId, SymbolizedWindow};
 
 /// The columns that a target's labels fill. Cluster and node are in the key.
 const TARGET_LABELS: [&str; 11] = [
@@ -35,14 +36,7 @@ const TARGET_LABELS: [&str; 11] = [
 pub(super) const SORTED_BY: [&str; 3] = [label::SERVICE_NAME, label::EXE, label::BUILD_ID];
 
 /// The columns of frames: lists of the same length in each row.
-pub(super) const LISTS: [&str; 6] = [
-    "functions",
-    "files",
-    "lines",
-    "kinds",
-    "inlined",
-    "mappings",
-];
+pub(super) const LISTS: [&str; 4] = ["functions", "sources", "kinds", "inlined"];
 
 /// The schema of objects.
 pub(super) fn schema() -> Schema {
@@ -75,7 +69,6 @@ pub(super) fn schema() -> Schema {
     fields.push(required("labels", DataType::Map(Arc::new(entries), false)));
     fields.extend(LISTS.map(|name| {
         let element = match name {
-            "lines" => DataType::Int32,
             "inlined" => DataType::Boolean,
             _ => DataType::Utf8,
         };
@@ -117,11 +110,9 @@ struct Whose {
 /// The frames, outermost first.
 struct Stack {
     functions: ListBuilder<StringBuilder>,
-    files: ListBuilder<StringBuilder>,
-    lines: ListBuilder<Int32Builder>,
+    sources: ListBuilder<StringBuilder>,
     kinds: ListBuilder<StringBuilder>,
     inlined: ListBuilder<BooleanBuilder>,
-    mappings: ListBuilder<StringBuilder>,
 }
 
 impl Default for Columns {
@@ -193,7 +184,7 @@ impl Columns {
         }
         columns.push(Arc::new(self.is_partial.finish()));
         let whose = &mut self.whose;
-        let rest: [ArrayRef; 14] = [
+        let rest: [ArrayRef; 12] = [
             Arc::new(whose.pid.finish()),
             Arc::new(whose.comm.finish()),
             Arc::new(whose.tid.finish()),
@@ -203,11 +194,9 @@ impl Columns {
             Arc::new(self.value.finish()),
             Arc::new(self.labels.finish()),
             Arc::new(self.stack.functions.finish()),
-            Arc::new(self.stack.files.finish()),
-            Arc::new(self.stack.lines.finish()),
+            Arc::new(self.stack.sources.finish()),
             Arc::new(self.stack.kinds.finish()),
             Arc::new(self.stack.inlined.finish()),
-            Arc::new(self.stack.mappings.finish()),
         ];
         columns.extend(rest);
         Ok(RecordBatch::try_new(schema, columns)?)
@@ -234,39 +223,56 @@ impl Stack {
             || ListBuilder::new(StringBuilder::new()).with_field(element_of(DataType::Utf8));
         Stack {
             functions: texts(),
-            files: texts(),
-            lines: ListBuilder::new(Int32Builder::new()).with_field(element_of(DataType::Int32)),
+            sources: texts(),
             kinds: texts(),
             inlined: ListBuilder::new(BooleanBuilder::new())
                 .with_field(element_of(DataType::Boolean)),
-            mappings: texts(),
         }
     }
 
     fn push(&mut self, window: &SymbolizedWindow, stack: &[LocationId]) {
         for id in stack {
             let location = &window.locations[id.0 as usize];
-            let mapping = location.mapping;
-            let mapping = mapping.map_or("", |m| &window.mappings[m.0 as usize].file);
             // The last is the function that holds the code.
             let physical = location.lines.len() - 1;
             for (i, line) in location.lines.iter().enumerate().rev() {
                 let function = &window.functions[line.function.0 as usize];
                 self.functions.values().append_value(&function.name);
-                self.files.values().append_value(&function.file);
-                let line = i32::try_from(line.line).unwrap_or(0);
-                self.lines.values().append_value(line);
+                let source = source(window, location, line);
+                self.sources.values().append_value(source);
                 self.kinds.values().append_value(kind_name(location.kind));
                 self.inlined.values().append_value(i < physical);
-                self.mappings.values().append_value(mapping);
             }
         }
         self.functions.append(true);
-        self.files.append(true);
-        self.lines.append(true);
+        self.sources.append(true);
         self.kinds.append(true);
         self.inlined.append(true);
-        self.mappings.append(true);
+    }
+}
+
+/// Where a frame's code comes from: `file:line`, the file where the line is not
+/// known, the mapped file where the source is not known, or nothing.
+pub(super) fn source<'w>(
+    window: &'w SymbolizedWindow,
+    location: &Location,
+    line: &Line,
+) -> Cow<'w, str> {
+    let file = window.functions[line.function.0 as usize].file.as_str();
+    match (file, line.line, location.mapping) {
+        ("", _, None) => Cow::Borrowed(""),
+        ("", _, Some(mapping)) => Cow::Borrowed(&window.mappings[mapping.0 as usize].file),
+        (file, 0, _) => Cow::Borrowed(file),
+        (file, line, _) => Cow::Owned(format!("{file}:{line}")),
+    }
+}
+
+/// The kind of a frame as the store has it.
+fn kind_name(kind: FrameKind) -> &'static str {
+    match kind {
+        FrameKind::Go => "go",
+        FrameKind::Native => "native",
+        FrameKind::Kernel => "kernel",
     }
 }
 

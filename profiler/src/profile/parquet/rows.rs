@@ -1,11 +1,11 @@
 //! Rows: the samples of a window that differ in what a row shows, in the order
 //! in which they repeat the most.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::Batch;
-use crate::symbolize::{FrameKind, FunctionId, Line, LocationId, Sample, SymbolizedWindow};
+use super::columns::{SORTED_BY, source};
+use crate::symbolize::{Location, LocationId, Sample, SymbolizedWindow};
 
 /// A row.
 #[derive(Debug)]
@@ -64,16 +64,13 @@ fn alike(window: &SymbolizedWindow) -> Vec<LocationId> {
     let locations = window.locations.iter().zip(0..);
     locations
         .map(|(location, id)| {
-            let file = location
-                .mapping
-                .map(|m| &window.mappings[m.0 as usize].file);
-            let lines: Vec<(FunctionId, u32)> = location
-                .lines
-                .iter()
-                .map(|l| (l.function, l.line))
+            let lines = location.lines.iter();
+            let lines: Vec<_> = lines
+                .map(|line| (line.function, source(window, location, line)))
                 .collect();
-            let look = (lines, file, location.kind);
-            *first.entry(look).or_insert(LocationId(id))
+            *first
+                .entry((lines, location.kind))
+                .or_insert(LocationId(id))
         })
         .collect()
 }
@@ -82,23 +79,23 @@ fn alike(window: &SymbolizedWindow) -> Vec<LocationId> {
 /// have as much of it in common as can be; then whose it is.
 fn sort(batch: &Batch, rows: &mut [Row<'_>]) {
     let window = &batch.window;
-    let (names, lines) = ranks(window);
+    let (names, sources) = ranks(window);
     let by_rank = |ranks: &[u32], a: &Row<'_>, b: &Row<'_>| {
         let rank = |id: &LocationId| ranks[id.0 as usize];
         a.stack.iter().map(rank).cmp(b.stack.iter().map(rank))
     };
+    let programs = batch.targets.iter();
+    let programs: Vec<_> = programs
+        .map(|target| SORTED_BY.map(|name| target.label(name)))
+        .collect();
+    let programs = rank(&programs);
     rows.sort_by(|a, b| {
-        let target = |row: &Row<'_>| &batch.targets[row.sample.process.0 as usize];
-        let (ours, theirs) = (target(a), target(b));
-        let text = |name: &str| ours.label(name).cmp(theirs.label(name));
+        let program = |row: &Row<'_>| programs[row.sample.process.0 as usize];
         let (left, right) = (a.sample, b.sample);
-        super::columns::SORTED_BY
-            .iter()
-            .fold(Ordering::Equal, |so_far, name| {
-                so_far.then_with(|| text(name))
-            })
+        program(a)
+            .cmp(&program(b))
             .then_with(|| by_rank(&names, a, b))
-            .then_with(|| by_rank(&lines, a, b))
+            .then_with(|| by_rank(&sources, a, b))
             .then_with(|| left.labels.cmp(&right.labels))
             .then_with(|| left.process.cmp(&right.process))
             .then_with(|| thread(left).cmp(&thread(right)))
@@ -111,50 +108,26 @@ fn thread(sample: &Sample) -> Option<(u32, &str)> {
     Some((thread.tid, thread.name.as_str()))
 }
 
-/// Two ranks for each location: by the names of its functions, and by
-/// everything that it shows.
+/// Two ranks for each location: by the names of its functions, and by where
+/// they are.
 fn ranks(window: &SymbolizedWindow) -> (Vec<u32>, Vec<u32>) {
-    let mut names: BTreeMap<Vec<&str>, u32> = BTreeMap::new();
-    let mut looks = BTreeMap::new();
-    let named = |lines: &[Line]| -> Vec<&str> {
-        let outermost_first = lines.iter().rev();
-        outermost_first
-            .map(|l| window.functions[l.function.0 as usize].name.as_str())
-            .collect()
-    };
-    let look = |id: usize| {
-        let location = &window.locations[id];
-        let lines = location.lines.iter().rev();
-        let lines: Vec<(u32, &str)> = lines
-            .map(|l| {
-                (
-                    l.line,
-                    window.functions[l.function.0 as usize].file.as_str(),
-                )
+    let of_each = |location: &Location| {
+        let outermost_first = location.lines.iter().rev();
+        let (names, sources): (Vec<_>, Vec<_>) = outermost_first
+            .map(|line| {
+                let function = &window.functions[line.function.0 as usize];
+                (function.name.as_str(), source(window, location, line))
             })
-            .collect();
-        let file = location
-            .mapping
-            .map(|m| window.mappings[m.0 as usize].file.as_str());
-        (lines, file, kind_name(location.kind))
+            .unzip();
+        (names, sources)
     };
-    for (id, location) in window.locations.iter().enumerate() {
-        names.insert(named(&location.lines), 0);
-        looks.insert(look(id), 0);
-    }
-    names.values_mut().zip(0..).for_each(|(rank, i)| *rank = i);
-    looks.values_mut().zip(0..).for_each(|(rank, i)| *rank = i);
-    let locations = window.locations.iter().enumerate();
-    locations
-        .map(|(id, location)| (names[&named(&location.lines)], looks[&look(id)]))
-        .unzip()
+    let (names, sources): (Vec<_>, Vec<_>) = window.locations.iter().map(of_each).unzip();
+    (rank(&names), rank(&sources))
 }
 
-/// The kind of a frame as the store has it.
-pub(super) fn kind_name(kind: FrameKind) -> &'static str {
-    match kind {
-        FrameKind::Go => "go",
-        FrameKind::Native => "native",
-        FrameKind::Kernel => "kernel",
-    }
+/// For each item its place among the distinct ones.
+fn rank<T: Ord>(items: &[T]) -> Vec<u32> {
+    let distinct: BTreeSet<&T> = items.iter().collect();
+    let ranks: BTreeMap<&T, u32> = distinct.into_iter().zip(0..).collect();
+    items.iter().map(|item| ranks[item]).collect()
 }
