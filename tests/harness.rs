@@ -29,6 +29,8 @@ pub mod go;
 pub mod goprof;
 #[path = "harness/http.rs"]
 pub mod http;
+#[path = "harness/identity.rs"]
+pub mod identity;
 #[path = "harness/pprof.rs"]
 pub mod pprof;
 #[path = "harness/quiet.rs"]

@@ -13,14 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the tree may be: as the host's first process sees it (a container may
-/// have only its own part mounted), with cgroup v1 beside it or without.
-const MOUNTS: [&str; 4] = [
-    "/proc/1/root/sys/fs/cgroup",
-    "/proc/1/root/sys/fs/cgroup/unified",
-    "/sys/fs/cgroup",
-    "/sys/fs/cgroup/unified",
-];
+/// Where the tree is mounted, without cgroup v1 and beside it.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// The inode of the root of the whole tree: kernfs numbers from 1 (Linux's
+/// `kernfs_create_root`).
+const ROOT: u64 = 1;
+/// Processes whose mounts are tried: the host's first is the first of them, but
+/// may be out of reach.
+const MAX_PROCESSES: usize = 1024;
 /// Cgroups that a search looks at before it gives up: a node with the most pods
 /// that Kubernetes allows (250) has some thousands.
 const MAX_CGROUPS: usize = 16_384;
@@ -35,28 +35,33 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// Finds the tree.
+    /// Finds the tree: the whole one where some process in reach sees it, since
+    /// a container may have only its own part mounted.
     pub fn find() -> Self {
-        let mounts = MOUNTS.iter().map(Path::new);
-        Self {
-            mount: mounts
+        let own = || own_mounts().map(PathBuf::from);
+        let others = || {
+            let pids = crate::process::all_pids().into_iter().take(MAX_PROCESSES);
+            // What others mount may be anything; the host's own is looked at.
+            pids.filter(|pid| is_in_host_namespace(&pid.to_string()))
+                .flat_map(|pid| MOUNTS.map(|mount| format!("/proc/{pid}/root{mount}")))
+                .map(PathBuf::from)
                 .filter(|path| is_unified(path))
-                .map(Path::to_path_buf)
-                .next(),
+        };
+        let is_whole = |path: &PathBuf| fs::metadata(path).is_ok_and(|root| root.ino() == ROOT);
+        let whole = own().find(is_whole).or_else(|| others().find(is_whole));
+        Self {
+            mount: whole.or_else(|| own().next()),
         }
     }
 
     /// The absolute path of the cgroup to which this process sees others in
     /// relation; empty where paths are absolute, or it cannot be found.
     pub fn own(&self) -> String {
-        let namespace = fs::read_link("/proc/self/ns/cgroup").unwrap_or_default();
-        if namespace.as_os_str().as_bytes() == HOST_NAMESPACE.as_bytes() {
+        if is_in_host_namespace("self") {
             return String::new();
         }
         // In a namespace of its own a container sees its part at the mount.
-        let mounts = MOUNTS[2..].iter().map(Path::new);
-        mounts
-            .filter(|path| is_unified(path))
+        own_mounts()
             .find_map(|path| fs::metadata(path).ok())
             .and_then(|own| self.path_of(own.ino()))
             .unwrap_or_default()
@@ -87,6 +92,17 @@ impl Hierarchy {
         }
         None
     }
+}
+
+/// Whether a process, by its name in `/proc`, has the host's cgroup namespace.
+fn is_in_host_namespace(process: &str) -> bool {
+    fs::read_link(format!("/proc/{process}/ns/cgroup"))
+        .is_ok_and(|namespace| namespace.as_os_str() == HOST_NAMESPACE)
+}
+
+fn own_mounts() -> impl Iterator<Item = &'static Path> {
+    let mounts = MOUNTS.iter().map(Path::new);
+    mounts.filter(|path| is_unified(path))
 }
 
 /// Whether a cgroup v2 tree is mounted at `path`.

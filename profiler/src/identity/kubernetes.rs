@@ -26,8 +26,6 @@ use super::{
     source::Source,
 };
 
-/// Pods asked for at once.
-const PAGE_SIZE: u32 = 100;
 /// After this long without a word a connection is given up. The server ends a
 /// watch itself after 290 s (kube's default), so no live one is that silent.
 const READ_TIMEOUT: Duration = Duration::from_secs(330);
@@ -77,11 +75,13 @@ pub(super) async fn watch(cluster: Cluster, node: String, source: Arc<Source>) {
 
 /// Follows the watch until it has failed for [`START_ANEW`].
 async fn follow(client: Client, node: &str, source: &Source) {
-    let config = watcher::Config::default()
+    let mut config = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
-        // From the server's cache: hundreds of agents ask at once.
-        .any_semantic()
-        .page_size(PAGE_SIZE);
+        .any_semantic();
+    // In one answer from the server's cache, which knows pods by node: hundreds
+    // of agents ask at once. Pages come from etcd, where it reads every pod of
+    // the cluster for them.
+    config.page_size = None;
     let events = watcher(Api::<Pod>::all(client), config).default_backoff();
     let mut events = pin!(events);
     let mut listed = HashSet::new();
@@ -96,15 +96,26 @@ async fn follow(client: Client, node: &str, source: &Source) {
                 note(event, &mut listed, source);
             }
             Err(error) => {
-                let error = anyhow::Error::new(error).context("watch pods");
-                source.fail(&error);
+                let is_gone = is_gone(&error);
+                source.fail(&anyhow::Error::new(error).context("watch pods"));
                 let since = *failing_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > START_ANEW {
+                if is_gone || since.elapsed() > START_ANEW {
                     return;
                 }
             }
         }
     }
+}
+
+/// Whether a watch was refused because its version is forgotten. As an event in
+/// the stream the watcher sees to it; as the status of the answer it would ask
+/// for the same version again (kube-runtime 5.0).
+fn is_gone(error: &watcher::Error) -> bool {
+    const GONE: u16 = 410;
+    matches!(
+        error,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == GONE
+    )
 }
 
 /// Notes an event. Pods that a list no longer has are gone only once the list
