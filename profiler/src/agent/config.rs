@@ -28,7 +28,7 @@ const MIN_MEMORY: Bytes = Bytes(32 << 20);
 pub struct Config {
     /// The cluster's name, for the keys of objects.
     pub cluster: String,
-    /// This machine's name; the host's where empty.
+    /// This machine's name; where empty, `NODE_NAME` or the host's.
     pub node: String,
     /// How often rules sample that do not say it themselves.
     pub rate_hz: Rate,
@@ -161,7 +161,7 @@ impl Config {
     /// What is wrong, on one line, with the key.
     pub fn validate(mut self) -> Result<Self, String> {
         if self.node.is_empty() {
-            self.node = host_name();
+            self.node = node_name();
         }
         let checked = self.check();
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
@@ -214,8 +214,11 @@ fn not_a_name(name: &str) -> String {
     format!("{name:?} must be letters, digits, dots, dashes and underscores")
 }
 
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+/// As a pod of a DaemonSet is told it, else as the host is called.
+fn node_name() -> String {
+    let told = std::env::var("NODE_NAME").ok();
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = told.filter(|name| !name.is_empty()).unwrap_or_else(host);
     let plain = |c: char| match c {
         c if c.is_ascii_alphanumeric() || "-_.".contains(c) => c,
         _ => '-',
