@@ -1,10 +1,6 @@
 //! The agent at work: what it stores, serves and survives.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "test code: a failure is a panic"
-)]
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
