@@ -9,6 +9,8 @@
     reason = "test code: a failure is a panic"
 )]
 
+#[path = "harness/agent.rs"]
+pub mod agent;
 #[path = "harness/batch.rs"]
 pub mod batch;
 #[path = "harness/command.rs"]

@@ -25,6 +25,7 @@ fn record(target: &Target, ring_bytes: u32) -> Recording {
             kernel_stacks: true,
             threads: false,
             goroutines: false,
+            labels: true,
             ring_bytes,
         })
         .expect("root, and a kernel that runs eBPF");

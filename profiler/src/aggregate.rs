@@ -15,7 +15,12 @@ pub struct Window {
     labels: HashMap<Labels, LabelsIndex>,
     counts: HashMap<Key, u64>,
     samples: u64,
+    /// Bytes of the stacks and labels, about.
+    bytes: usize,
 }
+
+/// About what a key costs in a map beside its own bytes.
+const ENTRY_BYTES: usize = 32;
 
 /// The pprof labels of a goroutine: keys and values, by key.
 pub type Labels = Vec<(String, String)>;
@@ -88,6 +93,7 @@ impl Window {
             None => {
                 let index = StackIndex(self.stacks.len() as u32);
                 self.stacks.insert(stack.into(), index);
+                self.bytes += size_of_val(stack) + ENTRY_BYTES;
                 index
             }
         };
@@ -97,6 +103,10 @@ impl Window {
         });
         let labels = (!owner.labels.is_empty()).then(|| {
             let next = LabelsIndex(self.labels.len() as u32);
+            let size = |(key, value): &(String, String)| key.len() + value.len() + ENTRY_BYTES;
+            if !self.labels.contains_key(&owner.labels) {
+                self.bytes += owner.labels.iter().map(size).sum::<usize>();
+            }
             *self.labels.entry(owner.labels).or_insert(next)
         });
         let key = Key {
@@ -121,6 +131,19 @@ impl Window {
         });
         self.samples -= dropped;
         dropped
+    }
+
+    /// The processes it has samples of.
+    pub fn processes(&self) -> Vec<ProcessIndex> {
+        let mut processes: Vec<ProcessIndex> = self.counts.keys().map(|key| key.process).collect();
+        processes.sort_unstable();
+        processes.dedup();
+        processes
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.counts.len() * (size_of::<Key>() + size_of::<u64>())
     }
 
     /// How many samples were added.
@@ -236,6 +259,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_grows_with_distinct_stacks_alone() {
+        let mut window = Window::default();
+        window.add(owner(0), &[1; 100], 0);
+        let one = window.bytes();
+        assert!(one > 800, "{one}");
+        window.add(owner(0), &[1; 100], 0);
+        assert_eq!(window.bytes(), one);
+        window.add(owner(0), &[2; 100], 0);
+        assert!(window.bytes() >= 2 * one);
+    }
+
+    #[test]
     fn a_process_can_be_taken_out() {
         let mut window = Window::default();
         window.add(owner(0), &[1], 0);
@@ -244,6 +279,7 @@ mod tests {
         assert_eq!(window.drop_process(ProcessIndex(1)), 2);
         assert_eq!(window.drop_process(ProcessIndex(1)), 0);
         assert_eq!((window.samples(), window.stacks().len()), (1, 1));
+        assert_eq!(window.processes(), [ProcessIndex(0)]);
     }
 
     #[test]

@@ -131,6 +131,21 @@ impl Image {
         &self.map
     }
 
+    /// Gives back the memory that holds what was read of the file. Reading goes
+    /// on as before: the kernel maps the pages again, most from its cache.
+    pub fn release(&self) {
+        // SAFETY: the range is this mapping's own, private and read-only. Its
+        // pages come back with the file's bytes; those that the SIGBUS handler
+        // put in are zeros again.
+        unsafe {
+            libc::madvise(
+                self.map.as_ptr().cast_mut().cast(),
+                self.map.len(),
+                libc::MADV_DONTNEED,
+            );
+        }
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file

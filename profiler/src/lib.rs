@@ -16,7 +16,11 @@ pub mod gobinary;
 #[cfg(feature = "agent")]
 pub mod identity;
 pub mod image;
+#[cfg(feature = "agent")]
+pub mod metrics;
 pub mod process;
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod cli;
 pub mod session;

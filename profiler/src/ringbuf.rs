@@ -10,9 +10,16 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// How long records may wait that did not wake us.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// What the ring keeps before each record (`BPF_RINGBUF_HDR_SZ`).
+const RECORD_HEAD_BYTES: usize = 8;
+
 /// The records of the kernel side. Needs a tokio runtime.
 pub struct Records {
     ring: AsyncFd<RingBuf<MapData>>,
+    /// Bytes taken since the ring was last found empty.
+    waiting_bytes: usize,
+    /// The most of that.
+    peak_bytes: usize,
 }
 
 impl Records {
@@ -25,7 +32,11 @@ impl Records {
         // time, and keeps it open until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .context("cannot wait for the ring buffer")?;
-        Ok(Self { ring })
+        Ok(Self {
+            ring,
+            waiting_bytes: 0,
+            peak_bytes: 0,
+        })
     }
 
     /// Waits until the kernel side wakes us, or until it is time to look for
@@ -46,8 +57,19 @@ impl Records {
         while taken < limit {
             let Some(record) = ring.next() else { break };
             take(&record);
+            self.waiting_bytes += record.len() + RECORD_HEAD_BYTES;
             taken += 1;
         }
+        self.peak_bytes = self.peak_bytes.max(self.waiting_bytes);
+        if taken < limit {
+            self.waiting_bytes = 0;
+        }
         taken
+    }
+
+    /// The most bytes of the ring that were in use at once since the last call,
+    /// as far as was seen when they were taken.
+    pub fn take_peak_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.peak_bytes)
     }
 }

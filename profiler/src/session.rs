@@ -5,26 +5,35 @@ mod breaks;
 mod looks;
 mod recorder;
 mod tally;
+mod window;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use anyhow::Result;
+use profiler_ebpf::wire::Counter;
 use tokio::{process::Child, time::sleep_until};
 
 use crate::{
-    probe::{Clock, Options, Probes, Targets},
-    process::Selection,
+    probe::{Clock, Counters, Options, Probes, Targets},
+    process::{Process, Selection},
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
 pub use breaks::Break;
 use recorder::Recorder;
 pub use tally::Tally;
+pub use window::Finished;
 
 /// Most records taken from the ring before looking at anything else.
 const DRAIN_LIMIT: usize = 4096;
 /// How often processes that should be gone are looked for.
 const LIVENESS_EVERY: Duration = Duration::from_millis(500);
+/// Most times that the ring is emptied for a window: records may come faster than
+/// they are taken.
+const MAX_DRAINS: usize = 64;
 
 /// What to record, validated.
 #[derive(Debug, Clone)]
@@ -41,6 +50,8 @@ pub struct Config {
     pub threads: bool,
     /// Whether goroutines are told apart.
     pub goroutines: bool,
+    /// Whether the pprof labels of goroutines are told apart.
+    pub labels: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
 }
@@ -54,6 +65,19 @@ pub enum Stopped {
     Asked,
     /// Every process it was to sample has exited.
     TargetsGone,
+    /// The window has grown as large as it may.
+    Full,
+}
+
+/// A process that is looked at, and not sampled or not in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Process id.
+    pub pid: u32,
+    /// What is missing and why, for people.
+    pub why: String,
+    /// Whether it is sampled at all.
+    pub is_sampled: bool,
 }
 
 /// A finished recording.
@@ -83,6 +107,10 @@ pub struct Session {
     clock: Option<Clock>,
     start: SystemTime,
     started: Instant,
+    /// The kernel side's counts when the window began.
+    counted: Counters,
+    /// Most bytes that a window may hold.
+    max_window_bytes: usize,
 }
 
 impl Session {
@@ -112,7 +140,58 @@ impl Session {
             clock: None,
             start: SystemTime::now(),
             started: Instant::now(),
+            counted: Counters::default(),
+            max_window_bytes: usize::MAX,
         })
+    }
+
+    /// Ends [`Session::run`] with [`Stopped::Full`] once the window holds more
+    /// than this.
+    pub fn limit_window(&mut self, bytes: usize) {
+        self.max_window_bytes = bytes;
+    }
+
+    /// The processes that are sampled now.
+    pub fn running(&self) -> Vec<Arc<Process>> {
+        self.recorder.table.running().cloned().collect()
+    }
+
+    /// The processes of which something is missing that one might expect.
+    pub fn shortfalls(&self) -> Vec<Shortfall> {
+        let of = |(pid, why): (&u32, &String), is_sampled| Shortfall {
+            pid: *pid,
+            why: why.clone(),
+            is_sampled,
+        };
+        let rejected = self.recorder.rejected.iter();
+        let rejected = rejected.filter_map(|(pid, why)| Some(of((pid, why.as_ref()?), false)));
+        let off = self.recorder.off.iter().map(|off| of(off, true));
+        rejected.chain(off).collect()
+    }
+
+    /// How many processes were looked at and are not sampled.
+    pub fn rejected(&self) -> usize {
+        self.recorder.rejected.len()
+    }
+
+    /// Samples a process no more until it runs another program. What was sampled
+    /// of it is in the window.
+    pub fn exclude(&mut self, pid: u32) {
+        self.recorder.exclude(pid);
+    }
+
+    /// Lets go of memory that can be had again at the price of some work.
+    pub fn release_memory(&self) {
+        self.recorder.table.objects.release();
+        for process in self.recorder.table.running() {
+            process.forget_code();
+        }
+    }
+
+    /// The largest share of the ring buffer that was in use at once since the
+    /// last call, from 0 to 1.
+    pub fn take_ring_fill(&mut self) -> f64 {
+        self.records.take_peak_bytes() as f64 / f64::from(self.config.ring_bytes)
     }
 
     /// How many processes are sampled now.
@@ -163,6 +242,9 @@ impl Session {
                 looked = Instant::now();
                 self.recorder.look_for_exits();
             }
+            if self.recorder.window.bytes() > self.max_window_bytes {
+                return Stopped::Full;
+            }
             if self.recorder.is_done() {
                 return Stopped::TargetsGone;
             }
@@ -170,35 +252,70 @@ impl Session {
         }
     }
 
+    /// Takes out what was sampled since the last call, or since the start, and
+    /// goes on without a gap. Processes that are gone are forgotten.
+    ///
+    /// # Errors
+    /// The counters cannot be read; the window stays open.
+    pub fn rotate(&mut self) -> Result<Finished> {
+        let gone = self.recorder.gone();
+        for _ in 0..MAX_DRAINS {
+            if self.drain() < DRAIN_LIMIT {
+                break;
+            }
+        }
+        let finished = self.split_off(&gone, Stopped::Duration)?;
+        let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
+        if self.config.selection.watches_execs() {
+            self.recorder.find_missed(told);
+        }
+        Ok(finished)
+    }
+
     /// Stops sampling and names what was taken.
     ///
     /// # Errors
     /// The counters cannot be read.
-    pub fn finish(mut self, stopped: Stopped) -> Result<Recording> {
+    pub fn finish(self, stopped: Stopped) -> Result<Recording> {
+        Ok(self.stop(stopped)?.name(&mut Symbolizer::default()))
+    }
+
+    /// Stops sampling. What was taken can be named later.
+    ///
+    /// # Errors
+    /// The counters cannot be read.
+    pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
+        // Before the programs are detached, which takes some milliseconds.
         let duration = self.started.elapsed();
         self.probes.detach_cpu()?;
         while self.drain() == DRAIN_LIMIT {}
-        let mut tally = self.recorder.tally;
-        tally.kernel = self.probes.counters()?;
+        let mut finished = self.split_off(&[], stopped)?;
+        finished.taken.duration = duration;
+        Ok(finished)
+    }
+
+    fn split_off(&mut self, gone: &[u32], stopped: Stopped) -> Result<Finished> {
+        let counted = self.probes.counters()?;
+        let (window, breaks, processes, mut tally) = self.recorder.split_off(gone);
+        tally.kernel = counted.since(&self.counted);
         tally.diagnostics = self.probes.diagnostics();
+        self.counted = counted;
+        let now = Instant::now();
         let taken = Taken {
             event: symbolize::Event::Cpu,
-            start: self.start,
-            duration,
+            // The wall clock may be set; how long it took is not asked of it.
+            start: std::mem::replace(&mut self.start, SystemTime::now()),
+            duration: now - std::mem::replace(&mut self.started, now),
             period_ns: 1_000_000_000 / u64::from(self.config.rate_hz),
         };
-        let mut symbolizer = Symbolizer::default();
-        let table = &self.recorder.table;
-        let (window, naming) = symbolizer.symbolize(taken, &self.recorder.window, table);
-        let breaks = self.recorder.breaks.name(&mut symbolizer, table);
-        Ok(Recording {
+        Ok(Finished {
+            taken,
             window,
-            naming,
-            tally,
             breaks,
-            stopped,
+            processes,
+            tally,
             clock: self.clock.unwrap_or(Clock::CpuClock),
-            samples: self.recorder.window.samples(),
+            stopped,
         })
     }
 

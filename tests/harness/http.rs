@@ -10,6 +10,18 @@ pub fn get(url: &str) -> Vec<u8> {
     request("GET", url, b"", Duration::from_secs(60)).unwrap_or_else(|e| panic!("GET {url}: {e}"))
 }
 
+/// Gets `url` as one that accepts this kind of answer, and returns the whole
+/// answer, its status and headers first.
+#[track_caller]
+pub fn get_as(url: &str, accept: &str) -> String {
+    let rest = url.strip_prefix("http://").expect("an http:// URL");
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let headers = format!("Accept: {accept}\r\n");
+    let answer = exchange("GET", host, path, &headers, b"", Duration::from_secs(60));
+    let answer = answer.unwrap_or_else(|e| panic!("GET {url}: {e}"));
+    String::from_utf8(answer).expect("an answer in UTF-8")
+}
+
 /// Sends a request and returns the body of the answer.
 ///
 /// # Errors
@@ -18,7 +30,7 @@ pub fn get(url: &str) -> Vec<u8> {
 pub fn request(method: &str, url: &str, body: &[u8], limit: Duration) -> Result<Vec<u8>, String> {
     let rest = url.strip_prefix("http://").ok_or("not an http:// URL")?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let answer = exchange(method, host, path, body, limit).map_err(|e| e.to_string())?;
+    let answer = exchange(method, host, path, "", body, limit).map_err(|e| e.to_string())?;
     let end = answer
         .windows(4)
         .position(|w| w == b"\r\n\r\n")
@@ -36,6 +48,7 @@ fn exchange(
     method: &str,
     host: &str,
     path: &str,
+    headers: &str,
     body: &[u8],
     limit: Duration,
 ) -> std::io::Result<Vec<u8>> {
@@ -43,8 +56,9 @@ fn exchange(
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let length = body.len();
-    let header =
-        format!("{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+    let header = format!(
+        "{method} /{path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
     stream.write_all(header.as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();

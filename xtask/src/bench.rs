@@ -112,7 +112,7 @@ impl<'a> Bench<'a> {
              run `apt-get install linux-perf` (or your system's package of perf)",
         )?;
         let go = Go::prepare(workspace)?;
-        let goprof = test::build_goprof(workspace)?;
+        let goprof = test::build_recorder(workspace)?;
         let folder = workspace.target().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         Ok(Self {

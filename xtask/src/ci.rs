@@ -12,10 +12,11 @@ use crate::{command, ebpf, fuzz, test, tidy};
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("fmt", check_format),
     ("tidy", tidy::run),
     ("clippy", lint_host),
+    ("clippy-no-agent", lint_without_agent),
     ("clippy-bpf", lint_bpf),
     ("ebpf-check", |workspace| {
         ebpf::run(workspace, &ebpf::Args { check: true })
@@ -79,6 +80,13 @@ fn lint_host(workspace: &Workspace) -> Result<()> {
     let mut clippy = workspace.cargo();
     clippy.args(["clippy", "--locked", "--manifest-path", &fuzz_manifest()]);
     deny_warnings(clippy.arg("--target-dir").arg(workspace.target()))
+}
+
+/// The demo and the benchmark build goprof so.
+fn lint_without_agent(workspace: &Workspace) -> Result<()> {
+    let mut clippy = workspace.cargo();
+    clippy.args(["clippy", "--package", "goprof", "--all-targets"]);
+    deny_warnings(clippy.arg("--no-default-features"))
 }
 
 fn lint_bpf(workspace: &Workspace) -> Result<()> {

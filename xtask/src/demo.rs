@@ -22,7 +22,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     test::require_root("cargo xtask demo")?;
     test::mount_tracefs()?;
     let go = Go::prepare(workspace)?;
-    let goprof = test::build_goprof(workspace)?;
+    let goprof = test::build_recorder(workspace)?;
     let folder = workspace.target().join("demo");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
 

@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand, each from arguments to one
 //! validated configuration and then to the session.
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod doctor;
 pub mod record;
 
@@ -29,6 +31,9 @@ pub struct Cli {
 enum Command {
     /// Sample CPU stacks of Go processes and write a profile
     Record(record::Args),
+    /// Profile every Go process all the time, into a store
+    #[cfg(feature = "agent")]
+    Agent(agent::Args),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -80,6 +85,21 @@ impl From<anyhow::Error> for Failure {
 pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Record(args) => record::run(args),
+        #[cfg(feature = "agent")]
+        Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Every mapped file is held open: take what the hard limit allows.
+fn raise_file_limit() {
+    // SAFETY: plain calls with a structure of our own. A failure leaves the
+    // limit as it was.
+    unsafe {
+        let mut limit = std::mem::zeroed::<libc::rlimit>();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
 }

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::{Args, DEFAULT_RATE_HZ};
 
-use super::Failure;
+use super::{Failure, raise_file_limit};
 use crate::{
     doctor, profile,
     session::{Config, Recording, Session, Stopped},
@@ -90,6 +90,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         kernel_stacks: plan.kernel,
         threads: plan.threads,
         goroutines: plan.goroutines,
+        labels: true,
         ring_bytes: 8 * 1024 * 1024,
     };
     let mut stop = StopSignals::new()?;
@@ -259,19 +260,6 @@ impl Progress {
     fn clear(&self) {
         if self.shown {
             eprint!("\r\x1b[K");
-        }
-    }
-}
-
-/// Every mapped file is held open: take what the hard limit allows.
-fn raise_file_limit() {
-    // SAFETY: plain calls with a structure of our own. A failure leaves the
-    // limit as it was.
-    unsafe {
-        let mut limit = std::mem::zeroed::<libc::rlimit>();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
 }

@@ -28,4 +28,13 @@ impl Counters {
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
     }
+
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Counters) -> Counters {
+        let mut difference = self.0;
+        for (now, before) in difference.iter_mut().zip(earlier.0) {
+            *now = now.saturating_sub(before);
+        }
+        Counters(difference)
+    }
 }

@@ -58,4 +58,10 @@ impl Targets {
                 .with_context(|| format!("cannot remove process {pid} from the target table")),
         }
     }
+
+    /// The pids in the table, those included whose program userspace has not
+    /// looked at yet. An entry that changes meanwhile may be missing.
+    pub fn pids(&self) -> Vec<u32> {
+        self.map.keys().filter_map(Result::ok).collect()
+    }
 }

@@ -14,7 +14,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -108,6 +108,24 @@ impl Mapped {
     }
 }
 
+impl Clone for Process {
+    /// For whoever changes a process that somebody else looks at, too. What was
+    /// asked about the code goes over to the copy: only the newest is asked.
+    fn clone(&self) -> Self {
+        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            pid: self.pid,
+            comm: self.comm.clone(),
+            exe: self.exe.clone(),
+            cgroup_id: self.cgroup_id,
+            mappings: self.mappings.clone(),
+            go: self.go.clone(),
+            read_at: self.read_at,
+            code: Mutex::new(std::mem::take(&mut code)),
+        }
+    }
+}
+
 impl Process {
     /// Looks at a process as it is now.
     ///
@@ -157,11 +175,21 @@ impl Process {
         (address < mapped.end).then_some(mapped)
     }
 
+    fn is_refresh_due(&self) -> bool {
+        self.read_at.elapsed() >= REREAD_AFTER
+    }
+
+    /// Forgets what was asked about the code: it is found again where needed.
+    pub fn forget_code(&self) {
+        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        *code = code::Remembered::default();
+    }
+
     /// Reads the mappings again, unless that was done a moment ago. What was
     /// known stays known: earlier samples may lie in mappings gone since. Says
     /// whether they were read.
     pub fn refresh(&mut self, objects: &mut Objects) -> bool {
-        if self.read_at.elapsed() < REREAD_AFTER {
+        if !self.is_refresh_due() {
             return false;
         }
         self.read_at = Instant::now();
@@ -217,14 +245,17 @@ fn mappings(
     mapped.collect()
 }
 
-/// Index of a [`Process`] in a [`ProcessTable`].
+/// Index of a [`Process`] in a [`ProcessTable`]; no other has it while the process
+/// is in the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessIndex(pub u32);
 
-/// Every process seen, and which of them runs under each pid now.
+/// The processes whose samples are held, and which of them runs under each pid
+/// now.
 #[derive(Default)]
 pub struct ProcessTable {
-    processes: Vec<Process>,
+    processes: foldhash::HashMap<ProcessIndex, Arc<Process>>,
+    next: u32,
     current: HashMap<u32, ProcessIndex>,
     /// The files they have mapped.
     pub objects: Objects,
@@ -233,9 +264,15 @@ pub struct ProcessTable {
 impl ProcessTable {
     /// Adds a process; samples of its pid are its own from now on.
     pub fn insert(&mut self, process: Process) -> ProcessIndex {
-        let index = ProcessIndex(self.processes.len() as u32);
+        // Months of short programs come around to the first index again, which
+        // may be in use still.
+        while self.processes.contains_key(&ProcessIndex(self.next)) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let index = ProcessIndex(self.next);
+        self.next = self.next.wrapping_add(1);
         self.current.insert(process.pid, index);
-        self.processes.push(process);
+        self.processes.insert(index, Arc::new(process));
         index
     }
 
@@ -254,28 +291,130 @@ impl ProcessTable {
         self.current.keys().copied()
     }
 
-    /// A process by its index.
+    /// The processes that run now.
+    pub fn running(&self) -> impl Iterator<Item = &Arc<Process>> + '_ {
+        self.current
+            .values()
+            .filter_map(|index| self.processes.get(index))
+    }
+
+    /// A process by its index, which must be one that the table still has.
     pub fn get(&self, index: ProcessIndex) -> &Process {
-        &self.processes[index.0 as usize]
+        &self.processes[&index]
     }
 
     /// Notes the cgroup that a sample of the process named.
     pub fn note_cgroup(&mut self, index: ProcessIndex, cgroup_id: u64) {
-        self.processes[index.0 as usize].cgroup_id = cgroup_id;
+        if let Some(process) = self.processes.get_mut(&index)
+            && process.cgroup_id != cgroup_id
+        {
+            Arc::make_mut(process).cgroup_id = cgroup_id;
+        }
     }
 
     /// Reads a process's mappings again; see [`Process::refresh`].
     pub fn refresh(&mut self, index: ProcessIndex) -> bool {
-        self.processes[index.0 as usize].refresh(&mut self.objects)
+        let Some(process) = self.processes.get_mut(&index) else {
+            return false;
+        };
+        process.is_refresh_due() && Arc::make_mut(process).refresh(&mut self.objects)
     }
 
-    /// How many were seen.
+    /// Takes the processes out that run no more, and returns a table of all there
+    /// were: for a window that has their samples. Forgets the files that no
+    /// process has used since the last call.
+    pub fn split_off(&mut self) -> ProcessTable {
+        let all = self.processes.clone();
+        let running: std::collections::HashSet<ProcessIndex> =
+            self.current.values().copied().collect();
+        self.processes.retain(|index, _| running.contains(index));
+        self.objects.forget_unused();
+        ProcessTable {
+            processes: all,
+            ..ProcessTable::default()
+        }
+    }
+
+    /// Whether a process is in the table.
+    pub fn contains(&self, index: ProcessIndex) -> bool {
+        self.processes.contains_key(&index)
+    }
+
+    /// How many are in the table.
     pub fn len(&self) -> usize {
         self.processes.len()
     }
 
-    /// Whether none was seen.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(table: &mut ProcessTable, pid: u32) -> ProcessIndex {
+        let identity = Identity {
+            pid,
+            comm: format!("p{pid}"),
+            exe: String::new(),
+        };
+        let process = Process::from_maps(identity, b"", &mut table.objects, |_| None);
+        table.insert(process)
+    }
+
+    #[test]
+    fn who_runs_no_more_leaves_the_table_but_not_what_was_split_off() {
+        let mut table = ProcessTable::default();
+        let (first, second) = (add(&mut table, 1), add(&mut table, 2));
+        table.forget(1);
+        let before = table.split_off();
+        assert_eq!((before.len(), table.len()), (2, 1));
+        assert_eq!(before.get(first).pid, 1);
+        assert!(!table.contains(first));
+        assert_eq!(table.get(second).pid, 2);
+        assert_eq!(table.current(2), Some(second));
+    }
+
+    #[test]
+    fn what_is_noted_later_does_not_change_what_was_split_off() {
+        let mut table = ProcessTable::default();
+        let index = add(&mut table, 1);
+        let before = table.split_off();
+        table.note_cgroup(index, 7);
+        assert_eq!(before.get(index).cgroup_id, 0);
+        assert_eq!(table.get(index).cgroup_id, 7);
+    }
+
+    #[test]
+    fn an_index_in_use_is_not_given_again() {
+        let mut table = ProcessTable::default();
+        let old = add(&mut table, 1);
+        table.next = u32::MAX;
+        let last = add(&mut table, 2);
+        let new = add(&mut table, 3);
+        assert_eq!(last, ProcessIndex(u32::MAX));
+        assert_ne!(new, old);
+        assert_eq!(table.get(old).pid, 1);
+        assert_eq!(table.get(new).pid, 3);
+    }
+
+    #[test]
+    fn files_that_nobody_uses_are_forgotten_at_the_second_time() {
+        let mut table = ProcessTable::default();
+        let own = std::process::id();
+        drop(table.objects.of_executable(own).unwrap());
+        assert_eq!(table.objects.len(), 1);
+        table.split_off();
+        assert_eq!(table.objects.len(), 1, "used since the last time");
+        let held = table.objects.of_executable(own).unwrap();
+        table.split_off();
+        table.split_off();
+        assert_eq!(table.objects.len(), 1, "in use");
+        drop(held);
+        table.split_off();
+        assert_eq!(table.objects.len(), 0);
     }
 }

@@ -84,6 +84,15 @@ impl Object {
         }
     }
 
+    /// Why nothing can be read of it though it is a Go program; None where all is
+    /// well, or where it is none.
+    pub fn why_unreadable_go(&self) -> Option<String> {
+        match &self.code {
+            Code::Go(_) | Code::Native(GoBinaryError::NotElf | GoBinaryError::NotGo(_)) => None,
+            Code::Native(why) => Some(why.to_string()),
+        }
+    }
+
     /// What it says of the runtime in it; found once for all processes. None
     /// where it is not Go.
     pub(super) fn runtime(&self) -> Option<&Runtime> {
@@ -148,7 +157,24 @@ const MAX_OBJECTS: usize = 512;
 /// noticed by its size and time. The vdso, one for all, has the inode 0.
 #[derive(Default)]
 pub struct Objects {
-    by_inode: HashMap<Key, Option<Arc<Object>>>,
+    by_inode: HashMap<Key, Known>,
+}
+
+/// A file seen before.
+struct Known {
+    /// None where it cannot be opened.
+    object: Option<Arc<Object>>,
+    /// Whether it was asked for since [`Objects::forget_unused`] was called.
+    asked_for: bool,
+}
+
+impl Known {
+    /// Whether somebody else holds it.
+    fn is_in_use(&self) -> bool {
+        self.object
+            .as_ref()
+            .is_some_and(|object| Arc::strong_count(object) > 1)
+    }
 }
 
 impl Objects {
@@ -162,10 +188,8 @@ impl Objects {
         let status = fs::metadata(&link)?;
         let device = status.dev();
         let key = ((libc::major(device), libc::minor(device)), status.ino());
-        if let Some(Some(object)) = self.by_inode.get(&key)
-            && !object.changed()
-        {
-            return Ok(Arc::clone(object));
+        if let Some(object) = self.known(&key) {
+            return Ok(object);
         }
         let path = fs::read_link(&link)?.to_string_lossy().into_owned();
         let object = Object::open(File::open(&link)?, path).map_err(io::Error::other)?;
@@ -174,14 +198,50 @@ impl Objects {
         Ok(object)
     }
 
+    /// The object of a file that is as it was when it was opened.
+    fn known(&mut self, key: &Key) -> Option<Arc<Object>> {
+        let known = self.by_inode.get_mut(key)?;
+        let object = known.object.as_ref().filter(|object| !object.changed())?;
+        known.asked_for = true;
+        Some(Arc::clone(object))
+    }
+
     /// Remembers an object, and forgets those that no process uses once they
     /// are many: each holds a file open.
     fn keep(&mut self, key: Key, object: Option<Arc<Object>>) {
         if self.by_inode.len() >= MAX_OBJECTS {
-            self.by_inode
-                .retain(|_, object| object.as_ref().is_some_and(|o| Arc::strong_count(o) > 1));
+            self.by_inode.retain(|_, known| known.is_in_use());
         }
-        self.by_inode.insert(key, object);
+        let known = Known {
+            object,
+            asked_for: true,
+        };
+        self.by_inode.insert(key, known);
+    }
+
+    /// Forgets the files that no process uses and that nobody asked for since
+    /// the last call.
+    pub fn forget_unused(&mut self) {
+        self.by_inode
+            .retain(|_, known| std::mem::take(&mut known.asked_for) || known.is_in_use());
+    }
+
+    /// Lets go of the memory that was read of the files: they are read again
+    /// where needed.
+    pub fn release(&self) {
+        for object in self.by_inode.values().filter_map(|k| k.object.as_ref()) {
+            object.image.release();
+        }
+    }
+
+    /// How many files are remembered.
+    pub fn len(&self) -> usize {
+        self.by_inode.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_inode.is_empty()
     }
 
     /// The object behind a mapping, opened by `open` where it is not known yet;
@@ -192,10 +252,8 @@ impl Objects {
         open: impl FnOnce(&MapsLine) -> Option<File>,
     ) -> Option<Arc<Object>> {
         let key = (line.device, line.inode);
-        if let Some(Some(object)) = self.by_inode.get(&key)
-            && !object.changed()
-        {
-            return Some(Arc::clone(object));
+        if let Some(object) = self.known(&key) {
+            return Some(object);
         }
         let object = open(line)
             .and_then(|file| Object::open(file, line.path.clone()).ok())

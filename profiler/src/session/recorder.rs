@@ -27,7 +27,7 @@ const AT_ITS_WORD: Duration = Duration::from_secs(1);
 
 /// A process whose layout is to be proven.
 #[derive(Debug, Clone, Copy)]
-struct ToProve {
+pub(super) struct ToProve {
     since: Instant,
     /// Whether its samples are taken with the layout meanwhile.
     is_trusted: bool,
@@ -39,6 +39,8 @@ pub(super) trait Sampled {
     fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()>;
     /// No longer samples `pid`.
     fn remove(&mut self, pid: u32) -> Result<()>;
+    /// The pids in the table. An entry that changes meanwhile may be missing.
+    fn pids(&self) -> Vec<u32>;
 }
 
 impl Sampled for Targets {
@@ -49,6 +51,10 @@ impl Sampled for Targets {
     fn remove(&mut self, pid: u32) -> Result<()> {
         Targets::remove(self, pid)
     }
+
+    fn pids(&self) -> Vec<u32> {
+        Targets::pids(self)
+    }
 }
 
 /// The side of a session that takes records.
@@ -56,21 +62,27 @@ pub(super) struct Recorder<T> {
     selection: Selection,
     threads: bool,
     goroutines: bool,
-    targets: T,
+    with_labels: bool,
+    pub(super) targets: T,
     pub(super) table: ProcessTable,
     pub(super) window: Window,
-    /// Pids that run something not wanted; stray samples of theirs are no loss.
-    rejected: HashSet<u32>,
+    /// Pids that run something not wanted, with the reason where it is a Go
+    /// program or cannot be told; stray samples of theirs are no loss.
+    pub(super) rejected: HashMap<u32, Option<String>>,
+    /// Pids that were rejected by name, whatever they load.
+    pub(super) excluded: HashSet<u32>,
     /// Processes whose main thread has exited.
-    exiting: HashSet<u32>,
+    pub(super) exiting: HashSet<u32>,
     /// Processes whose goroutines cannot be found yet, or have not been seen.
-    to_prove: HashMap<u32, ToProve>,
+    pub(super) to_prove: HashMap<u32, ToProve>,
     /// Processes that were sampled by a layout that they do not have.
-    disproven: HashSet<ProcessIndex>,
+    pub(super) disproven: HashSet<ProcessIndex>,
     /// Processes with more than one Go runtime.
-    several_runtimes: HashSet<ProcessIndex>,
+    pub(super) several_runtimes: HashSet<ProcessIndex>,
+    /// What is not recorded of which pid, and why.
+    pub(super) off: HashMap<u32, String>,
     /// Processes that may have loaded Go code since they were looked at.
-    looks: Looks,
+    pub(super) looks: Looks,
     frames: Vec<u64>,
     stack: Vec<u64>,
     pub(super) tally: Tally,
@@ -84,14 +96,17 @@ impl<T: Sampled> Recorder<T> {
             selection: config.selection.clone(),
             threads: config.threads,
             goroutines: config.goroutines,
+            with_labels: config.labels,
             targets,
             table: ProcessTable::default(),
             window: Window::default(),
-            rejected: HashSet::new(),
+            rejected: HashMap::new(),
+            excluded: HashSet::new(),
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
             disproven: HashSet::new(),
             several_runtimes: HashSet::new(),
+            off: HashMap::new(),
             looks: Looks::default(),
             frames: Vec::new(),
             stack: Vec::new(),
@@ -112,21 +127,20 @@ impl<T: Sampled> Recorder<T> {
     }
 
     /// Looks at what runs under `pid` and samples it if it is wanted.
-    fn consider(&mut self, pid: u32, depth: Depth) {
-        self.rejected.remove(&pid);
-        self.exiting.remove(&pid);
-        self.table.forget(pid);
-        let wanted = match self.table.consider(pid, &self.selection, depth) {
-            Considered::Wanted => true,
+    pub(super) fn consider(&mut self, pid: u32, depth: Depth) {
+        self.forget(pid);
+        let rejected = match self.table.consider(pid, &self.selection, depth) {
+            Considered::Wanted => None,
             // If it loads Go code later, the kernel side tells.
-            Considered::Other(_) | Considered::Unreadable(_) => false,
+            Considered::Other(exe) => Some(exe.why_unreadable_go()),
+            Considered::Unreadable(error) => Some(Some(error.to_string())),
             Considered::Gone => {
                 self.tally.vanished += u64::from(!is_kernel_thread(pid));
-                false
+                Some(None)
             }
         };
-        if !wanted {
-            self.rejected.insert(pid);
+        if let Some(why) = rejected {
+            self.rejected.insert(pid, why);
             // Nothing to do about a failure: a sample too many is dropped here.
             let _ = self.targets.remove(pid);
         } else {
@@ -162,6 +176,7 @@ impl<T: Sampled> Recorder<T> {
         }
         if let Some(why) = why {
             let text = format!("{}: no goroutine ids and labels: {why}", process.exe);
+            self.off.insert(pid, text.clone());
             self.tally.off.insert(text);
             if before.is_some_and(|before| before.is_trusted) {
                 self.tally.disproven += self.window.drop_process(index);
@@ -181,11 +196,13 @@ impl<T: Sampled> Recorder<T> {
             return;
         };
         for other in process.other_runtimes() {
-            self.several_runtimes.insert(index);
-            self.tally.off.insert(format!(
+            let text = format!(
                 "{}: goroutine ids and labels of {} alone: {} has a Go runtime of its own",
                 process.exe, own.path, other.path
-            ));
+            );
+            self.several_runtimes.insert(index);
+            self.off.insert(process.pid, text.clone());
+            self.tally.off.insert(text);
         }
     }
 
@@ -221,6 +238,7 @@ impl<T: Sampled> Recorder<T> {
         match decode(record) {
             Ok(Event::Sample(sample)) => self.sample(&sample),
             Ok(Event::Exec { pid, .. }) => self.consider(pid, Depth::Program),
+            Ok(Event::Thread { pid }) if self.excluded.contains(&pid) => {}
             Ok(Event::Thread { pid }) => self.looks.note(pid, Instant::now()),
             Ok(Event::Exit { pid }) => {
                 self.exiting.insert(pid);
@@ -232,7 +250,7 @@ impl<T: Sampled> Recorder<T> {
     fn sample(&mut self, sample: &Sample<'_>) {
         let head = sample.head;
         let Some(index) = self.table.current(head.header.pid) else {
-            match self.rejected.contains(&head.header.pid) {
+            match self.rejected.contains_key(&head.header.pid) {
                 true => self.tally.unwanted += 1,
                 false => self.tally.unknown_process += 1,
             }
@@ -273,6 +291,9 @@ impl<T: Sampled> Recorder<T> {
 
     /// The labels of a sample, by key; those that could not be had are counted.
     fn labels(&mut self, sample: &Sample<'_>) -> Labels {
+        if !self.with_labels {
+            return Labels::new();
+        }
         self.tally.labels_missed += u64::from(sample.head.labels_missed);
         let mut labels: Labels = sample
             .labels()
@@ -349,6 +370,10 @@ mod tests {
             self.0.push((pid, None));
             Ok(())
         }
+
+        fn pids(&self) -> Vec<u32> {
+            self.0.iter().map(|(pid, _)| *pid).collect()
+        }
     }
 
     /// A recorder of the process [`PID`], which has no Go code mapped: a layout
@@ -361,6 +386,7 @@ mod tests {
             kernel_stacks: false,
             threads: false,
             goroutines: true,
+            labels: true,
             ring_bytes: 4096,
         };
         let mut recorder = Recorder::new(&config, Told::default());

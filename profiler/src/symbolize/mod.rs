@@ -102,7 +102,13 @@ impl Symbolizer {
             .map(|stack| naming_window.sample(stack))
             .collect();
         let NamingWindow { tables, naming, .. } = naming_window;
+        self.native.end_window();
         (tables.into_window(taken, samples), naming)
+    }
+
+    /// Lets go of what it learned: it costs memory, and is learned again.
+    pub fn forget(&mut self) {
+        self.native.forget();
     }
 
     /// The functions that hold addresses of user code, by the name of their

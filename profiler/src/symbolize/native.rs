@@ -5,6 +5,7 @@ use std::{
     fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use blazesym::{
@@ -30,8 +31,17 @@ pub(super) struct NativeLine {
     pub(super) line: u32,
 }
 
+/// Windows after which a file that was not asked about is let go.
+const MAX_IDLE_WINDOWS: u32 = 10;
+/// Most files whose symbols are kept.
+const MAX_FILES: usize = 64;
+
 pub(super) struct NativeSymbols {
     symbolizer: Symbolizer,
+    /// The files it was asked about, and in which window last. It knows them by
+    /// the number of their descriptor, which no other may get while it does.
+    held: HashMap<*const Object, (Arc<Object>, u32)>,
+    window: u32,
     kallsyms: PathBuf,
 }
 
@@ -39,6 +49,8 @@ impl Default for NativeSymbols {
     fn default() -> Self {
         Self {
             symbolizer: symbolizer(),
+            held: HashMap::default(),
+            window: 0,
             kallsyms: PathBuf::from("/proc/kallsyms"),
         }
     }
@@ -48,8 +60,8 @@ impl NativeSymbols {
     /// Names kernel addresses from a copy of `/proc/kallsyms`.
     pub(super) fn with_kallsyms(path: PathBuf) -> Self {
         Self {
-            symbolizer: symbolizer(),
             kallsyms: path,
+            ..Self::default()
         }
     }
 
@@ -90,7 +102,11 @@ impl NativeSymbols {
     }
 
     /// Names an offset in a file.
-    pub(super) fn object(&mut self, object: &Object, file_offset: u64) -> Option<NativeFrame> {
+    pub(super) fn object(&mut self, object: &Arc<Object>, file_offset: u64) -> Option<NativeFrame> {
+        self.held
+            .entry(Arc::as_ptr(object))
+            .or_insert_with(|| (Arc::clone(object), 0))
+            .1 = self.window;
         let mut elf = source::Elf::new(object.fd_path());
         // A Go program's DWARF is large and holds little of its C code.
         elf.debug_syms = object.go().is_none();
@@ -100,6 +116,22 @@ impl NativeSymbols {
             .symbolize_single(&source, Input::FileOffset(file_offset))
             .ok()?;
         frame(symbolized)
+    }
+
+    /// A window is done: lets all symbols go where some were not needed for long,
+    /// or where they are many. The symbolizer cannot forget a single file.
+    pub(super) fn end_window(&mut self) {
+        let idle = |last: u32| self.window.wrapping_sub(last) >= MAX_IDLE_WINDOWS;
+        if self.held.len() > MAX_FILES || self.held.values().any(|(_, last)| idle(*last)) {
+            self.forget();
+        }
+        self.window = self.window.wrapping_add(1);
+    }
+
+    /// Lets all symbols go.
+    pub(super) fn forget(&mut self) {
+        self.symbolizer = symbolizer();
+        self.held.clear();
     }
 }
 

@@ -112,8 +112,9 @@ fn prepare(bench: &Bench, count: u32) -> Result<Inputs> {
         bail!("{} is smaller than 100 MB", binary.display());
     }
     let mut build = bench.workspace.cargo();
-    build.args(["build", "--release", "--package", "goprof", "--example"]);
-    command::run(build.arg("symbols"))?;
+    build.args(["build", "--release", "--package", "goprof"]);
+    build.args(["--no-default-features", "--example", "symbols"]);
+    command::run(&mut build)?;
     let symbols = bench.workspace.target().join("release/examples/symbols");
 
     // Since Go 1.25 the tool is built when first used; then this is its path.

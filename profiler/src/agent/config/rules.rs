@@ -1,0 +1,194 @@
+//! Which processes are profiled, with which event and how often: the first rule
+//! that takes a process decides.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Pattern, Rate};
+use crate::identity::{Target, label};
+
+/// The rules, in order. Without any, every Go process is taken.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Rules(Vec<Rule>);
+
+/// A rule.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rule {
+    /// What is sampled.
+    pub event: Event,
+    /// How often; as elsewhere where it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_hz: Option<Rate>,
+    /// Takes a process that one of these describes; every one where none is
+    /// given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<Selector>,
+    /// But not one that one of these describes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<Selector>,
+}
+
+/// What is sampled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// CPU time.
+    #[default]
+    Cpu,
+}
+
+/// Describes processes: all that is given must match.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selector {
+    /// Kubernetes namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Pattern>,
+    /// Kubernetes pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pattern>,
+    /// Container name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Pattern>,
+    /// The process's name, or that of its executable's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Pattern>,
+    /// Any label, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, Pattern>,
+}
+
+/// A process, as far as rules look at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its name.
+    pub comm: &'a str,
+    /// Its executable.
+    pub exe: &'a str,
+    /// Who it is.
+    pub target: &'a Target,
+}
+
+impl Rules {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The rates of all rules for `event`, highest first.
+    pub(super) fn rates(&self, event: Event, default: Rate) -> Vec<Rate> {
+        if self.is_empty() {
+            return vec![default];
+        }
+        let rules = self.0.iter().filter(|rule| rule.event == event);
+        let mut rates: Vec<Rate> = rules.map(|rule| rule.rate_hz.unwrap_or(default)).collect();
+        rates.sort_unstable();
+        rates.dedup();
+        rates.reverse();
+        rates
+    }
+
+    /// The rate at which the first rule that takes a process samples it.
+    pub(super) fn decide(
+        &self,
+        event: Event,
+        subject: &Subject<'_>,
+        default: Rate,
+    ) -> Option<Rate> {
+        if self.is_empty() {
+            return Some(default);
+        }
+        let takes = |rule: &&Rule| rule.event == event && rule.takes(subject);
+        let rule = self.0.iter().find(takes)?;
+        Some(rule.rate_hz.unwrap_or(default))
+    }
+}
+
+impl Rule {
+    fn takes(&self, subject: &Subject<'_>) -> bool {
+        let included = self.include.is_empty() || self.include.iter().any(|s| s.describes(subject));
+        included && !self.exclude.iter().any(|s| s.describes(subject))
+    }
+}
+
+impl Selector {
+    fn describes(&self, subject: &Subject<'_>) -> bool {
+        let label = |pattern: &Option<Pattern>, name| {
+            let matches = |p: &Pattern| p.is_match(subject.target.label(name));
+            pattern.as_ref().is_none_or(matches)
+        };
+        let file = subject.exe.rsplit('/').next().unwrap_or_default();
+        let named = |p: &Pattern| p.is_match(subject.comm) || p.is_match(file);
+        label(&self.namespace, label::NAMESPACE)
+            && label(&self.pod, label::POD)
+            && label(&self.container, label::CONTAINER)
+            && self.name.as_ref().is_none_or(named)
+            && self
+                .labels
+                .iter()
+                .all(|(name, pattern)| pattern.is_match(subject.target.label(name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::config::Config;
+
+    #[track_caller]
+    fn check(rules: &str, labels: &[(&'static str, &str)], expected: Option<u32>) {
+        let config = Config::parse(rules).unwrap();
+        let target = Target {
+            pid: 1,
+            labels: labels.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
+            is_partial: false,
+        };
+        let subject = Subject {
+            comm: "worker",
+            exe: "/usr/bin/etcd",
+            target: &target,
+        };
+        let rate = config.rate_of(&subject);
+        assert_eq!(rate.map(|rate| rate.0), expected, "{rules}");
+    }
+
+    #[test]
+    fn without_rules_everything_is_taken() {
+        check("", &[], Some(19));
+        check("rate_hz = 7", &[], Some(7));
+    }
+
+    #[test]
+    fn the_first_rule_that_takes_a_process_decides() {
+        let rules = "[[rules]]\nrate_hz = 97\ninclude = [{ namespace = \"prod\" }]\n\
+                     exclude = [{ pod = \"canary-.*\" }]\n[[rules]]\n\
+                     exclude = [{ namespace = \"kube-system\" }]\n";
+        check(rules, &[("namespace", "prod")], Some(97));
+        check(
+            rules,
+            &[("namespace", "prod"), ("pod", "canary-1")],
+            Some(19),
+        );
+        check(rules, &[("namespace", "dev")], Some(19));
+        check(rules, &[("namespace", "kube-system")], None);
+        let config = Config::parse(rules).unwrap();
+        assert_eq!(config.rates(), [Rate(97), Rate(19)]);
+    }
+
+    #[test]
+    fn all_that_a_selector_says_must_match() {
+        let rule = |include: &str| format!("[[rules]]\ninclude = [{{ {include} }}]\n");
+        check(&rule("name = \"etcd\""), &[], Some(19));
+        check(&rule("name = \"work.*\""), &[], Some(19));
+        check(&rule("name = \"work\""), &[], None);
+        let both = rule("name = \"etcd\", container = \"c\"");
+        check(&both, &[], None);
+        check(&both, &[("container", "c")], Some(19));
+        let label = rule("labels = { unit = \"etcd.service\" }");
+        check(&label, &[("unit", "etcd.service")], Some(19));
+        check(&label, &[], None);
+    }
+}

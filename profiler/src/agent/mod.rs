@@ -1,0 +1,305 @@
+//! The agent: samplers, the publisher, the uploader and the HTTP server, started
+//! together, kept going and stopped together. Does the work of none.
+
+mod account;
+pub mod config;
+pub mod log;
+mod memory;
+mod publisher;
+mod sampler;
+mod server;
+mod state;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::AtomicUsize,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    doctor,
+    identity::{Identifier, Options},
+    sink::{Spool, Store, Uploader},
+};
+use config::Config;
+use publisher::Samplers;
+use sampler::{MAX_WAITING, Sampler, Window};
+use state::{State, lock};
+
+/// How long there is to write what is open after the signal to stop; below the
+/// ten seconds that docker and others give.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
+/// Of that, what is kept for uploads.
+const UPLOAD_WITHIN: Duration = Duration::from_secs(3);
+/// How often the samplers' health is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Runs until told to stop. `read` gives the configuration anew when asked to
+/// reload it.
+///
+/// # Errors
+/// What keeps it from starting, or from going on.
+pub async fn run(config: Config, read: impl Fn() -> Result<Config, String>) -> Result<()> {
+    for rate in config.rates() {
+        doctor::require(rate.0)?;
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listen for signals")?;
+    let mut agent = Agent::start(config).await?;
+    let failure = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = hangup.recv() => {
+                if let Err(error) = agent.reload(&read).await {
+                    break Some(error);
+                }
+            }
+            () = tokio::time::sleep(LOOK_EVERY) => {
+                if let Some(error) = agent.failure() {
+                    break Some(error);
+                }
+            }
+        }
+    };
+    agent.stop().await;
+    failure.map_or(Ok(()), Err)
+}
+
+/// What runs.
+struct Agent {
+    state: Arc<State>,
+    samplers: Vec<Sampler>,
+    /// The same, for the publisher.
+    shared: Samplers,
+    windows: SyncSender<Window>,
+    waiting: Arc<AtomicUsize>,
+    publisher: JoinHandle<()>,
+    uploader: Arc<Uploader>,
+    uploading: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    async fn start(config: Config) -> Result<Self> {
+        let listener = TcpListener::bind(config.http.listen).await;
+        let listener = listener.with_context(|| format!("listen on {}", config.http.listen))?;
+        let store = Store::open(&config.store.url)?;
+        let spool = Arc::new(Spool::open(&config.spool.path, config.spool.limit.0)?);
+        let uploader = Arc::new(Uploader::new(store, Arc::clone(&spool)));
+        let identifier = Identifier::new(Options {
+            node: Some(config.node.clone()),
+            ..Options::from_environment()
+        })?;
+        let state = State::new(config.clone(), identifier, spool, uploader.counters())?;
+        let state = Arc::new(state);
+        let (windows, finished) = sync_channel(MAX_WAITING);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let samplers = start_samplers(&config, &windows, &waiting)?;
+        let shared = Samplers::new(Mutex::new(shares(&samplers)));
+        let publisher = {
+            let (state, shared) = (Arc::clone(&state), Arc::clone(&shared));
+            let publish = move || publisher::run(&state, &shared, &finished);
+            let thread = std::thread::Builder::new().name("goprof-publish".into());
+            thread.spawn(publish).context("start a thread to publish")?
+        };
+        let uploading = {
+            let uploader = Arc::clone(&uploader);
+            tokio::spawn(async move { uploader.run(std::future::pending()).await })
+        };
+        let router = server::router(Arc::clone(&state));
+        let address = listener.local_addr().context("listen")?;
+        let serving = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                log::warn("the HTTP server ended", &[("error", &error)]);
+            }
+        });
+        state.set_ready(true);
+        log::info(
+            "agent started",
+            &[
+                ("version", &env!("CARGO_PKG_VERSION")),
+                ("listen", &address),
+                ("store", &config.store.url),
+                ("flush", &config.flush),
+                ("samplers", &samplers.len()),
+            ],
+        );
+        if !address.ip().is_loopback() {
+            log::warn(
+                "the HTTP server is open to other machines, without TLS or a password",
+                &[("listen", &address)],
+            );
+        }
+        Ok(Self {
+            state,
+            samplers,
+            shared,
+            windows,
+            waiting,
+            publisher,
+            uploader,
+            uploading,
+            serving,
+        })
+    }
+
+    /// Takes over a new configuration. One that is wrong changes nothing.
+    ///
+    /// # Errors
+    /// Nothing is sampled any more, not even as before.
+    async fn reload(&mut self, read: &impl Fn() -> Result<Config, String>) -> Result<()> {
+        let reloads = &self.state.metrics.reloads;
+        let before = self.state.config();
+        let config = match read().and_then(|config| check(&before, config)) {
+            Ok(config) => config,
+            Err(why) => {
+                reloads.with_label_values(&["failure"]).inc();
+                log::warn("configuration not reloaded", &[("error", &why)]);
+                return Ok(());
+            }
+        };
+        if config == *before {
+            reloads.with_label_values(&["success"]).inc();
+            log::info("configuration reloaded", &[("changed", &false)]);
+            return Ok(());
+        }
+        stop_samplers(std::mem::take(&mut self.samplers)).await;
+        let (now, result) = match start_samplers(&config, &self.windows, &self.waiting) {
+            Ok(samplers) => {
+                self.samplers = samplers;
+                log::info("configuration reloaded", &[("changed", &true)]);
+                (config, "success")
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                log::warn("configuration not reloaded", &[("error", &error)]);
+                self.samplers = start_samplers(&before, &self.windows, &self.waiting)?;
+                ((*before).clone(), "failure")
+            }
+        };
+        *lock(&self.shared) = shares(&self.samplers);
+        self.state.set_config(now);
+        let reloads = &self.state.metrics.reloads;
+        reloads.with_label_values(&[result]).inc();
+        Ok(())
+    }
+
+    /// Why a part has ended that should go on.
+    fn failure(&mut self) -> Option<anyhow::Error> {
+        if let Some(index) = self.samplers.iter().position(Sampler::has_ended) {
+            let ended = self.samplers.swap_remove(index).join();
+            let error = ended.err();
+            return Some(error.unwrap_or_else(|| anyhow::anyhow!("a sampler ended by itself")));
+        }
+        if self.publisher.is_finished() {
+            return Some(anyhow::anyhow!("the publisher failed in an unforeseen way"));
+        }
+        self.serving
+            .is_finished()
+            .then(|| anyhow::anyhow!("the HTTP server ended by itself"))
+    }
+
+    /// Writes what is open, and sends what time allows.
+    async fn stop(self) {
+        let begun = Instant::now();
+        let deadline = begun + STOP_WITHIN;
+        self.state.set_ready(false);
+        log::info("stopping", &[]);
+        let Self {
+            samplers,
+            windows,
+            publisher,
+            ..
+        } = self;
+        let spooled = async {
+            stop_samplers(samplers).await;
+            // The publisher ends once it has taken all.
+            drop(windows);
+            let _ = tokio::task::spawn_blocking(move || publisher.join()).await;
+        };
+        let until = deadline - UPLOAD_WITHIN;
+        if tokio::time::timeout_at(until.into(), spooled)
+            .await
+            .is_err()
+        {
+            log::warn("not all windows could be written in time", &[]);
+        }
+        self.uploading.abort();
+        let left = self.uploader.flush(deadline).await;
+        self.serving.abort();
+        log::info(
+            "stopped",
+            &[
+                ("objects_left_in_spool", &left),
+                ("seconds", &begun.elapsed().as_secs_f32()),
+            ],
+        );
+    }
+}
+
+/// Has every sampler hand over its window and end.
+async fn stop_samplers(samplers: Vec<Sampler>) {
+    samplers.iter().for_each(Sampler::ask_to_stop);
+    let join = move || {
+        for sampler in samplers {
+            if let Err(error) = sampler.join() {
+                log::warn("a sampler failed", &[("error", &format!("{error:#}"))]);
+            }
+        }
+    };
+    let _ = tokio::task::spawn_blocking(join).await;
+}
+
+fn start_samplers(
+    config: &Config,
+    windows: &SyncSender<Window>,
+    waiting: &Arc<AtomicUsize>,
+) -> Result<Vec<Sampler>> {
+    let rates = config.rates();
+    if rates.is_empty() {
+        bail!("no rule samples anything");
+    }
+    rates
+        .into_iter()
+        .map(|rate| Sampler::start(config, rate, windows.clone(), Arc::clone(waiting)))
+        .collect()
+}
+
+fn shares(samplers: &[Sampler]) -> Vec<Arc<sampler::Shared>> {
+    samplers.iter().map(|s| Arc::clone(&s.shared)).collect()
+}
+
+/// A configuration that can take the place of `before`; what only a restart can
+/// change stays as it was, and is said.
+fn check(before: &Config, mut config: Config) -> Result<Config, String> {
+    for rate in config.rates() {
+        doctor::require(rate.0).map_err(|error| format!("{error:#}"))?;
+    }
+    let mut kept = Vec::new();
+    macro_rules! keep {
+        ($($key:ident)*) => {$(
+            if config.$key != before.$key {
+                config.$key = before.$key.clone();
+                kept.push(stringify!($key));
+            }
+        )*};
+    }
+    keep!(cluster node http store spool);
+    if !kept.is_empty() {
+        let kept = kept.join(",");
+        log::warn("a restart is needed for some changes", &[("keys", &kept)]);
+    }
+    Ok(config)
+}

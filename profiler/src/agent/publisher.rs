@@ -1,0 +1,309 @@
+//! The publisher: names finished windows, says whose they are, and puts them into
+//! the spool as objects. One thread; between windows it keeps the list of
+//! processes up to date.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    account,
+    config::{Config, Subject},
+    log, memory,
+    sampler::{Shared, Window},
+    state::{Collected, ProcessView, SourceView, State, View, lock},
+};
+use crate::{
+    identity::{Program, Target, label},
+    metrics::{Observed, Service},
+    process::Process,
+    profile::{Batch, parquet},
+    sink::key,
+    symbolize::{self, Symbolizer},
+};
+
+/// How often the list of processes is brought up to date.
+const TRACK_EVERY: Duration = Duration::from_secs(2);
+
+/// The samplers that run now.
+pub(super) type Samplers = Arc<Mutex<Vec<Arc<Shared>>>>;
+
+/// Takes windows until nobody sends any more.
+pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>) {
+    let mut publisher = Publisher {
+        state,
+        samplers,
+        symbolizer: Symbolizer::default(),
+        excluded: BTreeMap::new(),
+        known: HashSet::new(),
+        said: HashSet::new(),
+    };
+    loop {
+        match windows.recv_timeout(TRACK_EVERY) {
+            Ok(window) => publisher.take(window),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        publisher.track();
+    }
+}
+
+struct Publisher<'a> {
+    state: &'a State,
+    samplers: &'a Samplers,
+    symbolizer: Symbolizer,
+    /// Processes that no rule takes, by pid.
+    excluded: BTreeMap<u32, ProcessView>,
+    /// Pids identified at the last look.
+    known: HashSet<u32>,
+    /// What was logged of programs, so as to say it once.
+    said: HashSet<String>,
+}
+
+/// Most lines remembered as said.
+const MAX_SAID: usize = 1024;
+
+impl Publisher<'_> {
+    fn take(&mut self, window: Window) {
+        window.shared.taken();
+        let metrics = &self.state.metrics;
+        let result = match self.publish(window) {
+            Ok(Some(())) => "spooled",
+            Ok(None) => "empty",
+            Err(error) => {
+                log::warn("window lost", &[("error", &format!("{error:#}"))]);
+                "failed"
+            }
+        };
+        metrics.windows.with_label_values(&[result]).inc();
+        self.keep_within_memory();
+    }
+
+    /// None for a window without samples.
+    fn publish(&mut self, window: Window) -> Result<Option<()>> {
+        let Window {
+            mut finished,
+            shared,
+        } = window;
+        let config = self.state.config();
+        let mut targets: HashMap<(u32, String), Target> = HashMap::new();
+        finished.retain(|process| {
+            let target = self.identify(process);
+            let wanted = rate_of(&config, process, &target) == Some(shared.rate.0);
+            if wanted {
+                targets.insert((process.pid, process.exe.clone()), target);
+            }
+            wanted
+        });
+        let recording = finished.name(&mut self.symbolizer);
+        let metrics = &self.state.metrics;
+        account::add(metrics, &recording);
+        let fill = shared.snapshot().ring_fill;
+        let rate = shared.rate.0.to_string();
+        metrics.ring_fill.with_label_values(&[&rate]).set(fill);
+        let delayed = shared.delayed.swap(0, Ordering::Relaxed);
+        metrics.windows_delayed.inc_by(delayed as u64);
+        for line in recording
+            .tally
+            .off
+            .iter()
+            .chain(&recording.tally.diagnostics)
+        {
+            if self.said.len() < MAX_SAID && self.said.insert(line.clone()) {
+                log::warn("not all is recorded", &[("what", line)]);
+            }
+        }
+        if recording.samples == 0 {
+            return Ok(None);
+        }
+        let of = |process: &symbolize::Process| {
+            let known = targets.get(&(process.pid, process.exe.clone())).cloned();
+            known.unwrap_or_else(|| Target {
+                pid: process.pid,
+                labels: BTreeMap::new(),
+                is_partial: true,
+            })
+        };
+        let batch = Batch {
+            targets: recording.window.processes.iter().map(of).collect(),
+            window: recording.window,
+        };
+        let start = batch.window.start;
+        let place = key::Place {
+            cluster: config.cluster.clone(),
+            node: config.node.clone(),
+        };
+        let name = key::name(start);
+        let key = key::raw(&place, start, name);
+        let origin = parquet::Origin {
+            cluster: place.cluster,
+            node: place.node,
+            ulid: name.to_string(),
+            lost: recording.tally.lost(),
+        };
+        let bytes = parquet::encode(&batch, &origin).context("encode the window")?;
+        self.state.spool.put(&key, &bytes)?;
+        Ok(Some(()))
+    }
+
+    fn identify(&self, process: &Process) -> Target {
+        let program = Program::of(process);
+        self.state.identifier.identify(process.pid, &program)
+    }
+
+    /// Brings up to date who runs, and has those sampled no more that no rule
+    /// takes.
+    fn track(&mut self) {
+        let config = self.state.config();
+        let mut processes: BTreeMap<u32, ProcessView> = BTreeMap::new();
+        let mut observed = Vec::new();
+        let mut other_processes = 0;
+        let samplers = lock(self.samplers).clone();
+        for sampler in &samplers {
+            let snapshot = sampler.snapshot();
+            let mut exclude = Vec::new();
+            for process in &snapshot.running {
+                let target = self.identify(process);
+                let rate = rate_of(&config, process, &target);
+                let wanted = rate == Some(sampler.rate.0);
+                // What is not known yet may make a rule take it.
+                if !wanted && !target.is_partial {
+                    exclude.push(process.pid);
+                }
+                if wanted {
+                    self.excluded.remove(&process.pid);
+                    observed.push(observe(process.pid, &target));
+                    processes.insert(process.pid, view(process, target, rate));
+                } else if rate.is_none() {
+                    let mut view = view(process, target, None);
+                    view.notes.push("no rule takes it".into());
+                    self.excluded.insert(process.pid, view);
+                }
+            }
+            sampler.exclude(&exclude);
+            for shortfall in &snapshot.shortfalls {
+                let process = processes.entry(shortfall.pid);
+                let process = process.or_insert_with(|| unreadable(shortfall.pid));
+                if !process.notes.contains(&shortfall.why) {
+                    process.notes.push(shortfall.why.clone());
+                }
+            }
+            other_processes = other_processes.max(snapshot.rejected);
+        }
+        self.excluded.retain(|pid, view| is_there(*pid, &view.exe));
+        let excluded = self.excluded.clone();
+        let sampled = processes.values().filter(|view| !view.collected.is_empty());
+        let sampled = sampled.count();
+        let failed = processes.len() - sampled;
+        let set = |state: &str, count: usize| {
+            let gauge = self.state.metrics.targets.with_label_values(&[state]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        set("sampled", sampled);
+        set("excluded", excluded.len());
+        set("unreadable", failed);
+        let other_processes = other_processes.saturating_sub(failed + excluded.len());
+        set("other", other_processes);
+        for (pid, view) in excluded {
+            processes.entry(pid).or_insert(view);
+        }
+        let now: HashSet<u32> = processes.keys().copied().collect();
+        for pid in self.known.difference(&now) {
+            self.state.identifier.forget(*pid);
+        }
+        self.known = now;
+        lock(&self.state.usage).update(&observed);
+        *lock(&self.state.view) = View {
+            processes: processes.into_values().collect(),
+            other_processes,
+            sources: self.sources(),
+        };
+    }
+
+    fn sources(&self) -> Vec<SourceView> {
+        let sources = self.state.identifier.sources().into_iter();
+        let view = sources.map(|source| SourceView {
+            name: source.name,
+            has_answered: source.has_answered,
+            error: source.error,
+            containers: source.containers,
+        });
+        view.collect()
+    }
+
+    /// Lets go of what can be had again where the agent has grown too large.
+    fn keep_within_memory(&mut self) {
+        let limit = self.state.config().memory_limit.0;
+        if memory::resident_bytes() > limit / 4 * 3 {
+            self.symbolizer.forget();
+            for sampler in lock(self.samplers).iter() {
+                sampler.release_memory();
+            }
+        }
+        // What a window took is free now, in many small pieces.
+        memory::trim();
+    }
+}
+
+fn rate_of(config: &Config, process: &Process, target: &Target) -> Option<u32> {
+    let subject = Subject {
+        comm: &process.comm,
+        exe: &process.exe,
+        target,
+    };
+    config.rate_of(&subject).map(|rate| rate.0)
+}
+
+fn view(process: &Process, target: Target, rate: Option<u32>) -> ProcessView {
+    let event = symbolize::Event::Cpu.name();
+    ProcessView {
+        pid: process.pid,
+        comm: process.comm.clone(),
+        exe: process.exe.clone(),
+        labels: target.labels,
+        is_partial: target.is_partial,
+        collected: rate
+            .map(|rate_hz| Collected { event, rate_hz })
+            .into_iter()
+            .collect(),
+        notes: Vec::new(),
+    }
+}
+
+/// A process that cannot be sampled.
+fn unreadable(pid: u32) -> ProcessView {
+    let identity = crate::process::Identity::read(pid);
+    let (comm, exe) = identity.map_or_else(|_| Default::default(), |i| (i.comm, i.exe));
+    ProcessView {
+        pid,
+        comm,
+        exe,
+        ..ProcessView::default()
+    }
+}
+
+fn is_there(pid: u32, exe: &str) -> bool {
+    crate::process::Identity::read(pid).is_ok_and(|identity| identity.exe == exe)
+}
+
+fn observe(pid: u32, target: &Target) -> Observed {
+    let names = [
+        label::SERVICE_NAME,
+        label::NAMESPACE,
+        label::POD,
+        label::CONTAINER,
+    ];
+    Observed {
+        pid,
+        service: Service::new(names.map(|name| target.label(name))),
+        go_version: target.label(label::GO_VERSION).to_owned(),
+    }
+}

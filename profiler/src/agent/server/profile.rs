@@ -1,0 +1,255 @@
+//! Profiles by HTTP: a session of its own for the processes asked for, and pprof
+//! as the answer. Few at a time, and each for a bounded time.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use axum::{
+    extract::{Query, State as Shared, rejection::QueryRejection},
+    http::{HeaderValue, StatusCode, header},
+    response::Response,
+};
+use serde::Deserialize;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{Served, answer as reply, plain};
+use crate::{
+    agent::state::{View, lock},
+    identity::label,
+    process::Selection,
+    profile::{self, Format},
+    session::{self, Session},
+};
+
+/// Most profiles taken at a time, beside the agent's own sampling.
+const MAX_PROFILES: usize = 2;
+/// Longest profile.
+const MAX_SECONDS: u64 = 300;
+/// How long where it is not said, as of Go's own endpoint.
+const DEFAULT_SECONDS: u64 = 30;
+const RATE_HZ: u32 = 99;
+/// Most processes of a pod or service sampled together.
+const MAX_PIDS: usize = 256;
+const RING_BYTES: u32 = 4 << 20;
+
+/// The profiles under way.
+pub(super) struct Profiles(Arc<Semaphore>);
+
+impl Profiles {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_PROFILES)))
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Request {
+    pid: Option<u32>,
+    pod: Option<String>,
+    service: Option<String>,
+    event: Option<String>,
+    seconds: Option<u64>,
+}
+
+/// Answers with a profile.
+pub(super) async fn answer(
+    Shared(served): Shared<Served>,
+    request: Result<Query<Request>, QueryRejection>,
+) -> Response {
+    let requests = &served.state.metrics.requests;
+    let (result, response) = match take(&served, request).await {
+        Ok(bytes) => {
+            let mut response = reply(StatusCode::OK, "application/octet-stream", bytes);
+            let name = HeaderValue::from_static("attachment; filename=\"profile.pb.gz\"");
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_DISPOSITION, name);
+            ("success", response)
+        }
+        Err((StatusCode::INTERNAL_SERVER_ERROR, why)) => (
+            "failure",
+            plain(StatusCode::INTERNAL_SERVER_ERROR, &(why + "\n")),
+        ),
+        Err((status, why)) => ("refused", plain(status, &(why + "\n"))),
+    };
+    requests.with_label_values(&[result]).inc();
+    response
+}
+
+type Refusal = (StatusCode, String);
+
+async fn take(
+    served: &Served,
+    request: Result<Query<Request>, QueryRejection>,
+) -> Result<Vec<u8>, Refusal> {
+    let bad = |why: String| (StatusCode::BAD_REQUEST, why);
+    let Query(request) = request.map_err(|why| bad(why.body_text()))?;
+    if let Some(event) = request.event.as_deref().filter(|event| *event != "cpu") {
+        return Err(bad(format!("no event {event:?}: there is cpu")));
+    }
+    let seconds = request.seconds.unwrap_or(DEFAULT_SECONDS);
+    if !(1..=MAX_SECONDS).contains(&seconds) {
+        return Err(bad(format!("seconds must be from 1 to {MAX_SECONDS}")));
+    }
+    let pids = wanted(&lock(&served.state.view), &request)?;
+    let Ok(permit) = Arc::clone(&served.profiles.0).try_acquire_owned() else {
+        let why = format!("{MAX_PROFILES} profiles are being taken already: try again later");
+        return Err((StatusCode::TOO_MANY_REQUESTS, why));
+    };
+    let (done, result) = oneshot::channel();
+    // Dropped, and so noticed, when the client is gone.
+    let (_asking, asked) = oneshot::channel::<()>();
+    let record = move || {
+        let recorded = record(pids, Duration::from_secs(seconds), asked);
+        drop(permit);
+        let _ = done.send(recorded);
+    };
+    let failed = |error: anyhow::Error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"));
+    std::thread::Builder::new()
+        .name("goprof-profile".into())
+        .spawn(record)
+        .map_err(|error| failed(error.into()))?;
+    match result.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(failed(anyhow::anyhow!("the recording ended by itself"))),
+    }
+}
+
+/// The processes asked for, of those that are Go's.
+fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
+    let processes = view.processes.iter();
+    let mut go = processes.filter(|process| process.labels.contains_key(label::GO_VERSION));
+    let labelled = |name: &str, value: &str| -> Vec<u32> {
+        let processes = go
+            .clone()
+            .filter(|process| process.labels.get(name).is_some_and(|label| label == value));
+        processes.map(|process| process.pid).collect()
+    };
+    let (mut pids, what) = match request {
+        Request {
+            pid: Some(pid),
+            pod: None,
+            service: None,
+            ..
+        } => {
+            let known = go.find(|process| process.pid == *pid);
+            let pids = known.map(|process| process.pid).into_iter().collect();
+            (pids, format!("with pid {pid}"))
+        }
+        Request {
+            pid: None,
+            pod: Some(pod),
+            service: None,
+            ..
+        } => (labelled(label::POD, pod), format!("in the pod {pod:?}")),
+        Request {
+            pid: None,
+            pod: None,
+            service: Some(service),
+            ..
+        } => {
+            let what = format!("of the service {service:?}");
+            (labelled(label::SERVICE_NAME, service), what)
+        }
+        _ => {
+            let why = "give one of pid, pod and service".into();
+            return Err((StatusCode::BAD_REQUEST, why));
+        }
+    };
+    pids.truncate(MAX_PIDS);
+    match pids.is_empty() {
+        true => Err((
+            StatusCode::NOT_FOUND,
+            format!("no Go process {what}: /targets lists them"),
+        )),
+        false => Ok(pids),
+    }
+}
+
+/// Samples until the time is over or nobody asks any more.
+fn record(pids: Vec<u32>, duration: Duration, asked: oneshot::Receiver<()>) -> Result<Vec<u8>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime to sample on")?;
+    let config = session::Config {
+        selection: Selection::Pids(pids),
+        rate_hz: RATE_HZ,
+        duration: Some(duration),
+        kernel_stacks: true,
+        threads: false,
+        goroutines: false,
+        labels: true,
+        ring_bytes: RING_BYTES,
+    };
+    let recording = runtime.block_on(async {
+        let mut session = Session::prepare(config)?;
+        session.start()?;
+        let nobody_asks = async {
+            let _ = asked.await;
+        };
+        let stopped = session.run(nobody_asks, None, |_| {}).await;
+        session.finish(stopped)
+    })?;
+    let lost = recording.tally.lost();
+    let options = profile::Options {
+        subject: String::new(),
+        notes: lost
+            .iter()
+            .map(|(count, reason)| format!("lost {count} samples: {reason}"))
+            .collect(),
+    };
+    profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::state::ProcessView;
+
+    fn view() -> View {
+        let process = |pid, service: &str, pod: &str| ProcessView {
+            pid,
+            labels: [
+                (label::SERVICE_NAME, service.to_owned()),
+                (label::POD, pod.to_owned()),
+                (label::GO_VERSION, "go1.26".to_owned()),
+            ]
+            .into(),
+            ..ProcessView::default()
+        };
+        View {
+            processes: vec![
+                process(1, "a", "x"),
+                process(2, "a", "y"),
+                process(3, "b", "y"),
+                ProcessView {
+                    pid: 4,
+                    ..ProcessView::default()
+                },
+            ],
+            ..View::default()
+        }
+    }
+
+    fn ask(query: &str) -> Result<Vec<u32>, u16> {
+        let uri = format!("/?{query}").parse().unwrap();
+        let Query(request) = Query::<Request>::try_from_uri(&uri).map_err(|_| 0u16)?;
+        wanted(&view(), &request).map_err(|(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn processes_are_found_by_pid_pod_and_service() {
+        assert_eq!(ask("pid=2"), Ok(vec![2]));
+        assert_eq!(ask("service=a"), Ok(vec![1, 2]));
+        assert_eq!(ask("pod=y&seconds=3"), Ok(vec![2, 3]));
+        assert_eq!(ask("pid=9"), Err(404));
+        assert_eq!(ask("pid=4"), Err(404), "not readable");
+        assert_eq!(ask("service="), Err(404));
+        assert_eq!(ask(""), Err(400));
+        assert_eq!(ask("pid=1&pod=x"), Err(400));
+        assert_eq!(ask("pid=x"), Err(0));
+        assert_eq!(ask("pid=1&debug=1"), Err(0));
+    }
+}

@@ -1,0 +1,136 @@
+//! One window of a session: taken out whole, so that the session goes on while
+//! it is named elsewhere. Also what a session forgets between two of them, so
+//! that its memory is bounded by what runs.
+
+use std::path::Path;
+
+use super::{Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled};
+use crate::{
+    aggregate::Window,
+    probe::Clock,
+    process::{Depth, Process, ProcessTable, all_pids, is_alive},
+    symbolize::{Symbolizer, Taken},
+};
+
+/// What was sampled between two moments, not named yet. Needs nothing of the
+/// session any more.
+pub struct Finished {
+    pub(super) taken: Taken,
+    pub(super) window: Window,
+    pub(super) breaks: Breaks,
+    pub(super) processes: ProcessTable,
+    pub(super) tally: Tally,
+    pub(super) clock: Clock,
+    pub(super) stopped: Stopped,
+}
+
+impl Finished {
+    /// Names what was taken.
+    pub fn name(self, symbolizer: &mut Symbolizer) -> Recording {
+        let processes = &self.processes;
+        let (window, naming) = symbolizer.symbolize(self.taken, &self.window, processes);
+        let breaks = self.breaks.name(symbolizer, processes);
+        Recording {
+            window,
+            naming,
+            tally: self.tally,
+            breaks,
+            stopped: self.stopped,
+            clock: self.clock,
+            samples: self.window.samples(),
+        }
+    }
+
+    /// Drops the samples of processes that `keep` is not for, and says how many
+    /// they were.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Process) -> bool) -> u64 {
+        let mut dropped = 0;
+        for index in self.window.processes() {
+            if !keep(self.processes.get(index)) {
+                dropped += self.window.drop_process(index);
+            }
+        }
+        dropped
+    }
+
+    /// How many samples it holds.
+    pub fn samples(&self) -> u64 {
+        self.window.samples()
+    }
+}
+
+impl<T: Sampled> Recorder<T> {
+    /// The pids of those remembered that run no more. To be asked for before the
+    /// ring is drained, and forgotten after: so no sample of theirs comes later.
+    pub(super) fn gone(&self) -> Vec<u32> {
+        let is_there = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+        let sampled = self.table.pids().filter(|pid| !is_alive(*pid));
+        let others = self.rejected.keys().chain(&self.exiting).copied();
+        let others = others.chain(self.excluded.iter().copied());
+        sampled
+            .chain(others.filter(|pid| !is_there(*pid)))
+            .collect()
+    }
+
+    /// Forgets all there is to know of a pid, but not its samples.
+    pub(super) fn forget(&mut self, pid: u32) {
+        self.table.forget(pid);
+        self.rejected.remove(&pid);
+        self.excluded.remove(&pid);
+        self.exiting.remove(&pid);
+        self.to_prove.remove(&pid);
+        self.off.remove(&pid);
+    }
+
+    /// Forgets those that are gone, and takes the window out.
+    pub(super) fn split_off(&mut self, gone: &[u32]) -> (Window, Breaks, ProcessTable, Tally) {
+        // A pid that was given to another process meanwhile is not gone.
+        for pid in gone.iter().filter(|pid| !is_alive(**pid)) {
+            self.forget(*pid);
+            self.looks.forget(*pid);
+            let _ = self.targets.remove(*pid);
+        }
+        let processes = self.table.split_off();
+        self.disproven.retain(|index| self.table.contains(*index));
+        self.several_runtimes
+            .retain(|index| self.table.contains(*index));
+        (
+            std::mem::take(&mut self.window),
+            std::mem::take(&mut self.breaks),
+            processes,
+            std::mem::take(&mut self.tally),
+        )
+    }
+
+    /// Looks at what the kernel side could not tell of: `told` says whether it
+    /// told all.
+    pub(super) fn find_missed(&mut self, told: bool) {
+        let is_known = |this: &Self, pid| {
+            this.table.current(pid).is_some() || this.rejected.contains_key(&pid)
+        };
+        if !told {
+            for pid in all_pids() {
+                if !is_known(self, pid) {
+                    self.consider(pid, Depth::Libraries);
+                }
+            }
+        }
+        // Processes whose exit was not told, or that never got as far as a
+        // program: they would fill the table.
+        for pid in self.targets.pids() {
+            if !is_known(self, pid) && !is_alive(pid) {
+                let _ = self.targets.remove(pid);
+            }
+        }
+    }
+
+    /// Samples a process no more, whatever it loads, until it runs another
+    /// program.
+    pub(super) fn exclude(&mut self, pid: u32) {
+        self.forget(pid);
+        self.looks.forget(pid);
+        self.rejected.insert(pid, None);
+        self.excluded.insert(pid);
+        let _ = self.targets.remove(pid);
+    }
+}

@@ -1,0 +1,347 @@
+//! The agent at work: what it stores, serves and survives.
+
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use goprof_tests::agent::{self, Agent, Row};
+use goprof_tests::command::{self, Outcome};
+use goprof_tests::pprof::Profile;
+use goprof_tests::target::Target;
+use goprof_tests::{debian, go, http};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn busy() -> Target {
+    Target::start(&go::build("busy_loop"), &[])
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("make a directory")
+}
+
+/// Samples of a process whose stack holds a function.
+fn samples(rows: &[Row], pid: u32, function: &str) -> i64 {
+    let of =
+        |row: &&Row| row.pid == i64::from(pid) && row.functions.iter().any(|name| name == function);
+    rows.iter().filter(of).map(|row| row.count).sum()
+}
+
+fn log_lines<'a>(outcome: &'a Outcome, words: &str) -> Vec<&'a str> {
+    let lines = outcome.stderr.lines();
+    lines.filter(|line| line.contains(words)).collect()
+}
+
+const UPLOADED: &str = "goprof_uploads_total{result=\"success\"}";
+
+#[test]
+fn what_a_program_does_is_in_the_store_after_two_flushes() {
+    let target = busy();
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &["--flush", "3s"]);
+    agent.wait_for(UPLOADED, 2.0, LIMIT);
+    let rows = agent::rows(dir.path());
+    let three = samples(&rows, target.pid(), "main.spinThree");
+    let one = samples(&rows, target.pid(), "main.spinOne");
+    assert!(one > 3 && three > one, "{three} and {one} samples");
+    let row = rows.iter().find(|row| row.pid == i64::from(target.pid()));
+    assert_eq!(row.expect("a row").service, "busy_loop");
+
+    // Windows follow one another: what was sampled is what is stored.
+    let counted = agent.metric("goprof_samples_total{event=\"cpu\"}");
+    let outcome = agent.stop().succeeded();
+    let stored: i64 = agent::rows(dir.path()).iter().map(|row| row.count).sum();
+    assert!(stored as f64 >= counted, "{stored} of {counted}");
+    assert!(
+        log_lines(&outcome, "level=warn").is_empty(),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn sigterm_writes_what_is_open() {
+    let target = busy();
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &["--flush", "1h"]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(
+        agent::files(&agent::store(dir.path())),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+    let asked = Instant::now();
+    let outcome = agent.stop().succeeded();
+    assert!(asked.elapsed() < Duration::from_secs(10));
+    assert_eq!(log_lines(&outcome, "objects_left_in_spool=0").len(), 1);
+    let rows = agent::rows(dir.path());
+    assert!(
+        samples(&rows, target.pid(), "main.spinThree") > 3,
+        "{rows:?}"
+    );
+}
+
+#[test]
+fn sigkill_tears_no_object_and_loses_no_finished_window() {
+    let target = busy();
+    let dir = folder();
+    for milliseconds in [1500, 2300, 3100, 2700] {
+        let mut agent = Agent::start(dir.path(), &["--flush", "1s"]);
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        assert!(agent.is_running());
+        agent.signal(libc::SIGKILL);
+        drop(agent);
+        for path in agent::files(&agent::store(dir.path())) {
+            // Objects are whole: this reads them all.
+            let name = path.to_string_lossy().into_owned();
+            let unfinished = !name.ends_with(".parquet");
+            assert!(!unfinished || name.contains('#'), "{name}");
+        }
+    }
+    // The next one finds what was left in the spool.
+    Agent::start(dir.path(), &["--flush", "1s"])
+        .stop()
+        .succeeded();
+    let objects = agent::files(&agent::store(dir.path()));
+    let whole = objects
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "parquet"));
+    for path in objects
+        .iter()
+        .filter(|p| p.extension().is_none_or(|e| e != "parquet"))
+    {
+        std::fs::remove_file(path).expect("remove what was not finished");
+    }
+    assert!(whole.count() >= 4, "{objects:?}");
+    assert!(samples(&agent::rows(dir.path()), target.pid(), "main.spinThree") > 10);
+    let left = agent::files(&dir.path().join("spool"));
+    let left = left
+        .iter()
+        .filter(|path| path.extension().is_some())
+        .count();
+    assert_eq!(left, 0, "entries left in the spool");
+}
+
+#[test]
+fn sighup_reloads_and_a_bad_file_changes_nothing() {
+    let target = busy();
+    let dir = folder();
+    let path = dir.path().join("goprof.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("write a configuration");
+    write("rate_hz = 19\nflush = \"1s\"\n");
+    let arg = path.to_str().expect("a UTF-8 path");
+    let agent = Agent::start(dir.path(), &["--config", arg]);
+    agent.wait_for(UPLOADED, 1.0, LIMIT);
+
+    write("rate_hz = 19\nflush = \"1s\"\nflsh = 3\n");
+    agent.signal(libc::SIGHUP);
+    agent.wait_for(
+        "goprof_config_reloads_total{result=\"failure\"}",
+        1.0,
+        LIMIT,
+    );
+    let before = agent.metric(UPLOADED);
+    agent.wait_for(UPLOADED, before + 1.0, LIMIT);
+
+    write("flush = \"1s\"\n[[rules]]\nexclude = [{ name = \"busy_loop\" }]\n");
+    agent.signal(libc::SIGHUP);
+    agent.wait_for(
+        "goprof_config_reloads_total{result=\"success\"}",
+        1.0,
+        LIMIT,
+    );
+    let name = format!("\"pid\": {},", target.pid());
+    let excluded = || {
+        let text = agent.get("/targets");
+        let at = text.find(&name)?;
+        text[at..]
+            .find("no rule takes it")
+            .filter(|found| *found < 1200)
+    };
+    let deadline = Instant::now() + LIMIT;
+    while excluded().is_none() {
+        assert!(Instant::now() < deadline, "{}", agent.get("/targets"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Nothing of it is stored from here on.
+    std::thread::sleep(Duration::from_secs(2));
+    let before = samples(&agent::rows(dir.path()), target.pid(), "main.spinThree");
+    std::thread::sleep(Duration::from_secs(3));
+    let outcome = agent.stop().succeeded();
+    let after = samples(&agent::rows(dir.path()), target.pid(), "main.spinThree");
+    assert!(before > 0);
+    assert_eq!(after, before);
+    let lines = log_lines(&outcome, "not reloaded");
+    assert_eq!(lines.len(), 1, "{}", outcome.stderr);
+    assert!(lines[0].contains("line 3: flsh"), "{}", lines[0]);
+}
+
+#[track_caller]
+fn promtool(dir: &Path, metrics: &str) {
+    let file = dir.join("metrics");
+    std::fs::write(&file, metrics).expect("keep the metrics");
+    let promtool = debian::package("prometheus").join("usr/bin/promtool");
+    let mut check = Command::new("sh");
+    check.args(["-c", "exec \"$0\" check metrics < \"$1\""]);
+    check.arg(promtool).arg(file);
+    let outcome = command::run(&mut check, LIMIT, "dash").succeeded();
+    assert_eq!(outcome.text().trim(), "");
+    assert_eq!(outcome.stderr.trim(), "");
+}
+
+#[test]
+fn metrics_and_pages_survive_hostile_names() {
+    let dir = folder();
+    let hostile =
+        b"<script>alert(1)</script>\"\\\n\xff} 1".map(|c| if c == b'/' { b'_' } else { c });
+    let program = dir.path().join(std::ffi::OsStr::from_bytes(&hostile));
+    std::fs::copy(go::build("busy_loop"), &program).expect("copy a program");
+    let evil = "x".repeat(10_000) + "\"}\n# evil";
+    let mut command = Command::new(&program);
+    command
+        .args(["-duration", "5m"])
+        .env("OTEL_SERVICE_NAME", &evil);
+    let named = Target::start_command(&mut command);
+    let mut command = Command::new(&program);
+    let unnamed = Target::start_command(command.args(["-duration", "5m"]));
+
+    let agent = Agent::start(dir.path(), &["--flush", "1s"]);
+    agent.wait_for(UPLOADED, 2.0, LIMIT);
+    let metrics = agent.get("/metrics");
+    assert!(metrics.contains("script"), "{metrics}");
+    assert!(!metrics.lines().any(|line| line.starts_with("# evil")));
+    promtool(dir.path(), &metrics);
+
+    let json: serde_json::Value = serde_json::from_str(&agent.get("/targets")).expect("JSON");
+    let processes = json["processes"].as_array().expect("a list");
+    for target in [&named, &unnamed] {
+        let found = processes.iter().find(|p| p["pid"] == target.pid());
+        let found = found.unwrap_or_else(|| panic!("{json}"));
+        assert_eq!(found["collected"][0]["event"], "cpu");
+        assert_eq!(found["collected"][0]["rate_hz"], 19);
+    }
+    let page = http::get_as(&format!("{}/targets", agent.url), "text/html");
+    assert!(
+        page.to_lowercase().contains("content-security-policy"),
+        "{page}"
+    );
+    assert!(
+        page.contains("&lt;script&gt;") && !page.contains("<script"),
+        "{page}"
+    );
+
+    let outcome = agent.stop().succeeded();
+    for line in outcome.stderr.lines() {
+        assert!(line.starts_with("time="), "{line}");
+    }
+    assert!(samples(&agent::rows(dir.path()), named.pid(), "main.spinThree") > 0);
+}
+
+#[test]
+fn metrics_tell_what_is_sampled_and_used() {
+    let target = busy();
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &["--flush", "1s", "--max-targets", "1"]);
+    agent.wait_for(UPLOADED, 3.0, LIMIT);
+    promtool(dir.path(), &agent.get("/metrics"));
+    assert!(agent.metric("goprof_samples_total{event=\"cpu\"}") > 10.0);
+    let whole = agent.metric("goprof_stacks_total{end=\"whole\"}");
+    assert!(whole > 10.0, "{whole}");
+    assert!(agent.metric("goprof_targets{state=\"sampled\"}") >= 1.0);
+    assert!(agent.metric("goprof_last_success_timestamp_seconds") > 1.7e9);
+    assert!(agent.metric("process_resident_memory_bytes") > 1e6);
+    let metrics = agent.get("/metrics");
+    assert_eq!(metrics.matches("goprof_target_threads{").count(), 1);
+    let sampled = agent.metric("goprof_targets{state=\"sampled\"}");
+    if sampled > 1.0 {
+        assert!(agent.metric("goprof_target_services_omitted") >= 1.0);
+    }
+    drop(target);
+    agent.stop().succeeded();
+}
+
+#[test]
+fn a_profile_by_http_is_one_that_pprof_reads() {
+    let target = busy();
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &[]);
+    let seen = format!("\"pid\": {},", target.pid());
+    let deadline = Instant::now() + LIMIT;
+    while !agent.get("/targets").contains(&seen) {
+        assert!(Instant::now() < deadline, "never seen");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let url = format!(
+        "{}/debug/goprof/profile?pid={}&seconds=2",
+        agent.url,
+        target.pid()
+    );
+    let profile = Profile::decode(&http::get(&url));
+    assert!(profile.total() > 20, "{}", profile.total());
+    assert!(profile.cumulative_share("main.spinThree") > 0.5);
+
+    let mut pprof = go::go(go::NEWEST);
+    pprof.args(["tool", "pprof", "-top"]).arg(&url);
+    pprof.env("PPROF_TMPDIR", dir.path());
+    let top = command::run(&mut pprof, LIMIT, go::REMEDY).succeeded();
+    assert!(top.text().contains("main.spinThree"), "{}", top.text());
+    assert!(top.text().contains("Type: cpu"), "{}", top.text());
+
+    let by_service = format!(
+        "{}/debug/goprof/profile?service=busy_loop&seconds=2",
+        agent.url
+    );
+    let profile = Profile::decode(&http::get(&by_service));
+    assert!(profile.total() > 0, "{:?}", profile.raw);
+    refusals(&agent, target.pid());
+    agent.stop().succeeded();
+}
+
+/// What cannot be answered has the status that says why.
+#[track_caller]
+fn refusals(agent: &Agent, pid: u32) {
+    let ask = |query: &str| {
+        let url = format!("{}/debug/goprof/profile?{query}", agent.url);
+        http::request("GET", &url, b"", LIMIT)
+            .map(drop)
+            .unwrap_err_or_default()
+    };
+    assert!(ask("pid=999999999").contains("404"));
+    assert!(ask("").contains("400"));
+    assert!(ask(&format!("pid={pid}&seconds=9999")).contains("400"));
+    assert!(ask(&format!("pid={pid}&event=heap")).contains("400"));
+    // Two at a time.
+    let query = format!("pid={pid}&seconds=3");
+    std::thread::scope(|scope| {
+        let long = |_| scope.spawn(|| ask(&query));
+        let running: Vec<_> = (0..2).map(long).collect();
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(ask(&query).contains("429"), "a third profile at a time");
+        for request in running {
+            assert_eq!(request.join().expect("no thread panics"), "");
+        }
+    });
+}
+
+trait ErrorOrNothing {
+    fn unwrap_err_or_default(self) -> String;
+}
+
+impl ErrorOrNothing for Result<(), String> {
+    fn unwrap_err_or_default(self) -> String {
+        self.err().unwrap_or_default()
+    }
+}
+
+#[test]
+fn two_agents_do_not_share_a_spool() {
+    let dir = folder();
+    let first = Agent::start(dir.path(), &[]);
+    let second = Agent::spawn(dir.path(), &[]).finish();
+    assert_eq!(second.code(), 1, "{}", second.stderr);
+    assert_eq!(second.stderr.lines().count(), 1, "{}", second.stderr);
+    assert!(second.stderr.contains("another agent"), "{}", second.stderr);
+    first.stop().succeeded();
+}

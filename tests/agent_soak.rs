@@ -1,0 +1,116 @@
+//! The agent does not grow: ten processes a second come and go for a minute, and
+//! at its end it has as many descriptors and threads as before, and no more
+//! memory than it settled at.
+
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use goprof_tests::agent::Agent;
+use goprof_tests::{go, quiet};
+
+const BEFORE: Duration = Duration::from_secs(20);
+const AFTER: Duration = Duration::from_secs(60);
+/// What the files that only this test runs are called.
+const NAME: &str = "goprof-soak-";
+const A_SECOND: u32 = 10;
+/// Files of whatever else the machine runs meanwhile.
+const SOME_FDS: usize = 256;
+const SOME_BYTES: u64 = 12 << 20;
+
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    /// Descriptors of files that only this test runs.
+    own_fds: usize,
+    resident_bytes: u64,
+    fds: usize,
+    threads: usize,
+    maps: usize,
+}
+
+fn size(pid: u32) -> Size {
+    let count = |folder: &str| {
+        let entries = std::fs::read_dir(format!("/proc/{pid}/{folder}"));
+        entries.expect("the agent's /proc").count()
+    };
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the agent's /proc");
+    let links = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+        text.expect("the agent's /proc")
+    };
+    let pages = read("statm").split(' ').nth(1).map(str::to_owned);
+    let pages: u64 = pages.expect("a field").parse().expect("a number");
+    Size {
+        own_fds: links
+            .filter(|link| link.to_string_lossy().contains(NAME))
+            .count(),
+        resident_bytes: pages * 4096,
+        fds: count("fd"),
+        threads: count("task"),
+        maps: read("maps").lines().count(),
+    }
+}
+
+/// Starts short programs, each from a file of its own every second time, and
+/// waits for them.
+fn come_and_go(duration: Duration) -> u32 {
+    let program = go::build("short_lived");
+    let dir = tempfile::tempdir().expect("make a directory");
+    let begun = Instant::now();
+    let mut children = Vec::new();
+    let mut started = 0;
+    while begun.elapsed() < duration {
+        let path = dir.path().join(format!("{NAME}{started}"));
+        let own = started % 10 == 0;
+        if own {
+            std::fs::copy(&program, &path).expect("copy a program");
+        }
+        let path = if own { &path } else { &program };
+        let child = Command::new(path).stdout(Stdio::null()).spawn();
+        children.push(child.expect("start a short program"));
+        started += 1;
+        let due = begun + Duration::from_secs(1) / A_SECOND * started;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        if own {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    for mut child in children {
+        child.wait().expect("wait for a short program");
+    }
+    started
+}
+
+#[test]
+fn processes_that_come_and_go_leave_nothing_behind() {
+    go::build("short_lived");
+    let _turn = quiet::measuring();
+    let dir = tempfile::tempdir().expect("make a directory");
+    let agent = Agent::start(dir.path(), &["--flush", "2s"]);
+    come_and_go(BEFORE);
+    let before = size(agent.pid());
+    let started = come_and_go(AFTER);
+    let after = size(agent.pid());
+    // What was used last is let go two windows later.
+    std::thread::sleep(Duration::from_secs(7));
+    let rest = size(agent.pid());
+    eprintln!("after {BEFORE:?}: {before:?}\nafter {started} more: {after:?}\nat rest: {rest:?}");
+    let cpu = agent.metric("process_cpu_seconds_total");
+    eprintln!("CPU time {cpu} s in {} s", (BEFORE + AFTER).as_secs() + 7);
+    assert!(started > 300, "only {started} processes");
+    for size in [after, rest] {
+        assert!(size.fds <= before.fds + SOME_FDS, "descriptors grew");
+        assert!(size.threads <= before.threads + 2, "threads grew");
+        assert!(size.maps <= before.maps + SOME_FDS, "mappings grew");
+        let most = before.resident_bytes + SOME_BYTES;
+        assert!(size.resident_bytes <= most, "memory grew");
+    }
+    assert_eq!(rest.own_fds, 0, "files of programs that are gone are held");
+    let windows = agent.metric("goprof_windows_total{result=\"spooled\"}");
+    assert!(windows > 20.0, "{windows} windows");
+    assert!(agent.metric("goprof_samples_total{event=\"cpu\"}") > 100.0);
+    agent.stop().succeeded();
+}

@@ -1,0 +1,191 @@
+//! Running `goprof agent` as an operator does, and reading what it stored.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use arrow_array::cast::AsArray as _;
+use arrow_array::types::Int64Type;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::command::{Outcome, Running};
+use crate::{goprof, http};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// An agent with a store, a spool and a port of its own.
+pub struct Agent {
+    running: Running,
+    /// Where it answers, without a slash at the end.
+    pub url: String,
+}
+
+/// A row of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Process id.
+    pub pid: i64,
+    /// What the service is called.
+    pub service: String,
+    /// How many samples.
+    pub count: i64,
+    /// The functions, leaf first.
+    pub functions: Vec<String>,
+}
+
+impl Agent {
+    /// Starts an agent that keeps everything in `dir`, and waits until it
+    /// samples.
+    #[track_caller]
+    pub fn start(dir: &Path, args: &[&str]) -> Self {
+        let agent = Self::spawn(dir, args);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let ready = format!("{}/readyz", agent.url);
+        while let Err(error) = http::request("GET", &ready, b"", LIMIT) {
+            assert!(Instant::now() < deadline, "the agent is not ready: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        agent
+    }
+
+    /// Starts an agent and waits for nothing.
+    #[track_caller]
+    pub fn spawn(dir: &Path, args: &[&str]) -> Self {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let (store, spool) = (store(dir), dir.join("spool"));
+        let mut all = vec!["agent", "--listen", &listen];
+        all.extend(["--store", text(&store), "--spool", text(&spool)]);
+        all.extend(args);
+        Agent {
+            running: goprof::start(&all),
+            url: format!("http://{listen}"),
+        }
+    }
+
+    /// What it answers.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> String {
+        let body = http::get(&format!("{}{path}", self.url));
+        String::from_utf8(body).expect("an answer in UTF-8")
+    }
+
+    /// The value of a metric by its name and labels as they are written.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics");
+        let value = text.lines().find_map(|line| {
+            let (found, value) = line.rsplit_once(' ')?;
+            (found == name).then(|| value.parse::<f64>().ok())?
+        });
+        value.unwrap_or_else(|| panic!("no metric {name}\n{text}"))
+    }
+
+    /// Waits until a metric is at least `value`.
+    #[track_caller]
+    pub fn wait_for(&self, name: &str, value: f64, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while self.metric(name) < value {
+            assert!(Instant::now() < deadline, "{name} never got to {value}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Sends a signal by its number.
+    pub fn signal(&self, signal: i32) {
+        self.running.signal(signal);
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.running.is_running()
+    }
+
+    /// Ends it as a service manager does.
+    #[track_caller]
+    pub fn stop(self) -> Outcome {
+        self.running.signal(libc::SIGTERM);
+        self.running.finish(Duration::from_secs(10))
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn finish(self) -> Outcome {
+        self.running.finish(Duration::from_secs(30))
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A port nobody listens on now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Where an agent that keeps everything in `dir` has its store.
+pub fn store(dir: &Path) -> PathBuf {
+    dir.join("store")
+}
+
+/// Every file below a folder.
+#[track_caller]
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return found;
+    };
+    for entry in entries {
+        let path = entry.expect("read a directory").path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push(path),
+        }
+    }
+    found
+}
+
+/// The rows of every object of the store. Panics where one is not whole.
+#[track_caller]
+pub fn rows(dir: &Path) -> Vec<Row> {
+    files(&store(dir))
+        .iter()
+        .flat_map(|path| read(path))
+        .collect()
+}
+
+fn read(path: &Path) -> Vec<Row> {
+    let whole = |error: &dyn std::fmt::Display| -> ! { panic!("{}: {error}", path.display()) };
+    let file = File::open(path).unwrap_or_else(|e| whole(&e));
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap_or_else(|e| whole(&e));
+    let mut rows = Vec::new();
+    for batch in reader.build().unwrap_or_else(|e| whole(&e)) {
+        let batch = batch.unwrap_or_else(|e| whole(&e));
+        let column = |name: &str| {
+            let column = batch.column_by_name(name);
+            column.unwrap_or_else(|| panic!("{}: no column {name}", path.display()))
+        };
+        let pids = column("pid").as_primitive::<Int64Type>();
+        let counts = column("count").as_primitive::<Int64Type>();
+        let services = column("service_name").as_string::<i32>();
+        let functions = column("functions").as_list::<i32>();
+        for index in 0..batch.num_rows() {
+            let names = functions.value(index);
+            let names = names.as_string::<i32>().iter().flatten();
+            rows.push(Row {
+                pid: pids.value(index),
+                service: services.value(index).to_owned(),
+                count: counts.value(index),
+                functions: names.map(str::to_owned).collect(),
+            });
+        }
+    }
+    rows
+}
