@@ -53,7 +53,7 @@ fn sample(ctx: &PerfEventContext, scratch: &mut Scratch, layout: &GoLayout) {
         kernel_stack(ctx, scratch, in_user);
         return;
     }
-    let goroutine = goroutine::current(layout, &registers);
+    let goroutine = goroutine::current(layout, &registers, &mut scratch.block);
     scratch.sample.goid = goroutine.id;
     scratch.state.goroutine = goroutine;
     take_thread_stack(scratch, layout);
@@ -61,9 +61,8 @@ fn sample(ctx: &PerfEventContext, scratch: &mut Scratch, layout: &GoLayout) {
         take_goroutine_stack(scratch, layout);
     }
     kernel_stack(ctx, scratch, in_user);
-    let set = goroutine::label_set(layout, &goroutine);
-    if set != 0 {
-        take_labels(scratch, layout.labels as u64, set);
+    if goroutine.label_set != 0 {
+        take_labels(scratch, layout.labels as u64, goroutine.label_set);
     }
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use profiler_ebpf::wire::{FRAME_SOUND_BYTES, GoLayout, labels};
 
 use super::{
-    memory::{read_word, read_words},
+    memory::{Block, read_word, read_words},
     registers::{UserRegisters, is_arm64},
 };
 
@@ -32,6 +32,9 @@ pub struct Goroutine {
     pub g: u64,
     /// Its id; 0 where the thread runs none.
     pub id: u64,
+    /// The value of its `g.labels`; 0 where it has none or their form is not
+    /// known.
+    pub label_set: u64,
     /// The `g` of the stack that the thread is on: its own, or another of the
     /// thread's; 0 where there is none.
     on_thread: u64,
@@ -42,63 +45,76 @@ pub struct Goroutine {
     pub on_signal_stack: bool,
 }
 
-/// Finds the goroutine; none where the layout is not known.
+/// Finds the goroutine; none where the layout is not known. Uses `block`.
 #[inline(always)]
-pub fn current(layout: &GoLayout, registers: &UserRegisters) -> Goroutine {
+pub fn current(layout: &GoLayout, registers: &UserRegisters, block: &mut Block) -> Goroutine {
     let none = Goroutine::default();
     if layout.known == 0 {
         return none;
     }
+    let at_hand = in_register(layout, registers, block);
+    if at_hand.g != 0 {
+        return at_hand;
+    }
     let on_thread = current_g(layout, registers);
     if on_thread == 0 {
         return none;
-    }
-    // Only goroutines have an id (`runtime.newproc1`, `runtime.oneNewExtraM`):
-    // the `g` of a system stack or a signal stack has none. That spares most
-    // samples the reads of what lies elsewhere.
-    let id = goid(layout, on_thread);
-    if id != 0 {
-        return Goroutine {
-            g: on_thread,
-            id,
-            on_thread,
-            ..none
-        };
     }
     let m = read_word(on_thread.wrapping_add(layout.g_m as u64));
     if m == 0 {
         return none;
     }
     let g = read_word(m.wrapping_add(layout.m_curg as u64));
-    if g == on_thread {
-        return Goroutine {
-            g,
-            on_thread,
-            ..none
-        };
+    let mut goroutine = Goroutine {
+        g,
+        on_thread,
+        ..none
+    };
+    if g != 0 {
+        goroutine.id = read_word(g.wrapping_add(layout.g_goid as u64));
+        if layout.labels != labels::UNKNOWN {
+            goroutine.label_set = read_word(g.wrapping_add(layout.g_labels as u64));
+        }
     }
-    let signal = read_word(m.wrapping_add(layout.m_gsignal as u64));
+    if g != on_thread {
+        let signal = read_word(m.wrapping_add(layout.m_gsignal as u64));
+        goroutine.left = g != 0;
+        goroutine.on_signal_stack = signal == on_thread;
+    }
+    goroutine
+}
+
+/// The goroutine that Go code has in a register, if it is on its own stack: what
+/// else assembly has there is no `g` with this stack, and only goroutines have an
+/// id (`runtime.newproc1`, `runtime.oneNewExtraM`). That spares most samples the
+/// way through the thread and its `m`, of which nothing is in the cache.
+#[inline(always)]
+fn in_register(layout: &GoLayout, registers: &UserRegisters, block: &mut Block) -> Goroutine {
+    let none = Goroutine::default();
+    let g = registers.g;
+    // A read that fails takes as long as ten that do not.
+    if !layout.text.holds(registers.ip) || g < LEAST_ADDRESS || g % 8 != 0 {
+        return none;
+    }
+    let (id, set) = (layout.g_goid as usize / 8, layout.g_labels as usize / 8);
+    // One long read takes less than three short ones.
+    let words = if id > set { id } else { set } + 1;
+    if !block.fill(g, words) || !holds(block.words(0), registers.sp) {
+        return none;
+    }
+    let [id] = block.words(id);
+    let [set] = block.words(set);
+    if id == 0 {
+        return none;
+    }
+    let known = layout.labels != labels::UNKNOWN;
     Goroutine {
         g,
-        id: if g == 0 { 0 } else { goid(layout, g) },
-        on_thread,
-        left: g != 0,
-        on_signal_stack: signal == on_thread,
+        id,
+        label_set: if known { set } else { 0 },
+        on_thread: g,
+        ..none
     }
-}
-
-#[inline(always)]
-fn goid(layout: &GoLayout, g: u64) -> u64 {
-    read_word(g.wrapping_add(layout.g_goid as u64))
-}
-
-/// The value of the goroutine's `g.labels`.
-#[inline(always)]
-pub fn label_set(layout: &GoLayout, goroutine: &Goroutine) -> u64 {
-    if goroutine.g == 0 || layout.labels == labels::UNKNOWN {
-        return 0;
-    }
-    read_word(goroutine.g.wrapping_add(layout.g_labels as u64))
 }
 
 /// The address past the goroutine's own stack.
@@ -107,10 +123,11 @@ pub fn own_stack_top(goroutine: &Goroutine) -> u64 {
     read_word(goroutine.g.wrapping_add(G_STACK_HI))
 }
 
-/// Whether an address lies in the goroutine's own stack.
+/// Whether an address lies in the goroutine's own stack, whose bounds are the
+/// first two words of `g`, in every version.
 #[inline(always)]
 pub fn own_stack_holds(goroutine: &Goroutine, address: u64) -> bool {
-    stack_holds(goroutine.g, address)
+    holds(read_words(goroutine.g), address)
 }
 
 /// Where the runtime entered the system stack of the thread: `m.g0` is the
@@ -173,12 +190,6 @@ fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
     if is_arm64() {
         return registers.g;
     }
-    // Go code has it in a register, and only some assembly something else, which
-    // is no `g` with this stack. That spares most samples the way through the
-    // thread, of which nothing is in the cache.
-    if layout.text.holds(registers.ip) && stack_holds(registers.g, registers.sp) {
-        return registers.g;
-    }
     // SAFETY: set before the load and never after.
     let offset = unsafe { core::ptr::read_volatile(&raw const FS_BASE_OFFSET) };
     if offset == 0 {
@@ -193,15 +204,9 @@ fn current_g(layout: &GoLayout, registers: &UserRegisters) -> u64 {
     read_word(base.wrapping_add_signed(layout.tls_offset as i64))
 }
 
-/// Whether an address lies in the stack of `g`, whose bounds are its first two
-/// words, in every version.
+/// Whether an address lies in a stack with these bounds.
 #[inline(always)]
-fn stack_holds(g: u64, address: u64) -> bool {
-    // A read that fails takes as long as ten that do not.
-    if g < LEAST_ADDRESS || g % 8 != 0 {
-        return false;
-    }
-    let [lo, hi]: [u64; 2] = read_words(g);
+fn holds([lo, hi]: [u64; 2], address: u64) -> bool {
     let bytes = hi.wrapping_sub(lo);
     bytes <= MAX_STACK_BYTES && address.wrapping_sub(lo) < bytes
 }
