@@ -93,7 +93,7 @@ fn in_register(layout: &GoLayout, registers: &UserRegisters, block: &mut Block) 
     let none = Goroutine::default();
     let g = registers.g;
     // A read that fails takes as long as ten that do not.
-    if !layout.text.holds(registers.ip) || g < LEAST_ADDRESS || g % 8 != 0 {
+    if !layout.text.holds(registers.ip) || g < LEAST_ADDRESS || !g.is_multiple_of(8) {
         return none;
     }
     let (id, set) = (layout.g_goid as usize / 8, layout.g_labels as usize / 8);

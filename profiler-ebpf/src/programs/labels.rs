@@ -177,7 +177,7 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
 /// The address of the bucket of this number; 0 where there is none.
 #[inline(always)]
 fn bucket_address(number: u64, state: &Labels) -> u64 {
-    if number % 2 != 0 {
+    if !number.is_multiple_of(2) {
         return state.overflow;
     }
     let bucket = number / 2;
