@@ -9,8 +9,10 @@
     reason = "test code: a failure is a panic"
 )]
 
+#[cfg(feature = "agent")]
 #[path = "harness/agent.rs"]
 pub mod agent;
+#[cfg(feature = "agent")]
 #[path = "harness/batch.rs"]
 pub mod batch;
 #[path = "harness/command.rs"]
@@ -29,6 +31,7 @@ pub mod go;
 pub mod goprof;
 #[path = "harness/http.rs"]
 pub mod http;
+#[cfg(feature = "agent")]
 #[path = "harness/identity.rs"]
 pub mod identity;
 #[path = "harness/pprof.rs"]
