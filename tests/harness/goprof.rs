@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::command::{self, Outcome, Running};
 use crate::pprof::Profile;
 
-const BUILD: &str = "build it with `cargo build --release --package goprof`, or name another in \
+const BUILD: &str = "build it with `cargo build --package goprof`, or name another in \
      GOPROF_BIN; `cargo xtask test` does that by itself";
 
 /// The goprof binary: `GOPROF_BIN`, else the newer of the release and the debug
