@@ -64,6 +64,12 @@ impl Process {
             }
             (said, has) => fields.labels = has.or(said),
         }
+        // Where the program's own type says the form, what its memory holds is
+        // right or damaged, and no matter of the version.
+        let proven = StructOffsets {
+            labels: fields.labels.filter(|_| self.label_format().is_none()),
+            ..fields
+        };
         let memory = self.memory()?;
         let tls_offset = match runtime.g {
             GLocation::FsOffset(offset) => offset,
@@ -80,7 +86,7 @@ impl Process {
         let program = Program {
             read: |address, bytes: &mut [u8]| memory.read_exact_at(bytes, address).is_ok(),
             kind: |address| self.function_kind(address),
-            offsets: &fields,
+            offsets: &proven,
         };
         let proof = program.prove(AllGoroutines {
             array: all.array.wrapping_add(bias),

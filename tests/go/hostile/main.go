@@ -4,7 +4,9 @@
 package main
 
 import (
+	"context"
 	"runtime"
+	"runtime/pprof"
 
 	"example.com/fixtures/hostile/scribble"
 	"example.com/fixtures/hostile/thread"
@@ -36,6 +38,11 @@ func labelled() {
 	}
 }
 
+// haveLabels links the type of labels in, as whatever sets them does.
+func haveLabels() {
+	pprof.Do(context.Background(), pprof.Labels("key", "value"), func(context.Context) {})
+}
+
 // scribbles calls C on a thread of its own.
 func scribbles(c func(slot uintptr)) {
 	runtime.LockOSThread()
@@ -47,6 +54,7 @@ func scribbles(c func(slot uintptr)) {
 
 func main() {
 	runtime.GOMAXPROCS(16)
+	haveLabels()
 	lies := scribble.Prepare()
 	for _, c := range []func(uintptr){
 		scribble.Loop, scribble.Chain, scribble.Frame, scribble.Stack, scribble.G, scribble.Lies,
