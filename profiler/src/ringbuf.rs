@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// How long records may wait that did not wake us.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long records may wait that did not wake us. To sleep and wake is dear, some
+/// 60 us on a virtual machine, and tokio wakes twice for a time this far off: at
+/// ten times a second that was half of what a minute's recording took.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What the ring keeps before each record (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEAD_BYTES: usize = 8;
