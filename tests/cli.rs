@@ -305,7 +305,7 @@ fn a_damaged_binary_that_runs_is_profiled_or_refused() {
         target.assert_running();
         if outcome.code() == 0 {
             let profile = Profile::read(&file);
-            let spin = profile.cumulative_share("main.spin");
+            let spin = profile.main_share("main.spin");
             println!(
                 "{damage}: profiled, main.spin has {spin}\n{}",
                 profile.top(5)
@@ -328,7 +328,7 @@ fn the_profile_goes_to_stdout_when_asked() {
     let outcome = goprof::run(&["record", "-p", &target.pid_arg(), "-d", "1", "-o", "-"]);
     let outcome = outcome.succeeded();
     let profile = Profile::decode(&outcome.stdout);
-    assert!(profile.cumulative_share("main.spin") > 0.9);
+    assert!(profile.main_share("main.spin") > 0.9);
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn ctrl_c_stops_and_writes() {
         std::thread::sleep(Duration::from_secs(4));
         running.signal(signal);
         running.finish(Duration::from_secs(15)).succeeded();
-        assert!(Profile::read(&file).cumulative_share("main.spin") > 0.9);
+        assert!(Profile::read(&file).main_share("main.spin") > 0.9);
     }
 }
 
@@ -455,7 +455,7 @@ fn ctrl_c_reaches_a_command_and_its_profile_is_written() {
         "the command's own end\n{}",
         outcome.stderr
     );
-    assert!(Profile::read(&file).cumulative_share("main.spin") > 0.9);
+    assert!(Profile::read(&file).main_share("main.spin") > 0.9);
 }
 
 #[test]

@@ -306,7 +306,7 @@ fn the_capabilities_it_asks_for_are_enough() {
     let record = ["record", "-d", "2", "-p", &target.pid_arg(), "-o", "-"];
     let outcome = run_as_nobody(CAPABILITIES, &record).succeeded();
     let profile = Profile::decode(&outcome.stdout);
-    assert!(profile.cumulative_share("main.spin") > 0.9);
+    assert!(profile.main_share("main.spin") > 0.9);
 }
 
 #[test]
