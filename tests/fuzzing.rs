@@ -16,6 +16,7 @@ use goprof_tests::fuzzing::{
     BinaryInput, NATIVE_RANGE, UnwindInput, WalkInput, known, mutate_record, native_library,
     native_process, seeds, words,
 };
+use goprof_tests::memory::{Made, MemoryInput, program, variables};
 use profiler_ebpf::walk::{Step, UserMemory, step};
 use profiler_ebpf::wire::WalkEnd;
 
@@ -35,6 +36,19 @@ impl UserMemory for Memory<'_> {
     fn read_pair(&self, address: u64) -> Option<[u64; 2]> {
         let index = address.checked_sub(self.0.base)? as usize / 8;
         self.0.memory.get(index..index + 2)?.try_into().ok()
+    }
+}
+
+#[test]
+fn seeds_of_gomemory_have_a_heap_profile() {
+    for seed in seeds_of("gomemory") {
+        let words = words(&seed);
+        let input = MemoryInput::of(&words).unwrap();
+        let binary = input.known.process.go_object().unwrap().go().unwrap();
+        let memory = Made::by(|address| Some(input.word(address)));
+        let variables = variables();
+        let profile = program(&memory, binary, &variables).heap().unwrap();
+        assert_eq!(profile.buckets.len(), 1, "{}", input.known.name);
     }
 }
 

@@ -34,6 +34,8 @@ pub mod http;
 #[cfg(feature = "agent")]
 #[path = "harness/identity.rs"]
 pub mod identity;
+#[path = "harness/memory.rs"]
+pub mod memory;
 #[path = "harness/pprof.rs"]
 pub mod pprof;
 #[path = "harness/python.rs"]
@@ -44,6 +46,8 @@ pub mod quiet;
 pub mod replay;
 #[path = "harness/s3.rs"]
 pub mod s3;
+#[path = "harness/talker.rs"]
+pub mod talker;
 #[path = "harness/target.rs"]
 pub mod target;
 

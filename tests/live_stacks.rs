@@ -86,7 +86,7 @@ fn watch(program: &str, version: &str) -> Watched {
         event: symbolize::Event::Cpu,
         start: SystemTime::UNIX_EPOCH,
         duration: Duration::from_secs(SECONDS),
-        period_ns: 1_000_000_000 / u64::from(RATE_HZ),
+        period: 1_000_000_000 / u64::from(RATE_HZ),
     };
     let (window, _) = Symbolizer::default().symbolize(taken, &window, &table);
     let encoded = profile::encode(&window, Format::Pprof, &profile::Options::default()).unwrap();

@@ -163,7 +163,7 @@ fn check(engine: &str, requirement: &str) {
     let store = filled_store(&batch);
     let answers = ask(engine, requirement, &store.path().join("store"));
     let stacks = stacks(&batch);
-    let period = batch.window.period_ns;
+    let period = batch.window.period;
     check_top_functions(&answers[0], &stacks, period);
     check_flame_graph(&answers[1], &stacks, period);
     check_diff(&answers[2], &stacks, period);

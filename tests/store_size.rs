@@ -53,7 +53,11 @@ fn measure(batch: &Batch) {
                 .len()
         })
         .sum();
-    let samples: u64 = window.samples.iter().map(|sample| sample.count).sum();
+    let samples: u64 = window
+        .samples
+        .iter()
+        .map(|sample| sample.values[0].unsigned_abs())
+        .sum();
     let hours = window.duration.as_secs_f64() / 3_600.0 * processes as f64;
     println!(
         "{processes} processes, {} s, {samples} samples, {} stacks: Parquet {} ({:.0} a process-hour), pprof {pprof} ({:.0}): 1/{:.2}, encoded in {took:?}",

@@ -20,6 +20,7 @@ fn main() -> Result<()> {
     let options = Options {
         subject: "checkout --listen :8080 --workers 16".to_owned(),
         notes: vec!["lost 3 samples (ring buffer full)".to_owned()],
+        value: None,
     };
     std::fs::create_dir_all(&dir)?;
     for format in Format::ALL {
@@ -100,7 +101,7 @@ impl Server {
                 event: Event::Cpu,
                 start: SystemTime::now(),
                 duration: Duration::from_secs(30),
-                period_ns: 10_101_010,
+                period: 10_101_010,
                 processes: vec![Process {
                     pid: 4711,
                     comm: "checkout".to_owned(),
@@ -207,14 +208,15 @@ impl Server {
             for i in 0..stack.len() {
                 seen.insert(stack[i..].to_vec());
             }
-            let count = 1 + u64::from(self.pick(40));
+            let count = 1 + i64::from(self.pick(40));
             self.window.samples.push(Sample {
                 process: ProcessId(0),
                 thread: None,
                 goid: None,
                 labels: Vec::new(),
+                block_bytes: None,
                 stack,
-                count,
+                values: [count, count * 10_101_010, 0, 0],
             });
         }
         self.window

@@ -1,4 +1,4 @@
-//! Aggregate: stacks to a [`Window`] of distinct stacks with counts. Does no
+//! Aggregate: stacks to a [`Window`] of distinct stacks with values. Does no
 //! I/O; memory grows with distinct stacks, not with samples.
 
 // Fast over the long keys that stacks are. Its seeds are random, so that a target
@@ -13,7 +13,7 @@ pub struct Window {
     stacks: HashMap<Box<[u64]>, StackIndex>,
     threads: HashMap<(u32, [u8; 16]), ThreadIndex>,
     labels: HashMap<Labels, LabelsIndex>,
-    counts: HashMap<Key, u64>,
+    values: HashMap<Key, Values>,
     samples: u64,
     /// Bytes of the stacks and labels, about.
     bytes: usize,
@@ -21,6 +21,13 @@ pub struct Window {
 
 /// About what a key costs in a map beside its own bytes.
 const ENTRY_BYTES: usize = 32;
+
+/// Most values of a sample.
+pub const MAX_VALUES: usize = 4;
+
+/// The values of a sample, a count first. What each means depends on what was
+/// sampled; the last ones may mean nothing, and are 0.
+pub type Values = [i64; MAX_VALUES];
 
 /// The pprof labels of a goroutine: keys and values, by key.
 pub type Labels = Vec<(String, String)>;
@@ -36,6 +43,8 @@ pub struct Owner {
     pub goid: Option<u64>,
     /// The goroutine's labels.
     pub labels: Labels,
+    /// The size of a block of memory, in bytes, where memory is what is counted.
+    pub block_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +60,7 @@ struct Key {
     thread: Option<ThreadIndex>,
     goid: Option<u64>,
     labels: Option<LabelsIndex>,
+    block_bytes: Option<u64>,
     stack: StackIndex,
     /// How many of the stack's addresses, from the leaf, are the kernel's.
     kernel_frames: u16,
@@ -67,7 +77,7 @@ pub struct Thread {
 
 /// One distinct stack of a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StackCount<'a> {
+pub struct StackValues<'a> {
     /// Whose it is.
     pub process: ProcessIndex,
     /// On which thread, where threads are told apart.
@@ -80,14 +90,21 @@ pub struct StackCount<'a> {
     pub kernel: &'a [u64],
     /// User addresses, leaf first.
     pub user: &'a [u64],
-    /// How often it was seen.
-    pub count: u64,
+    /// See [`Owner::block_bytes`].
+    pub block_bytes: Option<u64>,
+    /// The sums of its values.
+    pub values: Values,
 }
 
 impl Window {
     /// Adds one sample. `stack` holds `kernel_frames` kernel addresses and then
     /// user addresses, leaf first.
     pub fn add(&mut self, owner: Owner, stack: &[u64], kernel_frames: u16) {
+        self.add_values(owner, stack, kernel_frames, [1, 0, 0, 0]);
+    }
+
+    /// The same with other values than a count of 1.
+    pub fn add_values(&mut self, owner: Owner, stack: &[u64], kernel_frames: u16, added: Values) {
         let stack = match self.stacks.get(stack) {
             Some(index) => *index,
             None => {
@@ -114,28 +131,32 @@ impl Window {
             thread,
             goid: owner.goid,
             labels,
+            block_bytes: owner.block_bytes,
             stack,
             kernel_frames,
         };
-        *self.counts.entry(key).or_default() += 1;
-        self.samples += 1;
+        let values = self.values.entry(key).or_default();
+        for (value, added) in values.iter_mut().zip(added) {
+            *value = value.saturating_add(added);
+        }
+        self.samples += added[0].unsigned_abs();
     }
 
     /// Takes out all samples of a process, and says how many they were.
     pub fn drop_process(&mut self, process: ProcessIndex) -> u64 {
         let mut dropped = 0;
-        self.counts.retain(|key, count| {
+        self.values.retain(|key, values| {
             let keep = key.process != process;
-            dropped += if keep { 0 } else { *count };
+            dropped += if keep { 0 } else { values[0].unsigned_abs() };
             keep
         });
-        self.samples -= dropped;
+        self.samples = self.samples.saturating_sub(dropped);
         dropped
     }
 
     /// The processes it has samples of.
     pub fn processes(&self) -> Vec<ProcessIndex> {
-        let mut processes: Vec<ProcessIndex> = self.counts.keys().map(|key| key.process).collect();
+        let mut processes: Vec<ProcessIndex> = self.values.keys().map(|key| key.process).collect();
         processes.sort_unstable();
         processes.dedup();
         processes
@@ -143,16 +164,16 @@ impl Window {
 
     /// About how much memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.counts.len() * (size_of::<Key>() + size_of::<u64>())
+        self.bytes + self.values.len() * (size_of::<Key>() + size_of::<Values>())
     }
 
-    /// How many samples were added.
+    /// How many samples were added: the sum of their counts.
     pub fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// The distinct stacks, in a fixed order: by process, most seen first.
-    pub fn stacks(&self) -> Vec<StackCount<'_>> {
+    /// The distinct stacks, in a fixed order: by process, the highest count first.
+    pub fn stacks(&self) -> Vec<StackValues<'_>> {
         let mut addresses: Vec<&[u64]> = vec![&[]; self.stacks.len()];
         for (stack, index) in &self.stacks {
             addresses[index.0 as usize] = stack;
@@ -174,37 +195,48 @@ impl Window {
         for (set, index) in &self.labels {
             labels[index.0 as usize] = set;
         }
-        let mut stacks: Vec<StackCount<'_>> = self
-            .counts
+        let mut stacks: Vec<StackValues<'_>> = self
+            .values
             .iter()
-            .map(|(key, count)| {
+            .map(|(key, values)| {
                 let stack = addresses[key.stack.0 as usize];
                 let (kernel, user) =
                     stack.split_at(usize::from(key.kernel_frames).min(stack.len()));
-                StackCount {
+                StackValues {
                     process: key.process,
                     thread: key.thread.map(|index| threads[index.0 as usize].clone()),
                     goid: key.goid,
                     labels: key.labels.map_or(&[], |index| labels[index.0 as usize]),
                     kernel,
                     user,
-                    count: *count,
+                    block_bytes: key.block_bytes,
+                    values: *values,
                 }
             })
             .collect();
         stacks.sort_by(|a, b| {
-            let by_count = a.process.cmp(&b.process).then(b.count.cmp(&a.count));
+            let by_count = a
+                .process
+                .cmp(&b.process)
+                .then(b.values[0].cmp(&a.values[0]));
             by_count.then_with(|| a.identity().cmp(&b.identity()))
         });
         stacks
     }
 }
 
-impl StackCount<'_> {
+impl StackValues<'_> {
     /// What tells it from the others.
     fn identity(&self) -> impl Ord + '_ {
         let tid = self.thread.as_ref().map(|thread| thread.tid);
-        (self.kernel, self.user, tid, self.goid, self.labels)
+        (
+            self.kernel,
+            self.user,
+            tid,
+            self.goid,
+            self.labels,
+            self.block_bytes,
+        )
     }
 }
 
@@ -234,7 +266,7 @@ mod tests {
         let stacks = window.stacks();
         assert_eq!(window.samples(), 3);
         assert_eq!(stacks.len(), 2);
-        let parts = |s: &StackCount<'_>| (s.kernel.to_vec(), s.user.to_vec(), s.count);
+        let parts = |s: &StackValues<'_>| (s.kernel.to_vec(), s.user.to_vec(), s.values[0]);
         assert_eq!(parts(&stacks[0]), (vec![1], vec![2, 3], 2));
         assert_eq!(parts(&stacks[1]), (vec![], vec![2, 3], 1));
     }
@@ -254,8 +286,28 @@ mod tests {
         window.add(on(1, 8), &[1, 2], 1);
         let stacks = window.stacks();
         assert_eq!(stacks.len(), 4);
-        let named = |s: &StackCount<'_>| s.thread.as_ref().is_some_and(|t| t.name == "go");
+        let named = |s: &StackValues<'_>| s.thread.as_ref().is_some_and(|t| t.name == "go");
         assert!(stacks.iter().all(named));
+    }
+
+    #[test]
+    fn values_are_added_up_and_block_sizes_told_apart() {
+        let mut window = Window::default();
+        let of = |size| Owner {
+            block_bytes: Some(size),
+            ..owner(0)
+        };
+        window.add_values(of(16), &[1], 0, [2, 32, 1, 16]);
+        window.add_values(of(16), &[1], 0, [1, 16, -1, -16]);
+        window.add_values(of(32), &[1], 0, [1, i64::MAX, 0, 0]);
+        window.add_values(of(32), &[1], 0, [0, i64::MAX, 0, 0]);
+        let stacks = window.stacks();
+        let parts = |s: &StackValues<'_>| (s.block_bytes, s.values);
+        assert_eq!(
+            stacks.iter().map(parts).collect::<Vec<_>>(),
+            [(Some(16), [3, 48, 0, 0]), (Some(32), [1, i64::MAX, 0, 0])]
+        );
+        assert_eq!(window.samples(), 4);
     }
 
     #[test]
@@ -303,7 +355,7 @@ mod tests {
         let stacks = window.stacks();
         assert_eq!(stacks.len(), 3);
         assert_eq!(stacks[0].labels, [("path".to_owned(), "/a".to_owned())]);
-        assert_eq!(stacks[0].count, 2);
+        assert_eq!(stacks[0].values[0], 2);
         assert!(
             stacks
                 .iter()

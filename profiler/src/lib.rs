@@ -13,6 +13,7 @@ pub mod unwind;
 
 pub mod doctor;
 pub mod gobinary;
+pub mod gomemory;
 #[cfg(feature = "agent")]
 pub mod identity;
 pub mod image;

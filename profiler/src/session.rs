@@ -306,7 +306,7 @@ impl Session {
             // The wall clock may be set; how long it took is not asked of it.
             start: std::mem::replace(&mut self.start, SystemTime::now()),
             duration: now - std::mem::replace(&mut self.started, now),
-            period_ns: 1_000_000_000 / u64::from(self.config.rate_hz),
+            period: 1_000_000_000 / u64::from(self.config.rate_hz),
         };
         Ok(Finished {
             taken,

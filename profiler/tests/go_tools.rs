@@ -78,6 +78,7 @@ fn module(window: &SymbolizedWindow) -> tempfile::TempDir {
     let options = Options {
         subject: "app".to_owned(),
         notes: vec!["lost 3 samples (ring buffer full)".to_owned()],
+        value: None,
     };
     let profile = encode(window, Format::Pprof, &options).unwrap();
     std::fs::write(dir.path().join("cpu.pb.gz"), profile).unwrap();
@@ -132,7 +133,7 @@ fn window(processes: u32) -> SymbolizedWindow {
         event: Event::Cpu,
         start: SystemTime::now(),
         duration: Duration::from_secs(10),
-        period_ns: 10_101_010,
+        period: 10_101_010,
         processes: Vec::new(),
         samples: Vec::new(),
         locations: vec![
@@ -184,7 +185,8 @@ fn window(processes: u32) -> SymbolizedWindow {
             stack: stack(ids),
             goid: None,
             labels: Vec::new(),
-            count,
+            block_bytes: None,
+            values: [count, count * 10_101_010, 0, 0],
         }));
     }
     window

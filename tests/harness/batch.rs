@@ -37,7 +37,7 @@ pub fn from_pprof(raw: &proto::Profile) -> Batch {
         event: Event::Cpu,
         start: SystemTime::UNIX_EPOCH + Duration::from_nanos(unsigned(raw.time_nanos)),
         duration: Duration::from_nanos(unsigned(raw.duration_nanos)),
-        period_ns: unsigned(raw.period),
+        period: unsigned(raw.period),
         processes: Vec::new(),
         samples: Vec::new(),
         locations: Vec::new(),
@@ -63,7 +63,8 @@ pub fn from_pprof(raw: &proto::Profile) -> Batch {
             goid: None,
             labels,
             stack: stack.collect(),
-            count: unsigned(sample.value[0]),
+            block_bytes: None,
+            values: [sample.value[0], sample.value[1], 0, 0],
         });
     }
     find_programs(&mut window);
@@ -134,7 +135,7 @@ fn find_programs(window: &mut SymbolizedWindow) {
                     .entry(sample.process)
                     .or_default()
                     .entry(file)
-                    .or_default() += sample.count;
+                    .or_default() += sample.values[0].unsigned_abs();
             }
         }
     }

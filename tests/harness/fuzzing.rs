@@ -16,6 +16,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::command;
 use crate::fixture::{self, Fixture};
+use crate::memory;
 
 /// What is known of a case.
 pub struct Known {
@@ -305,11 +306,13 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         walk.extend(known.records.iter().filter_map(|record| walk_seed(record)));
         gobinary.extend(binary_seeds(case as u64 + 1, known));
     }
+    let gomemory = (0..known().len()).map(|case| bytes(memory::seed(case as u64)));
     vec![
         ("walk", walk),
         ("unwind", unwind),
         ("gobinary", gobinary),
         ("call_frames", vec![native_library()]),
+        ("gomemory", gomemory.collect()),
     ]
 }
 

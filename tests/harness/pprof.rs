@@ -22,6 +22,8 @@ pub struct Stack {
     pub frames: Vec<Frame>,
     /// How many times it was seen.
     pub count: u64,
+    /// All of its values.
+    pub values: Vec<i64>,
     /// The labels, numbers as text.
     pub labels: BTreeMap<String, String>,
 }
@@ -225,6 +227,7 @@ impl<'p> Tables<'p> {
         Stack {
             frames: frames.collect(),
             count: u64::try_from(sample.value[0]).expect("a count of samples"),
+            values: sample.value.clone(),
             labels: labels.collect(),
         }
     }

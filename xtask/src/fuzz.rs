@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 /// Where the package of the fuzz targets lies.
 pub const PACKAGE: &str = "profiler/fuzz";
 
-const TARGETS: [&str; 4] = ["walk", "unwind", "call_frames", "gobinary"];
+const TARGETS: [&str; 5] = ["walk", "unwind", "call_frames", "gobinary", "gomemory"];
 
 /// Provided in the cache, as bpf-linker is.
 const CARGO_FUZZ_VERSION: &str = "0.13.1";

@@ -73,6 +73,9 @@ fn ask(file: &File, addresses: &[u64]) {
     };
     binary.g_location();
     binary.runtime_offsets();
+    binary.variables();
+    binary.wait_reasons();
+    let sites = binary.allocation_sites();
     let mut frames = Vec::new();
     let text = binary.text();
     for address in addresses.iter().chain([&text.start, &text.end]) {
@@ -84,5 +87,7 @@ fn ask(file: &File, addresses: &[u64]) {
             assert!((function.entry..function.end).contains(address));
         }
         binary.stack_delta(*address);
+        binary.inlined_calls(*address);
+        sites.type_at(*address);
     }
 }

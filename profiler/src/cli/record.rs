@@ -141,6 +141,7 @@ async fn publish(
     let options = profile::Options {
         subject: target.subject(),
         notes: report::notes(&recording),
+        value: None,
     };
     let format = plan.format;
     let (recording, bytes) = aside(move || {

@@ -91,6 +91,13 @@ fn survive(file: &File, what: &str) {
     if let Ok(binary) = parse(file) {
         look_up(&binary, 20);
         binary.g_location();
+        binary.variables();
+        binary.wait_reasons();
+        let sites = binary.allocation_sites();
+        for function in binary.functions().take(20) {
+            sites.type_at(function.entry + 16);
+            binary.type_name(function.entry);
+        }
     }
     assert!(start.elapsed() < PATIENCE, "{what}: {:?}", start.elapsed());
 }
@@ -126,6 +133,15 @@ fn whole_binary_is_named() {
     let binary = parse(&temporary(binary())).unwrap();
     assert_eq!(look_up(&binary, 1000), 1000);
     assert_eq!(binary.build_info().path, "example.com/hostile");
+    let variables = binary.variables();
+    assert_eq!(
+        variables.buckets.is_empty(),
+        cfg!(not(target_arch = "x86_64"))
+    );
+    assert!(!variables.reads_mem_profile, "it reads no heap profile");
+    let reasons = binary.wait_reasons().unwrap();
+    assert_eq!(reasons[..2], ["", "GC assist marking"]);
+    assert!(reasons.iter().any(|reason| reason == "chan receive"));
     let main = binary.function_by_name("main.main").unwrap();
     assert_eq!(binary.function(main).unwrap().entry, main);
     let offset = binary.vaddr_to_file_offset(main).unwrap();

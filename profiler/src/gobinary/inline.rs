@@ -110,6 +110,31 @@ impl Expander<'_> {
         Err(Damaged)
     }
 
+    /// Text offsets that stand for the frames at one, leaf first: the offset
+    /// itself, then where each inlined call is made from. As far as the tree is
+    /// sound.
+    pub(super) fn chain(&self, func: &Func, offset: u32) -> Vec<u32> {
+        let mut chain = vec![offset];
+        let mut steps = MAX_STEPS;
+        let Some(tree) = self.view.funcdata(func, FUNCDATA_INL_TREE) else {
+            return chain;
+        };
+        let mut outer = |offset| {
+            let index = self.view.value(func, Table::InlineTree, offset, &mut steps);
+            let index = usize::try_from(index.ok()?).ok()?;
+            let call = self.inlined_call(tree as usize, index)?;
+            let distance = u32::try_from(call.parent_pc).ok()?;
+            let outer = func.entry.checked_add(distance)?;
+            (outer < func.end).then_some(outer)
+        };
+        let mut last = offset;
+        while let Some(next) = outer(last).filter(|_| chain.len() < MAX_DEPTH) {
+            chain.push(next);
+            last = next;
+        }
+        chain
+    }
+
     /// File and line at a text offset, empty and 0 where the tables end before
     /// it, as they do in the padding after a function.
     fn position(

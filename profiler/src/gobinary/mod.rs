@@ -3,6 +3,7 @@
 //! runtime's own tables, stripped or not; knows nothing of processes.
 
 mod allgs;
+mod allocation_sites;
 mod buildinfo;
 mod bytes;
 mod dwarf;
@@ -11,13 +12,19 @@ mod func_kind;
 mod inline;
 mod label_type;
 mod labels;
+mod mem_profile;
 mod moduledata;
 mod offsets;
 mod offsets_table;
 mod pclntab;
+mod runtime;
+mod status;
 mod structs;
 mod tls;
+mod variables;
 mod version;
+mod wait_reasons;
+mod x86;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,16 +32,23 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use allgs::AllGoroutines;
+pub use allocation_sites::AllocationSites;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use func_kind::FuncKind;
 pub use inline::GoFrame;
 pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
+pub use mem_profile::{
+    BUCKET_BYTES, Blocks, BucketCounts, BucketHead, CountsLayout, MAX_BUCKET_FRAMES, bucket_kind,
+    is_hidden_allocator, unsample,
+};
 pub use offsets::RuntimeOffsets;
+pub use status::GoroutineStatus;
 pub use structs::{
     GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
+pub use variables::{GcControllerFields, GcFields, SchedFields, TimeHistogram, Variables};
 pub use version::GoVersion;
 
 use crate::image::Image;
@@ -181,16 +195,7 @@ impl GoBinary {
     /// [`FuncKind::elides_calling_wrapper`]. On failure nothing is appended.
     pub fn frames(&self, vaddr: u64, frames: &mut Vec<GoFrame>) -> Result<(), Reason> {
         let (offset, func) = self.find(vaddr)?;
-        let expander = Expander {
-            view: self.view(),
-            layout: self.module.layout,
-            gofunc: self
-                .image
-                .bytes()
-                .get(self.module.gofunc.clone())
-                .unwrap_or_default(),
-        };
-        expander
+        self.expander()
             .expand(&func, offset, frames)
             .map_err(|_| Reason::Damaged)
     }
@@ -285,12 +290,7 @@ impl GoBinary {
     /// found that code: not for hot paths.
     pub fn all_goroutines(&self) -> Option<AllGoroutines> {
         let (code, vaddr) = self.code(self.functions_by_name(allgs::ANCHOR).next()?)?;
-        let is_zeroed = |address: u64| {
-            self.segments().iter().any(|segment| {
-                let distance = address.checked_sub(segment.vaddr);
-                distance.is_some_and(|d| (segment.file_size..segment.mem_size).contains(&d))
-            })
-        };
+        let is_zeroed = |address: u64| self.is_zeroed(address);
         match self.machine() {
             Machine::X86_64 => allgs::decode_amd64(code, vaddr, is_zeroed),
             Machine::Aarch64 => allgs::decode_arm64(code, vaddr, is_zeroed),
@@ -303,6 +303,18 @@ impl GoBinary {
         let code = self.image.bytes().get(range)?;
         let len = usize::try_from(function.end.checked_sub(function.entry)?).ok()?;
         Some((&code[..len.min(code.len())], function.entry))
+    }
+
+    fn expander(&self) -> Expander<'_> {
+        Expander {
+            view: self.view(),
+            layout: self.module.layout,
+            gofunc: self
+                .image
+                .bytes()
+                .get(self.module.gofunc.clone())
+                .unwrap_or_default(),
+        }
     }
 
     fn view(&self) -> View<'_> {

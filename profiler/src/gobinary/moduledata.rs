@@ -46,6 +46,8 @@ pub(super) struct Module {
     /// File range of the type descriptors and their names; empty where that
     /// makes no sense.
     pub types: Range<usize>,
+    /// Where they are in memory, as linked.
+    pub types_vaddr: u64,
     text_sections: Vec<TextSection>,
 }
 
@@ -150,6 +152,7 @@ impl Module {
             text,
             gofunc: elf.range_from(data, words.u64(layout.gofunc)?)?,
             types: types(elf, data, words, layout).unwrap_or_default(),
+            types_vaddr: words.u64(layout.types.0)?,
             text_sections: read_text_sections(elf, data, words, layout)?,
         };
         let view = pclntab.view(data, layout);

@@ -204,11 +204,22 @@ impl<'a> View<'a> {
         self.name(read_i32(self.functab, func.at + 4)?)
     }
 
-    /// The bytes of the function's name and what follows it, to compare.
+    /// Whether the function has this name.
     pub(super) fn func_name_is(&self, func: &Func, name: &[u8]) -> bool {
-        let rest = read_i32(self.functab, func.at + 4)
-            .and_then(|offset| self.names.get(usize::try_from(offset).ok()?..));
+        let rest = self.func_name_on(func);
         rest.is_some_and(|rest| rest.starts_with(name) && rest.get(name.len()) == Some(&0))
+    }
+
+    /// Whether the function's name begins like this.
+    pub(super) fn func_name_begins(&self, func: &Func, prefix: &[u8]) -> bool {
+        self.func_name_on(func)
+            .is_some_and(|rest| rest.starts_with(prefix))
+    }
+
+    /// The bytes of the function's name and all that follows it.
+    fn func_name_on(&self, func: &Func) -> Option<&'a [u8]> {
+        let offset = read_i32(self.functab, func.at + 4)?;
+        self.names.get(usize::try_from(offset).ok()?..)
     }
 
     /// The name at an offset in the name table.

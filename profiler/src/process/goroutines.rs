@@ -2,18 +2,21 @@
 //! goroutines. Asks the binary, and holds what it says against the process's
 //! memory; stops nothing.
 
-use std::{fs::File, io::ErrorKind, os::unix::fs::FileExt, sync::Arc};
+use std::{io::ErrorKind, sync::Arc};
 
 use profiler_ebpf::wire::{Code, GoLayout, labels};
 
 use super::{
     Object, Process,
     code::returns_from_signal,
-    proof::{Program, Proof},
+    proof::{self, Proof},
 };
-use crate::gobinary::{
-    AllGoroutines, FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets,
-    StructOffsets,
+use crate::{
+    gobinary::{
+        AllGoroutines, FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets,
+        StructOffsets,
+    },
+    gomemory::{Live, Memory, Program},
 };
 
 /// More than the code between the runtime's first signal handler and what it
@@ -83,8 +86,8 @@ impl Process {
         let all = runtime
             .all
             .ok_or_else(|| unknown("its runtime.allgadd does not say where its goroutines are"))?;
-        let program = Program {
-            read: |address, bytes: &mut [u8]| memory.read_exact_at(bytes, address).is_ok(),
+        let program = proof::Program {
+            memory: &memory,
             kind: |address| self.function_kind(address),
             offsets: &proven,
         };
@@ -102,7 +105,7 @@ impl Process {
                 is_proven: false,
             }),
             // What cannot be read of a process that exits proves nothing.
-            Proof::Fails(_) if !self.has_memory(&memory) => Err(NoLayout::NotYet),
+            Proof::Fails(_) if !memory.is_there() => Err(NoLayout::NotYet),
             Proof::Fails(why) => Err(unlike_its_version(why)),
         }
     }
@@ -119,13 +122,20 @@ impl Process {
         })
     }
 
-    fn memory(&self) -> Result<File, NoLayout> {
-        File::open(format!("/proc/{}/mem", self.pid)).map_err(unreadable)
+    fn memory(&self) -> Result<Live, NoLayout> {
+        Live::open(self.pid).map_err(unreadable)
     }
 
-    fn has_memory(&self, memory: &File) -> bool {
-        let code = self.mappings.iter().find(|mapped| mapped.bias.is_some());
-        code.is_some_and(|code| memory.read_exact_at(&mut [0], code.start).is_ok())
+    /// The process's Go program in `memory`, which is its own, or what a core has
+    /// of it. None where it has no Go code mapped.
+    pub fn go_program<'p>(&'p self, memory: &'p dyn Memory) -> Option<Program<'p>> {
+        let (object, bias) = self.go_mapping()?;
+        Some(Program {
+            memory,
+            binary: object.go()?,
+            variables: object.variables()?,
+            bias,
+        })
     }
 
     /// What the function at an address is: the program's, or a plugin's.
@@ -157,13 +167,9 @@ fn unlike_its_version(why: &str) -> NoLayout {
 }
 
 /// Reads where `g` lies from the thread pointer: always below it.
-fn read_offset(memory: &File, address: u64) -> Result<i64, NoLayout> {
-    let mut word = [0; 8];
-    memory
-        .read_exact_at(&mut word, address)
-        .map_err(unreadable)?;
-    match i64::from_ne_bytes(word) {
-        offset if offset < 0 => Ok(offset),
+fn read_offset(memory: &Live, address: u64) -> Result<i64, NoLayout> {
+    match memory.word(address).map(|word| word as i64) {
+        Some(offset) if offset < 0 => Ok(offset),
         _ => Err(NoLayout::NotYet),
     }
 }

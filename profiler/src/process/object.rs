@@ -20,7 +20,9 @@ use super::{
     maps::{self, MapsLine},
 };
 use crate::{
-    gobinary::{AllGoroutines, GLocation, GoBinary, GoBinaryError, LabelFormat, RuntimeOffsets},
+    gobinary::{
+        AllGoroutines, GLocation, GoBinary, GoBinaryError, LabelFormat, RuntimeOffsets, Variables,
+    },
     image::{self, Image},
 };
 
@@ -33,6 +35,7 @@ pub struct Object {
     image: Arc<Image>,
     frames: OnceLock<Option<CallFrames>>,
     runtime: OnceLock<Option<Runtime>>,
+    variables: OnceLock<Option<Variables>>,
 }
 
 /// What a Go binary says of its runtime's memory. Takes a pass over its function
@@ -73,6 +76,7 @@ impl Object {
             image,
             frames: OnceLock::new(),
             runtime: OnceLock::new(),
+            variables: OnceLock::new(),
         })
     }
 
@@ -106,6 +110,13 @@ impl Object {
             })
         };
         self.runtime.get_or_init(find).as_ref()
+    }
+
+    /// Where it says that its runtime's variables are; found once for all
+    /// processes. None where it is not Go.
+    pub fn variables(&self) -> Option<&Variables> {
+        let find = || Some(self.go()?.variables());
+        self.variables.get_or_init(find).as_ref()
     }
 
     /// The GNU build id in lower-case hex, empty where there is none.

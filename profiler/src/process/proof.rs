@@ -3,7 +3,8 @@
 //! Reads a few hundred words at most, follows nothing without a limit, and stops
 //! nothing.
 
-use crate::gobinary::{AllGoroutines, FuncKind, LabelFormat, StructOffsets};
+use crate::gobinary::{AllGoroutines, FuncKind, GoroutineStatus, LabelFormat, StructOffsets};
+use crate::gomemory::Memory;
 
 /// Goroutines looked at.
 const MAX_GOROUTINES: u64 = 32;
@@ -22,20 +23,6 @@ const STACK_BYTES: std::ops::RangeInclusive<u64> = 2048..=2 << 30;
 /// (`runtime.mallocinit`): a pointer is not taken for one.
 const MAX_GOID: u64 = 0xc0_0000_0000;
 
-/// `g.atomicstatus`, all versions (`runtime/runtime2.go`).
-mod status {
-    /// Set while the collector looks at the stack.
-    pub const SCAN: u32 = 0x1000;
-    pub const IDLE: u32 = 0;
-    pub const RUNNING: u32 = 2;
-    pub const WAITING: u32 = 4;
-    pub const DEAD: u32 = 6;
-    /// The first that only Go 1.26 has: a goroutine that leaked; then one that
-    /// waits for a thread of C to use it.
-    pub const LEAKED: u32 = 10;
-    pub const DEAD_EXTRA: u32 = 11;
-}
-
 /// What a proof came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proof {
@@ -48,18 +35,17 @@ pub(super) enum Proof {
 }
 
 /// A process's memory, and where its Go code is.
-pub(super) struct Program<'a, R, T> {
-    /// Reads memory of the process; says whether it could.
-    pub read: R,
+pub(super) struct Program<'a, T> {
+    /// The process's memory.
+    pub memory: &'a dyn Memory,
     /// What the function is that holds an address; None outside Go code.
     pub kind: T,
     /// What to look for.
     pub offsets: &'a StructOffsets,
 }
 
-impl<R, T> Program<'_, R, T>
+impl<T> Program<'_, T>
 where
-    R: Fn(u64, &mut [u8]) -> bool,
     T: Fn(u64) -> Option<FuncKind>,
 {
     /// Proves the offsets by the goroutines of the list at these addresses.
@@ -135,12 +121,11 @@ where
         if g == 0 || !g.is_multiple_of(8) {
             return Err("the list of its goroutines makes no sense");
         }
-        let state = at(g, offsets.atomic_status)? as u32 & !status::SCAN;
-        match state {
-            status::IDLE | status::DEAD | status::DEAD_EXTRA => return Ok(None),
-            ..=status::LEAKED => {}
-            _ => return Err("its goroutines are in no known state"),
-        }
+        let state = match GoroutineStatus::of(at(g, offsets.atomic_status)? as u32) {
+            Some(state) if state.is_alive() => state,
+            Some(_) => return Ok(None),
+            None => return Err("its goroutines are in no known state"),
+        };
         let stack = at(g, offsets.stack.lo)?..at(g, offsets.stack.hi)?;
         let size = stack.end.wrapping_sub(stack.start);
         if stack.start == 0 || !STACK_BYTES.contains(&size) {
@@ -165,8 +150,8 @@ where
             return Err("its labels have another form");
         }
         match state {
-            status::RUNNING => self.thread(g, at(g, offsets.m)?)?,
-            status::WAITING => {
+            GoroutineStatus::Running => self.thread(g, at(g, offsets.m)?)?,
+            GoroutineStatus::Waiting => {
                 let (sp, pc) = (at(g, offsets.sched.sp)?, at(g, offsets.sched.pc)?);
                 if !stack.contains(&sp) || (self.kind)(pc).is_none() {
                     return Err("its goroutines do not wait in its code");
@@ -235,8 +220,7 @@ where
     }
 
     fn word(&self, address: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        (self.read)(address, &mut bytes).then(|| u64::from_ne_bytes(bytes))
+        self.memory.word(address)
     }
 }
 
@@ -252,6 +236,7 @@ mod tests {
 
     use super::*;
     use crate::gobinary::{GOffsets, MOffsets, SavedRegisters, StackBounds, SyscallRegisters};
+    use crate::gomemory::fake::Words;
 
     const OFFSETS: StructOffsets = StructOffsets {
         g: GOffsets {
@@ -322,13 +307,7 @@ mod tests {
 
     fn prove_with(words: &HashMap<u64, u64>, offsets: &StructOffsets) -> Proof {
         let program = Program {
-            read: |address: u64, bytes: &mut [u8]| match words.get(&address) {
-                Some(word) => {
-                    bytes.copy_from_slice(&word.to_ne_bytes());
-                    true
-                }
-                None => false,
-            },
+            memory: &Words(words.clone()),
             kind: |address| match address {
                 0x40_0000 => Some(FuncKind::RuntimeMain),
                 0x40_0001..0x50_0000 => Some(FuncKind::Normal),

@@ -35,9 +35,9 @@ pub(super) struct Node {
     pub key: u32,
     /// Distance from the root, which has 0.
     pub depth: u32,
-    /// Samples that end here.
-    pub self_count: u64,
-    /// The line that most samples were at, 0 where unknown.
+    /// How much of the value ends here.
+    pub self_weight: u64,
+    /// The line that most of it was at, 0 where unknown.
     pub line: u32,
 }
 
@@ -50,10 +50,10 @@ pub(super) struct CallTree {
     pub nodes: Vec<Node>,
 }
 
-/// Merges a window's stacks. The root is the only process, or `all`; below
+/// Merges a window's stacks by the value `value` of their samples. The root is the only process, or `all`; below
 /// come processes where there are several, and threads where they are told
 /// apart.
-pub(super) fn build(window: &SymbolizedWindow) -> CallTree {
+pub(super) fn build(window: &SymbolizedWindow, value: usize) -> CallTree {
     let mut builder = Builder::default();
     let several = window.processes.len() != 1;
     let root = match window.samples.first() {
@@ -62,7 +62,9 @@ pub(super) fn build(window: &SymbolizedWindow) -> CallTree {
     };
     let root = builder.child(None, Key::Group(root));
     for sample in &window.samples {
-        builder.add(window, sample, root, several);
+        if let Some(weight) = frames::weight(sample, value) {
+            builder.add(window, sample, root, weight);
+        }
     }
     builder.finish()
 }
@@ -75,31 +77,31 @@ struct Builder {
     nodes: Vec<Growing>,
     /// The node of a parent and a key.
     node_index: HashMap<(Option<u32>, u32), u32>,
-    /// Samples by node and line.
+    /// Weights by node and line.
     lines: HashMap<(u32, u32), u64>,
 }
 
 struct Growing {
     key: u32,
     parent: Option<u32>,
-    self_count: u64,
+    self_weight: u64,
     total: u64,
 }
 
 impl Builder {
-    fn add(&mut self, window: &SymbolizedWindow, sample: &Sample, root: u32, several: bool) {
+    fn add(&mut self, window: &SymbolizedWindow, sample: &Sample, root: u32, weight: u64) {
         let mut node = root;
-        self.count(node, sample.count);
-        if several {
+        self.count(node, weight);
+        if window.processes.len() != 1 {
             node = self.child(
                 Some(node),
                 Key::Group(frames::process_label(window, sample)),
             );
-            self.count(node, sample.count);
+            self.count(node, weight);
         }
         if let Some(thread) = frames::thread_label(sample) {
             node = self.child(Some(node), Key::Group(thread));
-            self.count(node, sample.count);
+            self.count(node, weight);
         }
         for frame in frames::outermost_first(window, sample) {
             let key = Key::Frame {
@@ -110,19 +112,16 @@ impl Builder {
                 named: frame.location.reason.is_none(),
             };
             node = self.child(Some(node), key);
-            self.count(node, sample.count);
+            self.count(node, weight);
             if frame.line != 0 {
-                add(
-                    self.lines.entry((node, frame.line)).or_default(),
-                    sample.count,
-                );
+                add(self.lines.entry((node, frame.line)).or_default(), weight);
             }
         }
-        add(&mut self.nodes[node as usize].self_count, sample.count);
+        add(&mut self.nodes[node as usize].self_weight, weight);
     }
 
-    fn count(&mut self, node: u32, count: u64) {
-        add(&mut self.nodes[node as usize].total, count);
+    fn count(&mut self, node: u32, weight: u64) {
+        add(&mut self.nodes[node as usize].total, weight);
     }
 
     /// The child of `parent` with `key`, new or known.
@@ -137,7 +136,7 @@ impl Builder {
             self.nodes.push(Growing {
                 key,
                 parent,
-                self_count: 0,
+                self_weight: 0,
                 total: 0,
             });
             next
@@ -164,7 +163,7 @@ impl Builder {
             nodes.push(Node {
                 key: node.key,
                 depth,
-                self_count: node.self_count,
+                self_weight: node.self_weight,
                 line: hottest.get(&i).map_or(0, |&(_, line)| line),
             });
             let siblings = children[i as usize].iter().rev();
@@ -177,7 +176,7 @@ impl Builder {
     }
 }
 
-/// For each node the line with the most samples, the lowest of equals.
+/// For each node the line with the most of it, the lowest of equals.
 fn hottest_lines(lines: &HashMap<(u32, u32), u64>) -> HashMap<u32, (u64, u32)> {
     let mut hottest: HashMap<u32, (u64, u32)> = HashMap::new();
     for (&(node, line), &count) in lines {
@@ -198,9 +197,9 @@ mod tests {
     use super::super::fixture;
     use super::*;
 
-    /// The tree as indented text: name, self count, line.
+    /// The tree as indented text: name, own weight, line.
     fn text(window: &SymbolizedWindow) -> String {
-        let tree = build(window);
+        let tree = build(window, 0);
         let mut out = String::new();
         for node in &tree.nodes {
             let name = match &tree.keys[node.key as usize] {
@@ -213,7 +212,7 @@ mod tests {
                 }
             };
             out += &" ".repeat(node.depth as usize);
-            out += &format!("{name} {} :{}\n", node.self_count, node.line);
+            out += &format!("{name} {} :{}\n", node.self_weight, node.line);
         }
         out
     }
@@ -265,6 +264,6 @@ mod tests {
         let app = b.process(1, "app", "/app");
         let f = b.location(FrameKind::Go, None, &[("main.f", "f.go", 1, 2)]);
         b.sample(app, &vec![f; 100_000], 1);
-        assert_eq!(build(&b.build()).nodes.len(), 100_001);
+        assert_eq!(build(&b.build(), 0).nodes.len(), 100_001);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::symbolize::{
     Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
-    Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread,
+    Process, ProcessId, Reason, Sample, SymbolizedWindow, Thread, Values,
 };
 
 /// Builds a window frame by frame.
@@ -23,7 +23,7 @@ impl Builder {
                 event: Event::Cpu,
                 start: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
                 duration: Duration::from_secs(10),
-                period_ns: 10_101_010,
+                period: 10_101_010,
                 processes: Vec::new(),
                 samples: Vec::new(),
                 locations: Vec::new(),
@@ -95,20 +95,26 @@ impl Builder {
     }
 
     /// Adds a sample; the stack is leaf first.
-    pub(super) fn sample(&mut self, process: ProcessId, stack: &[LocationId], count: u64) {
+    pub(super) fn sample(&mut self, process: ProcessId, stack: &[LocationId], count: i64) {
         self.window.samples.push(Sample {
             process,
             thread: None,
             goid: None,
             labels: Vec::new(),
+            block_bytes: None,
             stack: stack.to_vec(),
-            count,
+            values: cpu(count),
         });
     }
 
     pub(super) fn build(self) -> SymbolizedWindow {
         self.window
     }
+}
+
+/// The values of so many samples of the builder's windows.
+pub(super) fn cpu(count: i64) -> Values {
+    [count, count.saturating_mul(10_101_010), 0, 0]
 }
 
 /// One Go process: `main.main` calls `main.work`, into which `main.hot` is
@@ -169,5 +175,40 @@ pub(super) fn with_threads(mut window: SymbolizedWindow) -> SymbolizedWindow {
             name: "netpoll".to_owned(),
         });
     }
+    window
+}
+
+/// A heap: two sites of a process, the second of which has freed all, and the
+/// first of which has a type.
+pub(super) fn heap(event: Event) -> SymbolizedWindow {
+    let mut b = Builder::new();
+    let app = b.process(42, "app", "/srv/app");
+    let bin = b.mapping("/srv/app", 0x40_1000, 0x80_0000);
+    let main = b.location(
+        FrameKind::Go,
+        Some(bin),
+        &[("main.main", "/src/main.go", 30, 33)],
+    );
+    let keep = b.location(
+        FrameKind::Go,
+        Some(bin),
+        &[("main.keep", "/src/k.go", 5, 7)],
+    );
+    let free = b.location(
+        FrameKind::Go,
+        Some(bin),
+        &[("main.free", "/src/f.go", 5, 7)],
+    );
+    b.sample(app, &[keep, main], 0);
+    b.sample(app, &[free, main], 0);
+    let mut window = b.build();
+    (window.event, window.period) = (event, 524_288);
+    window.duration = Duration::ZERO;
+    let figures = [[30, 1920, 20, 1280], [8, 8192, 0, 0]];
+    for (sample, values) in window.samples.iter_mut().zip(figures) {
+        sample.values = values;
+        sample.block_bytes = Some(values[1].unsigned_abs() / values[0].unsigned_abs());
+    }
+    window.samples[0].labels = vec![("type".to_owned(), "main.node".to_owned())];
     window
 }

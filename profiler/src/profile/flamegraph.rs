@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::calltree::{self, CallTree, Key};
-use super::{Options, generator};
+use super::{Options, frames, generator};
 use crate::symbolize::{FrameKind, SymbolizedWindow};
 
 const PAGE: &str = include_str!("flamegraph/page.html");
@@ -19,7 +19,7 @@ const SCRIPTS: [&str; 3] = [
     include_str!("flamegraph/page.js"),
 ];
 
-/// What the page is told. Counts are samples.
+/// What the page is told.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Data<'a> {
@@ -30,12 +30,16 @@ struct Data<'a> {
     /// Milliseconds since the epoch, as JavaScript's `Date` takes them.
     start_ms: u64,
     duration_ns: u64,
+    /// What a sample stands for, where nodes count samples; else 0.
     period_ns: u64,
+    /// What nodes count, and its unit.
+    value: &'static str,
+    unit: &'static str,
     strings: Vec<&'a str>,
     /// Per frame: name and file (indices of strings), start line, kind,
     /// whether inlined. The kinds are `KINDS` of tree.js.
     frames: Vec<[u32; 5]>,
-    /// Per node in preorder: frame, depth, self count, line.
+    /// Per node in preorder: frame, depth, own weight, line.
     nodes: Vec<[u64; 4]>,
 }
 
@@ -44,8 +48,9 @@ struct Data<'a> {
 /// # Errors
 /// Only when the JSON cannot be written.
 pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec<u8>> {
-    let tree = calltree::build(window);
-    let data = data(window, options, &tree);
+    let value = frames::counted(window, options);
+    let tree = calltree::build(window, value);
+    let data = data(window, options, &tree, value);
     let json = serde_json::to_string(&data).context("write the flame graph's JSON")?;
     let title = match options.subject.as_str() {
         "" => format!("{} flame graph", window.event.name()),
@@ -64,7 +69,13 @@ pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec
     Ok(page.into_bytes())
 }
 
-fn data<'a>(window: &'a SymbolizedWindow, options: &'a Options, tree: &'a CallTree) -> Data<'a> {
+fn data<'a>(
+    window: &'a SymbolizedWindow,
+    options: &'a Options,
+    tree: &'a CallTree,
+    value: usize,
+) -> Data<'a> {
+    let kind = window.event.value_types()[value];
     let mut strings = Strings::default();
     let frames = tree
         .keys
@@ -76,7 +87,7 @@ fn data<'a>(window: &'a SymbolizedWindow, options: &'a Options, tree: &'a CallTr
         .iter()
         .map(|n| {
             let (key, depth, line) = (n.key.into(), n.depth.into(), n.line.into());
-            [key, depth, n.self_count, line]
+            [key, depth, n.self_weight, line]
         })
         .collect();
     Data {
@@ -89,7 +100,13 @@ fn data<'a>(window: &'a SymbolizedWindow, options: &'a Options, tree: &'a CallTr
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |d| d.as_millis() as u64),
         duration_ns: u64::try_from(window.duration.as_nanos()).unwrap_or(u64::MAX),
-        period_ns: window.period_ns,
+        period_ns: if window.event.is_periodic() && value == 0 {
+            window.period
+        } else {
+            0
+        },
+        value: kind.name,
+        unit: kind.unit,
         strings: strings.table,
         frames,
         nodes,
@@ -171,6 +188,7 @@ fn escape_html(text: &str) -> String {
 mod tests {
     use super::super::fixture;
     use super::*;
+    use crate::symbolize::Event;
     use serde_json::{Value, json};
 
     fn page(window: &SymbolizedWindow, options: &Options) -> String {
@@ -191,6 +209,7 @@ mod tests {
         let options = Options {
             subject: "app --flag".to_owned(),
             notes: vec!["lost 3 samples (ring buffer full)".to_owned()],
+            ..Options::default()
         };
         let page = page(&fixture::one_process(), &options);
         assert!(page.contains("<title>app --flag - cpu flame graph</title>"));
@@ -200,6 +219,10 @@ mod tests {
         assert_eq!(data["startMs"], 1_800_000_000_000_u64);
         assert_eq!(data["durationNs"], 10_000_000_000_u64);
         assert_eq!(data["periodNs"], 10_101_010);
+        assert_eq!(
+            (&data["value"], &data["unit"]),
+            (&json!("samples"), &json!("count"))
+        );
         let nodes = data["nodes"].as_array().unwrap();
         let described: Vec<_> = nodes
             .iter()
@@ -233,6 +256,21 @@ mod tests {
     }
 
     #[test]
+    fn a_heap_shows_bytes() {
+        let page = page(&fixture::heap(Event::Heap), &Options::default());
+        assert!(page.contains("<title>heap flame graph</title>"));
+        let data = embedded(&page);
+        assert_eq!(data["periodNs"], 0);
+        assert_eq!(
+            (&data["value"], &data["unit"]),
+            (&json!("inuse_space"), &json!("bytes"))
+        );
+        let nodes = data["nodes"].as_array().unwrap();
+        let own: Vec<_> = nodes.iter().map(|node| node[2].as_u64().unwrap()).collect();
+        assert_eq!(own, [0, 0, 1280]);
+    }
+
+    #[test]
     fn nothing_is_loaded_from_anywhere() {
         let page = page(&fixture::one_process(), &Options::default());
         for word in ["http:", "https:", "//cdn", " src=", "@import", "url(", "{{"] {
@@ -253,6 +291,7 @@ mod tests {
         let options = Options {
             subject: hostile.to_owned(),
             notes: vec![hostile.to_owned()],
+            ..Options::default()
         };
         let clean = page(&fixture::one_process(), &Options::default());
         let page = page(&window, &options);

@@ -1,5 +1,5 @@
 //! Folded: one line of text per distinct stack, outermost frame first, then
-//! the count, as `stackcollapse-perf.pl` writes them and flamegraph.pl,
+//! the count or the bytes, as `stackcollapse-perf.pl` writes them and flamegraph.pl,
 //! inferno and speedscope read them.
 //!
 //! The first frame is the process: `comm`, or `comm-pid` where the window has
@@ -8,15 +8,19 @@
 
 use std::collections::BTreeMap;
 
-use super::frames;
+use super::{Options, frames};
 use crate::symbolize::{FrameKind, Sample, SymbolizedWindow};
 
 /// Encodes a window as folded stacks, sorted, each stack on one line.
-pub(super) fn encode(window: &SymbolizedWindow) -> Vec<u8> {
+pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Vec<u8> {
+    let value = frames::counted(window, options);
     let mut stacks: BTreeMap<String, u64> = BTreeMap::new();
     for sample in &window.samples {
-        let count = stacks.entry(stack(window, sample)).or_default();
-        *count = count.saturating_add(sample.count);
+        let Some(weight) = frames::weight(sample, value) else {
+            continue;
+        };
+        let sum = stacks.entry(stack(window, sample)).or_default();
+        *sum = sum.saturating_add(weight);
     }
     let mut out = String::new();
     for (stack, count) in stacks {
@@ -61,9 +65,46 @@ fn push_name(out: &mut String, name: &str) {
 mod tests {
     use super::super::fixture;
     use super::*;
+    use crate::symbolize::Event;
 
     fn check(window: &SymbolizedWindow, want: &str) {
-        assert_eq!(String::from_utf8(encode(window)).unwrap(), want);
+        check_value(window, None, want);
+    }
+
+    fn check_value(window: &SymbolizedWindow, value: Option<usize>, want: &str) {
+        let options = Options {
+            value,
+            ..Options::default()
+        };
+        let text = encode(window, &options);
+        assert_eq!(String::from_utf8(text).unwrap(), want);
+    }
+
+    #[test]
+    fn a_heap_has_bytes_in_use_unless_asked_for_others() {
+        let window = fixture::heap(Event::Heap);
+        check(&window, "app;main.main;main.keep 1280\n");
+        check_value(
+            &window,
+            Some(0),
+            "app;main.main;main.free 8\napp;main.main;main.keep 30\n",
+        );
+        let mut window = fixture::heap(Event::Allocs);
+        window.samples[0].values[3] = -64;
+        check(
+            &window,
+            "app;main.main;main.free 8192\napp;main.main;main.keep 1920\n",
+        );
+        check_value(&window, Some(3), "");
+    }
+
+    #[test]
+    fn samples_are_counted_unless_time_is_asked_for() {
+        check_value(
+            &fixture::two_processes(),
+            Some(1),
+            "api-7;net/http.(*conn).serve 30303030\nworker-8;main.run 50505050\n",
+        );
     }
 
     #[test]
@@ -96,9 +137,9 @@ mod tests {
     fn equal_stacks_make_one_line() {
         let mut window = fixture::one_process();
         let mut again = window.samples[0].clone();
-        again.count = 5;
+        again.values = fixture::cpu(5);
         window.samples.push(again);
-        let text = String::from_utf8(encode(&window)).unwrap();
+        let text = String::from_utf8(encode(&window, &Options::default())).unwrap();
         assert_eq!(text.lines().count(), 3);
         assert!(text.contains("main.hot_[i] 75\n"), "{text}");
     }

@@ -1,7 +1,29 @@
 //! Frames: a sample's stack as the text and picture formats show it, outermost
-//! frame first, inlined frames included. Knows nothing of any one format.
+//! frame first, inlined frames included, and the one value that they give it.
+//! Knows nothing of any one format.
 
+use super::Options;
 use crate::symbolize::{FunctionId, Location, MappingId, Sample, SymbolizedWindow};
+
+/// What a format shows of a sample that has one value for a stack: how much of
+/// the value `index` it is. None for nothing, and for less: memory that was
+/// freed and not allocated meanwhile has no place in a picture.
+pub(super) fn weight(sample: &Sample, index: usize) -> Option<u64> {
+    let value = sample.values.get(index).copied().unwrap_or_default();
+    u64::try_from(value).ok().filter(|weight| *weight > 0)
+}
+
+/// The value that formats show which count: samples, where each stands for the
+/// same time.
+pub(super) fn counted(window: &SymbolizedWindow, options: &Options) -> usize {
+    let event = window.event;
+    let own = if event.is_periodic() {
+        0
+    } else {
+        event.default_value()
+    };
+    options.value.unwrap_or(own)
+}
 
 /// A source frame of a sample.
 #[derive(Debug, Clone, Copy)]

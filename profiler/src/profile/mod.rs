@@ -121,6 +121,10 @@ pub struct Options {
     /// What a reader must know to trust the figures, one sentence each, such as
     /// `lost 3 samples (ring buffer full)`. Empty when all is well.
     pub notes: Vec<String>,
+    /// Which value formats show that have one for each stack, by its index in
+    /// [`crate::symbolize::Event::value_types`]; what suits the format where
+    /// `None`. pprof has all of them, whatever this says.
+    pub value: Option<usize>,
 }
 
 /// A window, and who its processes are.
@@ -140,11 +144,17 @@ pub struct Batch {
 /// location without a line), or an encoder fails.
 pub fn encode(window: &SymbolizedWindow, format: Format, options: &Options) -> Result<Vec<u8>> {
     check(window)?;
+    let types = window.event.value_types().len();
+    ensure!(
+        options.value.is_none_or(|index| index < types),
+        "a sample of {} has {types} values",
+        window.event.name()
+    );
     match format {
         Format::Pprof => pprof::encode(window, options),
-        Format::Folded => Ok(folded::encode(window)),
+        Format::Folded => Ok(folded::encode(window, options)),
         Format::Flamegraph => flamegraph::encode(window, options),
-        Format::Speedscope => speedscope::encode(window),
+        Format::Speedscope => speedscope::encode(window, options),
     }
 }
 
@@ -192,7 +202,7 @@ fn check(window: &SymbolizedWindow) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::symbolize::{FunctionId, LocationId, MappingId, ProcessId};
+    use crate::symbolize::{Event, FunctionId, LocationId, MappingId, ProcessId};
 
     #[test]
     fn the_extension_chooses_the_format() {
@@ -255,10 +265,11 @@ mod tests {
         split.samples = Vec::new();
         for sample in &plain.samples {
             // Two goroutines, the second with a label, have one half each.
-            let (less, more) = (sample.count / 2, sample.count - sample.count / 2);
+            let count = sample.values[0];
+            let (less, more) = (count / 2, count - count / 2);
             for (goid, count) in [(17, more), (18, less)] {
                 let mut part = sample.clone();
-                (part.goid, part.count) = (Some(goid), count);
+                (part.goid, part.values) = (Some(goid), fixture::cpu(count));
                 if goid == 18 {
                     part.labels = vec![("path".into(), "/".into())];
                 }
@@ -269,6 +280,18 @@ mod tests {
             let bytes = |window| encode(window, format, &Options::default()).unwrap();
             let same = bytes(&plain) == bytes(&split);
             assert_eq!(same, format != Format::Pprof, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_samples_do_not_have_is_refused() {
+        let options = Options {
+            value: Some(2),
+            ..Options::default()
+        };
+        for format in Format::ALL {
+            assert!(encode(&fixture::one_process(), format, &options).is_err());
+            assert!(encode(&fixture::heap(Event::Heap), format, &options).is_ok());
         }
     }
 

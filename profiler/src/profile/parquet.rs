@@ -20,6 +20,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::{Batch, check, generator};
+use crate::symbolize::SymbolizedWindow;
 use columns::Columns;
 use rows::Rows;
 
@@ -144,7 +145,7 @@ fn metadata(batch: &Batch, origin: &Origin) -> Vec<KeyValue> {
         ("goprof.event", window.event.name().to_owned()),
         ("goprof.start_ns", start),
         ("goprof.duration_ns", window.duration.as_nanos().to_string()),
-        ("goprof.period_ns", window.period_ns.to_string()),
+        ("goprof.period_ns", period_ns(window).to_string()),
     ];
     let lost: u64 = origin.lost.iter().map(|(count, _)| count).sum();
     pairs.push(("goprof.lost", lost.to_string()));
@@ -156,6 +157,14 @@ fn metadata(batch: &Batch, origin: &Origin) -> Vec<KeyValue> {
     let reasons =
         reasons.map(|(count, why)| pair(format!("goprof.lost: {why}"), count.to_string()));
     pairs.chain(reasons).collect()
+}
+
+/// What one sample stands for in nanoseconds, 0 where it is no time.
+fn period_ns(window: &SymbolizedWindow) -> i64 {
+    match window.event.period_type().unit {
+        "nanoseconds" => i64::try_from(window.period).unwrap_or(i64::MAX),
+        _ => 0,
+    }
 }
 
 /// Nanoseconds since 1970, within what the format can hold.

@@ -1,5 +1,5 @@
-//! pprof: a window as gzipped `profile.proto`, shaped as Go's own CPU profile
-//! is. Locations, functions and mappings keep their order; nothing is merged
+//! pprof: a window as gzipped `profile.proto`, shaped as Go's own profiles
+//! are. Locations, functions and mappings keep their order; nothing is merged
 //! or dropped.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use flate2::{Compression, write::GzEncoder};
 use prost::Message as _;
 
 use super::{Options, generator, proto};
-use crate::symbolize::{Event, FrameKind, Location, MappingId, Sample, SymbolizedWindow};
+use crate::symbolize::{FrameKind, Location, MappingId, Sample, SymbolizedWindow, ValueType};
 
 /// Encodes a window as gzipped `profile.proto`. The same window gives the same
 /// bytes.
@@ -31,7 +31,8 @@ pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec
 /// [`super::encode`] checks).
 fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
     let mut strings = Strings::new();
-    let types = value_types(window.event, &mut strings);
+    let kinds = window.event.value_types();
+    let types: Vec<_> = kinds.iter().map(|t| value_type(*t, &mut strings)).collect();
     let (mapping, mapping_ids) = mappings(window, &mut strings);
     let labels = Labels::new(window, &mut strings);
     let sample = window
@@ -39,10 +40,7 @@ fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
         .iter()
         .map(|sample| proto::Sample {
             location_id: sample.stack.iter().map(|l| u64::from(l.0) + 1).collect(),
-            value: vec![
-                clamp(sample.count),
-                clamp(sample.count.saturating_mul(window.period_ns)),
-            ],
+            value: sample.values[..types.len()].to_vec(),
             label: labels.of(window, sample, &mut strings),
         })
         .collect();
@@ -76,32 +74,28 @@ fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
         .chain(options.notes.iter().cloned())
         .map(|text| strings.index(&text))
         .collect();
+    let default = window.event.default_type();
     proto::Profile {
-        sample_type: types.to_vec(),
+        sample_type: types,
         sample,
         mapping,
         location,
         function,
         time_nanos: nanos_since_epoch(window.start),
         duration_nanos: nanos(window.duration),
-        period_type: Some(types[1]),
-        period: clamp(window.period_ns),
+        period_type: Some(value_type(window.event.period_type(), &mut strings)),
+        period: clamp(window.period),
         comment,
+        default_sample_type: default.map_or(0, |kind| strings.index(kind.name)),
         string_table: strings.table,
     }
 }
 
-/// The sample types of an event, as Go writes them (runtime/pprof/proto.go in
-/// Go 1.26): the count first, and last what pprof shows by default, which is
-/// also the period's type.
-fn value_types(event: Event, strings: &mut Strings) -> [proto::ValueType; 2] {
-    let measure = match event {
-        Event::Cpu => ("cpu", "nanoseconds"),
-    };
-    [("samples", "count"), measure].map(|(kind, unit)| proto::ValueType {
-        r#type: strings.index(kind),
-        unit: strings.index(unit),
-    })
+fn value_type(kind: ValueType, strings: &mut Strings) -> proto::ValueType {
+    proto::ValueType {
+        r#type: strings.index(kind.name),
+        unit: strings.index(kind.unit),
+    }
 }
 
 fn lines(location: &Location) -> Vec<proto::Line> {
@@ -157,7 +151,7 @@ fn main_exe(window: &SymbolizedWindow) -> &str {
     let mut counts = vec![0_u64; window.processes.len()];
     for sample in &window.samples {
         let count = &mut counts[sample.process.0 as usize];
-        *count = count.saturating_add(sample.count);
+        *count = count.saturating_add(sample.values[0].unsigned_abs());
     }
     let mut best: Option<(u64, &str)> = None;
     for (process, count) in window.processes.iter().zip(counts) {
@@ -228,6 +222,7 @@ struct Labels {
     thread: i64,
     tid: i64,
     goid: i64,
+    bytes: i64,
 }
 
 impl Labels {
@@ -235,6 +230,7 @@ impl Labels {
         let processes = window.processes.len() > 1;
         let threads = window.samples.iter().any(|s| s.thread.is_some());
         let goroutines = window.samples.iter().any(|s| s.goid.is_some());
+        let blocks = window.samples.iter().any(|s| s.block_bytes.is_some());
         let mut key = |wanted: bool, name: &str| if wanted { strings.index(name) } else { 0 };
         Labels {
             processes,
@@ -243,6 +239,7 @@ impl Labels {
             thread: key(threads, "thread"),
             tid: key(threads, "tid"),
             goid: key(goroutines, "goid"),
+            bytes: key(blocks, "bytes"),
         }
     }
 
@@ -264,6 +261,9 @@ impl Labels {
         }
         if let Some(goid) = sample.goid {
             labels.push(number(self.goid, goid));
+        }
+        if let Some(bytes) = sample.block_bytes {
+            labels.push(number(self.bytes, bytes));
         }
         for (key, value) in &sample.labels {
             let key = strings.index(key);
@@ -313,6 +313,7 @@ mod tests {
 
     use super::super::fixture;
     use super::*;
+    use crate::symbolize::Event;
 
     /// Encodes, decompresses and decodes.
     fn round_trip(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
@@ -350,6 +351,7 @@ mod tests {
             .collect();
         assert_eq!(types, [("samples", "count"), ("cpu", "nanoseconds")]);
         assert_eq!(p.period_type, Some(p.sample_type[1]));
+        assert_eq!(p.default_sample_type, 0);
         assert_eq!(p.period, 10_101_010);
         assert_eq!(p.time_nanos, 1_800_000_000_000_000_000);
         assert_eq!(p.duration_nanos, 10_000_000_000);
@@ -357,6 +359,35 @@ mod tests {
         let values: Vec<_> = p.sample.iter().map(|s| s.value.clone()).collect();
         assert_eq!(values[0], [70, 707_070_700]);
         assert_eq!(values[2], [1, 10_101_010]);
+    }
+
+    #[test]
+    fn a_heap_is_shaped_as_gos_own() {
+        for (event, shown) in [(Event::Heap, ""), (Event::Allocs, "alloc_space")] {
+            let p = round_trip(&fixture::heap(event), &Options::default());
+            let types: Vec<_> = p
+                .sample_type
+                .iter()
+                .map(|t| (text_at(&p, t.r#type), text_at(&p, t.unit)))
+                .collect();
+            assert_eq!(
+                types,
+                [
+                    ("alloc_objects", "count"),
+                    ("alloc_space", "bytes"),
+                    ("inuse_objects", "count"),
+                    ("inuse_space", "bytes"),
+                ]
+            );
+            let period = p.period_type.unwrap();
+            let period = (text_at(&p, period.r#type), text_at(&p, period.unit));
+            assert_eq!((period, p.period), (("space", "bytes"), 524_288));
+            assert_eq!(text_at(&p, p.default_sample_type), shown);
+            assert_eq!(p.duration_nanos, 0);
+            assert_eq!(p.sample[0].value, [30, 1920, 20, 1280]);
+            assert_eq!(labels(&p, 0), ["bytes=64", "type=\"main.node\""]);
+            assert_eq!(labels(&p, 1), ["bytes=1024"]);
+        }
     }
 
     #[test]
@@ -488,11 +519,13 @@ mod tests {
     #[test]
     fn values_beyond_the_formats_range_stay_at_its_end() {
         let mut window = fixture::one_process();
-        window.samples[0].count = u64::MAX;
+        window.samples[0].values = [i64::MAX; 4];
+        window.period = u64::MAX;
         window.start = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
         window.duration = Duration::MAX;
         let p = round_trip(&window, &Options::default());
         assert_eq!(p.sample[0].value, [i64::MAX, i64::MAX]);
+        assert_eq!(p.period, i64::MAX);
         assert_eq!((p.time_nanos, p.duration_nanos), (0, i64::MAX));
     }
 

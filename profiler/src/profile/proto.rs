@@ -38,6 +38,9 @@ pub struct Profile {
     /// Indices of text for humans.
     #[prost(int64, repeated, tag = "13")]
     pub comment: Vec<i64>,
+    /// Index of the name of the sample type to show; the last where 0.
+    #[prost(int64, tag = "14")]
+    pub default_sample_type: i64,
 }
 
 /// A type of value and its unit.

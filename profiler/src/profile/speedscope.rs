@@ -8,7 +8,7 @@ use std::{cmp::Reverse, collections::HashMap};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{frames, generator};
+use super::{Options, frames, generator};
 use crate::symbolize::{FunctionId, MappingId, Sample, SymbolizedWindow};
 
 const SCHEMA: &str = "https://www.speedscope.app/file-format-schema.json";
@@ -49,7 +49,7 @@ struct Profile {
     end_value: u64,
     /// Indices of frames, outermost first.
     samples: Vec<Vec<usize>>,
-    /// Nanoseconds, one for each of `samples`.
+    /// In `unit`, one for each of `samples`.
     weights: Vec<u64>,
 }
 
@@ -61,11 +61,20 @@ fn is_zero(line: &u32) -> bool {
 ///
 /// # Errors
 /// Only when the JSON cannot be written.
-pub(super) fn encode(window: &SymbolizedWindow) -> Result<Vec<u8>> {
+pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec<u8>> {
+    let value = options.value.unwrap_or(window.event.default_value());
+    // The other units of the format are of time.
+    let unit = match window.event.value_types()[value].unit {
+        "count" => "none",
+        unit => unit,
+    };
     let mut frames = Frames::default();
     let mut stacks: Vec<Stacks> = Vec::new();
     let mut index_by_name: HashMap<String, usize> = HashMap::new();
     for sample in &window.samples {
+        let Some(weight) = frames::weight(sample, value) else {
+            continue;
+        };
         let name = profile_name(window, sample);
         let index = *index_by_name.entry(name).or_insert_with_key(|name| {
             stacks.push(Stacks::new(name.clone()));
@@ -74,14 +83,17 @@ pub(super) fn encode(window: &SymbolizedWindow) -> Result<Vec<u8>> {
         let stack = frames::outermost_first(window, sample)
             .map(|frame| frames.index(window, &frame))
             .collect();
-        stacks[index].add(stack, sample.count.saturating_mul(window.period_ns));
+        stacks[index].add(stack, weight);
     }
-    let mut profiles: Vec<Profile> = stacks.into_iter().map(Stacks::finish).collect();
+    let mut profiles: Vec<Profile> = stacks
+        .into_iter()
+        .map(|stacks| stacks.finish(unit))
+        .collect();
     // The busiest first: that is the one speedscope opens.
     profiles.sort_by_key(|p| Reverse(p.end_value));
     if profiles.is_empty() {
         // speedscope refuses a file without a profile.
-        profiles.push(Stacks::new("no samples".to_owned()).finish());
+        profiles.push(Stacks::new("no samples".to_owned()).finish(unit));
     }
     let file = File {
         schema: SCHEMA,
@@ -99,7 +111,7 @@ pub(super) fn encode(window: &SymbolizedWindow) -> Result<Vec<u8>> {
 /// The stacks of one profile while they are added up.
 struct Stacks {
     name: String,
-    /// Nanoseconds by stack, with the order of first sight.
+    /// Weights by stack, with the order of first sight.
     weights: HashMap<Vec<usize>, (usize, u64)>,
 }
 
@@ -118,14 +130,14 @@ impl Stacks {
     }
 
     /// The heaviest first.
-    fn finish(self) -> Profile {
+    fn finish(self, unit: &'static str) -> Profile {
         let mut stacks: Vec<_> = self.weights.into_iter().collect();
         stacks.sort_by_key(|(_, (order, weight))| (Reverse(*weight), *order));
         let weights: Vec<u64> = stacks.iter().map(|(_, (_, weight))| *weight).collect();
         Profile {
             r#type: "sampled",
             name: self.name,
-            unit: "nanoseconds",
+            unit,
             start_value: 0,
             end_value: weights.iter().fold(0, |sum, w| sum.saturating_add(*w)),
             samples: stacks.into_iter().map(|(stack, _)| stack).collect(),
@@ -173,10 +185,12 @@ impl<'w> Frames<'w> {
 mod tests {
     use super::super::fixture;
     use super::*;
+    use crate::symbolize::Event;
     use serde_json::{Value, json};
 
     fn encoded(window: &SymbolizedWindow) -> Value {
-        serde_json::from_slice(&encode(window).unwrap()).unwrap()
+        let bytes = encode(window, &Options::default()).unwrap();
+        serde_json::from_slice(&bytes).unwrap()
     }
 
     #[test]
@@ -207,6 +221,22 @@ mod tests {
                 "weights": [707_070_700, 202_020_200, 10_101_010],
             }])
         );
+    }
+
+    #[test]
+    fn a_heap_is_weighed_in_bytes_and_counts_have_no_unit() {
+        let window = fixture::heap(Event::Allocs);
+        let file = encoded(&window);
+        assert_eq!(file["profiles"][0]["unit"], "bytes");
+        assert_eq!(file["profiles"][0]["weights"], json!([8192, 1920]));
+        let options = Options {
+            value: Some(2),
+            ..Options::default()
+        };
+        let file = encode(&window, &options).unwrap();
+        let file: Value = serde_json::from_slice(&file).unwrap();
+        assert_eq!(file["profiles"][0]["unit"], "none");
+        assert_eq!(file["profiles"][0]["weights"], json!([20]));
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl<T: Sampled> Recorder<T> {
                 true => Labels::new(),
                 false => self.labels(sample),
             },
+            block_bytes: None,
         };
         self.window.add(owner, &self.stack, head.kernel_frames);
     }

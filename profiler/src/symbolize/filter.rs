@@ -48,6 +48,7 @@ impl Filter {
                 labels.any(|(name, value)| name == key && pattern.is_match(value))
             });
         }
-        window.samples.iter().map(|sample| sample.count).sum()
+        let counts = window.samples.iter().map(|sample| sample.values[0]);
+        counts.map(i64::unsigned_abs).sum()
     }
 }

@@ -3,6 +3,7 @@
 //! The result, [`SymbolizedWindow`], is what every output format reads. It is
 //! typed data throughout; no stage passes text to the next.
 
+mod event;
 mod filter;
 mod kallsyms;
 mod native;
@@ -19,7 +20,7 @@ use std::{
 use foldhash::HashMap;
 
 use crate::{
-    aggregate::{StackCount, Window},
+    aggregate::{StackValues, Window},
     gobinary::{FuncKind, GoFrame},
     process::{Mapped, Object, ProcessIndex, ProcessTable},
     unwind::GAP,
@@ -28,11 +29,12 @@ use crate::{
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
-pub use crate::aggregate::{Labels, Thread};
+pub use crate::aggregate::{Labels, MAX_VALUES, Thread, Values};
+pub use event::{Event, ValueType};
 pub use filter::Filter;
 pub use window::{
-    Event, FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
-    Process, ProcessId, Reason, Sample, SymbolizedWindow,
+    FrameKind, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId, Process,
+    ProcessId, Reason, Sample, SymbolizedWindow,
 };
 
 /// When and how a window was taken.
@@ -44,8 +46,8 @@ pub struct Taken {
     pub start: SystemTime,
     /// How long it went on.
     pub duration: Duration,
-    /// What one sample stands for, in nanoseconds.
-    pub period_ns: u64,
+    /// What one sample stands for, in the unit of [`Event::period_type`].
+    pub period: u64,
 }
 
 /// How many frames have a name, counted once for each sample they are in.
@@ -99,7 +101,7 @@ impl Symbolizer {
         let mut naming_window = NamingWindow::new(&mut self.native, processes, kernel);
         let samples = stacks
             .iter()
-            .map(|stack| naming_window.sample(stack))
+            .map(|stack| naming_window.sample(stack, taken))
             .collect();
         let NamingWindow { tables, naming, .. } = naming_window;
         self.native.end_window();
@@ -181,11 +183,12 @@ impl<'a> NamingWindow<'a> {
         }
     }
 
-    fn sample(&mut self, stack: &StackCount<'_>) -> Sample {
+    fn sample(&mut self, stack: &StackValues<'_>, taken: Taken) -> Sample {
+        let count = stack.values[0].unsigned_abs();
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
         for address in kernel_calls(stack.kernel) {
             let place = self.kernel_place(address);
-            self.tally(place, stack.count);
+            self.tally(place, count);
             locations.push(place.location);
         }
         let mut callee_panics = false;
@@ -195,7 +198,7 @@ impl<'a> NamingWindow<'a> {
                 continue;
             }
             callee_panics = place.panics;
-            self.tally(place, stack.count);
+            self.tally(place, count);
             locations.push(place.location);
         }
         Sample {
@@ -203,8 +206,9 @@ impl<'a> NamingWindow<'a> {
             thread: stack.thread.clone(),
             goid: stack.goid,
             labels: stack.labels.to_vec(),
+            block_bytes: stack.block_bytes,
             stack: locations,
-            count: stack.count,
+            values: taken.event.values(stack.values, taken.period),
         }
     }
 

@@ -128,7 +128,7 @@ impl Tables {
             event: taken.event,
             start: taken.start,
             duration: taken.duration,
-            period_ns: taken.period_ns,
+            period: taken.period,
             processes: self.processes,
             samples,
             locations: self.locations,

@@ -3,23 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::aggregate::{Labels, Thread};
-
-/// What was sampled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// CPU time: one sample per period of CPU time used.
-    Cpu,
-}
-
-impl Event {
-    /// The name used on the command line and in file names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Event::Cpu => "cpu",
-        }
-    }
-}
+use super::Event;
+use crate::aggregate::{Labels, Thread, Values};
 
 /// Index into [`SymbolizedWindow::locations`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,11 +28,12 @@ pub struct SymbolizedWindow {
     pub start: SystemTime,
     /// How long it went on.
     pub duration: Duration,
-    /// What one sample stands for, in nanoseconds (1e9 / rate).
-    pub period_ns: u64,
+    /// What one sample stands for, in the unit of [`Event::period_type`]: of CPU
+    /// time 1e9 / rate nanoseconds.
+    pub period: u64,
     /// The processes seen, each with at least one sample.
     pub processes: Vec<Process>,
-    /// The distinct stacks, each with how often it was seen.
+    /// The distinct stacks, each with its values.
     pub samples: Vec<Sample>,
     /// The distinct code addresses.
     pub locations: Vec<Location>,
@@ -66,12 +52,14 @@ pub struct Sample {
     pub thread: Option<Thread>,
     /// In which goroutine; only where goroutines are told apart.
     pub goid: Option<u64>,
-    /// The goroutine's pprof labels, by key.
+    /// The goroutine's pprof labels, by key; of memory the label `type`.
     pub labels: Labels,
+    /// The size of a block of memory, in bytes, where memory is what is counted.
+    pub block_bytes: Option<u64>,
     /// The frames, leaf first: kernel frames (if any), then user frames.
     pub stack: Vec<LocationId>,
-    /// How many times it was seen.
-    pub count: u64,
+    /// One value for each of [`Event::value_types`], in their order.
+    pub values: Values,
 }
 
 /// A code address with what is known of it.

@@ -199,6 +199,7 @@ fn record(pids: Vec<u32>, duration: Duration, asked: oneshot::Receiver<()>) -> R
             .iter()
             .map(|(count, reason)| format!("lost {count} samples: {reason}"))
             .collect(),
+        value: None,
     };
     profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")
 }

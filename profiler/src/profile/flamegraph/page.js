@@ -17,6 +17,16 @@ function time(ns) {
   return ns > 0 ? `${(ns / 1e3).toFixed(0)} µs` : '0';
 }
 
+function bytes(n) {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  const power = n > 0 ? Math.min(Math.floor(Math.log2(n) / 10), units.length - 1) : 0;
+  return `${power > 0 ? (n / 1024 ** power).toFixed(1) : n} ${units[power]}`;
+}
+
+// What nodes count, as a person reads it.
+const formats = { bytes, nanoseconds: time };
+const amount = formats[data.unit] || count;
+
 function element(tag, text, className) {
   const e = document.createElement(tag);
   if (text !== undefined) e.textContent = text;
@@ -38,14 +48,16 @@ function writeHeader() {
   byId('subject').title = data.subject;
   const cpu = samples * data.periodNs;
   const cores = data.durationNs > 0 ? cpu / data.durationNs : 0;
-  const facts = [
-    ['samples', count(samples)],
-    ['duration', time(data.durationNs)],
-    ['rate', data.periodNs > 0 ? `${+(1e9 / data.periodNs).toFixed(1)} Hz` : 'unknown'],
-    ['CPU time', `${time(cpu)} (${cores.toFixed(2)} cores)`],
+  const facts = [[data.value.replace('_', ' '), amount(samples)]];
+  if (data.durationNs > 0) facts.push(['duration', time(data.durationNs)]);
+  if (data.periodNs > 0) {
+    facts.push(['rate', `${+(1e9 / data.periodNs).toFixed(1)} Hz`]);
+    if (data.event === 'cpu') facts.push(['CPU time', `${time(cpu)} (${cores.toFixed(2)} cores)`]);
+  }
+  facts.push(
     ['recorded', `${new Date(data.startMs).toISOString().slice(0, 19).replace('T', ' ')} UTC`],
     ['by', data.generator],
-  ];
+  );
   for (const [name, value] of facts) {
     const fact = element('div');
     fact.append(element('dt', name), element('dd', value));
@@ -82,16 +94,20 @@ function describe(i) {
   const { tree } = view;
   const frame = tree.frame[i];
   const own = tree === callees ? tree.self[i] : 0;
+  const figures = (n) => {
+    const shown = [amount(n), percent(n, samples)];
+    return data.periodNs > 0 ? [...shown, time(n * data.periodNs)] : shown;
+  };
   const rows = [
-    ['', 'samples', 'share', 'time'],
-    ['total', count(tree.total[i]), percent(tree.total[i], samples), time(tree.total[i] * data.periodNs)],
+    ['', data.value.replace('_', ' '), 'share', ...(data.periodNs > 0 ? ['time'] : [])],
+    ['total', ...figures(tree.total[i])],
   ];
-  if (tree === callees) rows.push(['self', count(own), percent(own, samples), time(own * data.periodNs)]);
+  if (tree === callees) rows.push(['self', ...figures(own)]);
   const sum = functions.get(data.frames[frame][0]);
   if (frameKind(frame) !== 0 && (sum.total !== tree.total[i] || sum.self !== own)) {
     rows.push(
-      ['everywhere, total', count(sum.total), percent(sum.total, samples), time(sum.total * data.periodNs)],
-      ['everywhere, self', count(sum.self), percent(sum.self, samples), time(sum.self * data.periodNs)],
+      ['everywhere, total', ...figures(sum.total)],
+      ['everywhere, self', ...figures(sum.self)],
     );
   }
   return rows;
@@ -130,7 +146,9 @@ function writeStatus() {
   const i = view.hovered >= 0 ? view.hovered : view.selected >= 0 ? view.selected : view.zoom;
   const { tree } = view;
   const parts = [frameName(tree.frame[i]), where(tree, i)];
-  parts.push(`${count(tree.total[i])} sample${tree.total[i] === 1 ? '' : 's'}, ${percent(tree.total[i], samples)}`);
+  const n = tree.total[i];
+  const total = data.value === 'samples' ? `${count(n)} sample${n === 1 ? '' : 's'}` : amount(n);
+  parts.push(`${total}, ${percent(n, samples)}`);
   if (view.zoom > 0 && i !== view.zoom) parts.push(`${percent(tree.total[i], tree.total[view.zoom])} of the zoom`);
   byId('status').textContent = parts.filter(Boolean).join('  ·  ');
   byId('copy').hidden = i === 0;

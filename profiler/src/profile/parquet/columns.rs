@@ -12,10 +12,10 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Fields, Schema, TimeUnit};
 
 use super::super::Batch;
-use super::nanos;
 use super::rows::Row;
+use super::{nanos, period_ns};
 use crate::identity::label;
-use crate::symbolize::{Event, FrameKind, Line, Location, LocationId, SymbolizedWindow};
+use crate::symbolize::{FrameKind, Line, Location, LocationId, SymbolizedWindow};
 
 /// The columns that a target's labels fill. Cluster and node are in the key.
 const TARGET_LABELS: [&str; 11] = [
@@ -147,20 +147,21 @@ impl Columns {
         let process = sample.process.0 as usize;
         let target = &batch.targets[process];
         self.event.append_value(window.event.name());
-        self.value_unit.append_value(unit(window.event));
+        let (count, value) = window.event.stored();
+        let unit = window.event.value_types()[value].unit;
+        self.value_unit.append_value(unit);
         self.time.append_value(nanos(window.start) / 1_000);
         let duration = i64::try_from(window.duration.as_nanos()).unwrap_or(i64::MAX);
         self.duration.append_value(duration);
-        self.period.append_value(clamp(window.period_ns));
+        self.period.append_value(period_ns(window));
         for (column, name) in self.targets.iter_mut().zip(TARGET_LABELS) {
             // Missing and empty are one, so that the declared order holds.
             column.append_option(Some(target.label(name)).filter(|text| !text.is_empty()));
         }
         self.is_partial.append_value(target.is_partial);
         self.whose.push(window, row);
-        self.count.append_value(clamp(row.count));
-        let value = row.count.saturating_mul(window.period_ns);
-        self.value.append_value(clamp(value));
+        self.count.append_value(row.values[count]);
+        self.value.append_value(row.values[value]);
         for (key, value) in &sample.labels {
             self.labels.keys().append_value(key);
             self.labels.values().append_value(value);
@@ -273,13 +274,6 @@ fn kind_name(kind: FrameKind) -> &'static str {
         FrameKind::Go => "go",
         FrameKind::Native => "native",
         FrameKind::Kernel => "kernel",
-    }
-}
-
-/// The unit of an event's values.
-fn unit(event: Event) -> &'static str {
-    match event {
-        Event::Cpu => "nanoseconds",
     }
 }
 

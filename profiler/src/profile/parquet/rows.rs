@@ -1,21 +1,21 @@
 //! Rows: the samples of a window that differ in what a row shows, in the order
-//! in which they repeat the most.
+//! in which they repeat the most. What counts nothing has none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::Batch;
 use super::columns::{SORTED_BY, source};
-use crate::symbolize::{Location, LocationId, Sample, SymbolizedWindow};
+use crate::symbolize::{Location, LocationId, Sample, SymbolizedWindow, Values};
 
 /// A row.
 #[derive(Debug)]
 pub(super) struct Row<'w> {
-    /// A sample that it stands for; its stack and count are not the row's.
+    /// A sample that it stands for; its stack and values are not the row's.
     pub sample: &'w Sample,
     /// Locations, outermost first, each the first of those that look alike.
     pub stack: Vec<LocationId>,
-    /// How many samples.
-    pub count: u64,
+    /// The sum of its values.
+    pub values: Values,
 }
 
 /// The rows of a window, sorted.
@@ -43,11 +43,15 @@ impl<'w> Rows<'w> {
             let row = merged.entry(key).or_insert(Row {
                 sample,
                 stack,
-                count: 0,
+                values: Values::default(),
             });
-            row.count = row.count.saturating_add(sample.count);
+            for (value, added) in row.values.iter_mut().zip(sample.values) {
+                *value = value.saturating_add(added);
+            }
         }
-        let mut rows: Vec<Row<'w>> = merged.into_values().collect();
+        let (count, value) = window.event.stored();
+        let is_there = |row: &Row<'_>| row.values[count] != 0 || row.values[value] != 0;
+        let mut rows: Vec<Row<'w>> = merged.into_values().filter(is_there).collect();
         sort(batch, &mut rows);
         Rows { rows }
     }

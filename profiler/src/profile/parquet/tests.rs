@@ -13,7 +13,7 @@ use parquet::file::metadata::ParquetMetaData;
 use super::super::fixture;
 use super::*;
 use crate::identity::{Target, label};
-use crate::symbolize::SymbolizedWindow;
+use crate::symbolize::Event;
 
 fn batch(window: SymbolizedWindow) -> Batch {
     let targets = window.processes.iter().map(|process| Target {
@@ -147,10 +147,32 @@ fn samples_that_differ_in_addresses_alone_are_one_row() {
     window.locations.push(twin);
     let mut sample = window.samples[0].clone();
     sample.stack[0] = crate::symbolize::LocationId(window.locations.len() as u32 - 1);
-    sample.count = 5;
+    sample.values = fixture::cpu(5);
     window.samples.push(sample);
     let (batches, _) = read(&batch(window));
     assert_eq!(counts(&batches[0], "count"), [1, 75, 20]);
+}
+
+#[test]
+fn a_heap_has_what_is_in_use_and_allocs_what_was_allocated() {
+    let rows = |event| read(&batch(fixture::heap(event))).0.remove(0);
+    let heap = rows(Event::Heap);
+    assert_eq!(counts(&heap, "count"), [20]);
+    assert_eq!(counts(&heap, "value"), [1280]);
+    assert_eq!(counts(&heap, "period_ns"), [0]);
+    let text = |rows: &RecordBatch, column: &str| {
+        let column = rows.column_by_name(column).unwrap();
+        column.as_string::<i32>().value(0).to_owned()
+    };
+    assert_eq!(text(&heap, "value_unit"), "bytes");
+    assert_eq!(text(&heap, "event"), "heap");
+    let allocs = rows(Event::Allocs);
+    assert_eq!(counts(&allocs, "count"), [8, 30]);
+    assert_eq!(counts(&allocs, "value"), [8192, 1920]);
+    assert_eq!(text(&allocs, "event"), "allocs");
+    let labels = allocs.column_by_name("labels").unwrap().as_map();
+    let entry = labels.value(1);
+    assert_eq!(entry.column(0).as_string::<i32>().value(0), "type");
 }
 
 #[test]
@@ -196,9 +218,9 @@ fn hostile_names_and_figures_round_trip() {
     batch.window.functions[0].name = nasty.to_owned();
     batch.window.functions[1].name = huge.clone();
     batch.window.functions[1].file = huge.clone();
-    batch.window.samples[0].count = u64::MAX;
+    batch.window.samples[0].values = [i64::MAX; 4];
     batch.window.samples[0].labels = vec![(String::new(), huge.clone())];
-    batch.window.period_ns = u64::MAX;
+    batch.window.period = u64::MAX;
     batch.window.duration = std::time::Duration::MAX;
     batch.window.start = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(9);
     batch.targets[0].labels.insert(label::EXE, nasty.to_owned());
@@ -229,7 +251,7 @@ fn many_rows_are_several_batches_and_stay_in_order() {
     window.samples = (0..5_000)
         .map(|goid| {
             let mut sample = sample.clone();
-            (sample.goid, sample.count) = (Some(goid), goid);
+            sample.goid = Some(goid);
             sample
         })
         .collect();

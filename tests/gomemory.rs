@@ -1,0 +1,205 @@
+//! Memory that lies: heap profiles and lists of goroutines made to lead a reader
+//! astray. Whatever it holds, reading ends, soon and with little memory.
+
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
+use std::time::{Duration, Instant};
+
+use goprof::gobinary::GoBinary;
+use goprof::gomemory::{HeapProfile, MAX_GOROUTINES, NoHeap};
+use goprof_tests::fuzzing::known;
+use goprof_tests::memory::{Made, ask_all, at, program, variables};
+
+/// Longer than any walk may take, on a busy machine and without optimisation.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than all that is read of any memory.
+const MAX_READ: u64 = 1 << 30;
+
+/// A real binary.
+fn binary() -> &'static GoBinary {
+    let object = known()[0].process.go_object().expect("a Go object");
+    object.go().expect("Go")
+}
+
+/// An address in its code.
+fn code() -> u64 {
+    binary().text().start + 0x1000
+}
+
+/// Reads all there is of memory by a rule, within the time and memory allowed.
+#[track_caller]
+fn survive(what: &str, set: &[(u64, u64)], rule: impl Fn(u64) -> Option<u64>) -> usize {
+    let mut memory = Made::by(rule);
+    memory.set.extend(set.iter().copied());
+    let variables = variables();
+    let started = Instant::now();
+    let got = ask_all(&program(&memory, binary(), &variables));
+    let (took, read) = (started.elapsed(), memory.read.get());
+    println!("{what}: {got} in {took:?}, {read} bytes");
+    assert!(took < PATIENCE, "{what}: {took:?}");
+    assert!(read < MAX_READ, "{what}: {read} bytes");
+    got
+}
+
+fn heap(set: &[(u64, u64)], rule: impl Fn(u64) -> Option<u64>) -> Result<HeapProfile, NoHeap> {
+    let mut memory = Made::by(rule);
+    memory.set.extend(set.iter().copied());
+    let variables = variables();
+    program(&memory, binary(), &variables).heap()
+}
+
+/// The words of a bucket: next, kind, size of blocks, frames, one frame, counts.
+fn bucket(next: u64, size: u64, counts: [u64; 2]) -> Vec<u64> {
+    let mut words = vec![0, next, 1, 0, size, 1, code()];
+    let [allocs, frees] = counts;
+    words.extend([allocs, frees, allocs * size, frees * size]);
+    words.extend([0; 12]);
+    words
+}
+
+/// Buckets one behind the other from an address on, the last one first.
+fn list(buckets: &[Vec<u64>]) -> Vec<(u64, u64)> {
+    let mut words = Vec::new();
+    for (index, bucket) in buckets.iter().enumerate() {
+        let address = 0x10_0000 + index as u64 * 0x1000;
+        words.extend((address..).step_by(8).zip(bucket.iter().copied()));
+    }
+    words.push((at::BUCKETS, 0x10_0000));
+    words
+}
+
+#[test]
+fn a_profile_is_read_as_it_stands() {
+    let words = list(&[bucket(0x10_1000, 64, [5, 2]), bucket(0, 8, [1, 1])]);
+    let profile = heap(&words, |_| Some(0)).expect("a profile");
+    assert_eq!((profile.rate, profile.buckets.len()), (524_288, 2));
+    assert!(profile.is_settled && !profile.is_cut && profile.torn == 0);
+    let first = &profile.buckets[0];
+    assert_eq!(
+        (first.size_bytes, first.stack.as_slice()),
+        (64, &[code()][..])
+    );
+    assert_eq!((first.counts.active.allocs, first.counts.all.frees), (5, 2));
+}
+
+#[test]
+fn a_profile_that_is_off_or_elsewhere_is_told() {
+    let words = list(&[bucket(0, 64, [5, 2])]);
+    let off = [words.clone(), vec![(at::RATE, 0)]].concat();
+    let found = heap(&off, |_| Some(0)).map(|profile| profile.rate);
+    assert_eq!(found, Err(NoHeap::Off { is_linked: true }));
+    let strange = [words.clone(), vec![(at::RATE, u64::MAX)]].concat();
+    assert!(matches!(
+        heap(&strange, |_| Some(0)),
+        Err(NoHeap::Unknown(_))
+    ));
+    assert!(matches!(heap(&[], |_| None), Ok(profile) if profile.buckets.is_empty()));
+    // Counts that contradict themselves throughout are of another layout.
+    let buckets: Vec<Vec<u64>> = (0..40_u64)
+        .map(|index| {
+            let next = if index < 39 {
+                0x10_1000 + index * 0x1000
+            } else {
+                0
+            };
+            let mut words = bucket(next, 64, [5, 2]);
+            words[9] = 7;
+            words
+        })
+        .collect();
+    assert!(matches!(
+        heap(&list(&buckets), |_| Some(0)),
+        Err(NoHeap::Unknown(_))
+    ));
+}
+
+#[test]
+fn a_bucket_that_is_never_whole_is_dropped_and_counted() {
+    let mut torn = bucket(0x10_2000, 64, [5, 2]);
+    torn[9] = 1;
+    let words = list(&[bucket(0x10_1000, 8, [1, 0]), torn, bucket(0, 8, [1, 1])]);
+    let profile = heap(&words, |_| Some(0)).expect("a profile");
+    assert_eq!((profile.buckets.len(), profile.torn), (2, 1));
+}
+
+#[test]
+fn lists_that_lead_back_end() {
+    for next in [0x10_0000, 0x10_1000] {
+        let words = list(&[bucket(0x10_1000, 64, [5, 2]), bucket(next, 8, [1, 1])]);
+        let profile = heap(&words, |_| Some(0)).expect("a profile");
+        assert_eq!((profile.buckets.len(), profile.is_cut), (2, true));
+        survive("a circle", &words, |_| Some(0));
+    }
+}
+
+#[test]
+fn lists_without_an_end_are_cut() {
+    // A bucket at each multiple of 4 KiB from 1 MiB on, each the longest there is.
+    let endless = |address: u64| {
+        let at = address % 0x4000;
+        Some(match at {
+            8 => address - at + 0x4000,
+            16 => 1,
+            32 => 8,
+            40 => 1032,
+            48 => code(),
+            _ => 0,
+        })
+    };
+    let profile = heap(&[(at::BUCKETS, 0x10_0000)], endless).expect("a profile");
+    assert!(profile.is_cut && profile.buckets.len() > 1000);
+    survive("an endless list", &[(at::BUCKETS, 0x10_0000)], endless);
+}
+
+#[test]
+fn garbage_is_survived() {
+    let mut state = 42_u64;
+    let mut dice = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for round in 0..200 {
+        // Small numbers, pointers into the same memory, and anything at all.
+        let words: Vec<u64> = (0..257)
+            .map(|_| match dice() % 5 {
+                0 => dice() % 16,
+                1 => dice() % (1 << 20) * 8,
+                2 => code(),
+                3 => 1 << 60,
+                _ => dice(),
+            })
+            .collect();
+        let rule = |address: u64| Some(words[(address / 8 % 257) as usize]);
+        survive(
+            &format!("garbage {round}"),
+            &[(at::COUNT, 1 << (round % 64))],
+            rule,
+        );
+    }
+}
+
+#[test]
+fn huge_counts_are_refused_or_cut() {
+    for count in [1 << 60, u64::MAX, (1 << 32) + 1] {
+        survive("a count", &[(at::COUNT, count)], |_| Some(0x4000));
+    }
+    // As many goroutines as there can be, all of them the same place.
+    let memory = Made::by(|_| Some(0x4000));
+    let mut memory = memory;
+    memory
+        .set
+        .extend([(at::ARRAY, 0x10_0000), (at::COUNT, MAX_GOROUTINES + 5)]);
+    // Nothing is mapped where they should be.
+    let memory = Made {
+        set: memory.set,
+        rule: |address| (0x10_0000..0x20_0000).contains(&address).then_some(8),
+        read: memory.read,
+    };
+    let variables = variables();
+    let program = program(&memory, binary(), &variables);
+    let offsets = binary().runtime_offsets();
+    let listing = program.for_each_goroutine(offsets.get().expect("offsets"), |_| {});
+    assert!(listing.is_err(), "the list ends before its count");
+}

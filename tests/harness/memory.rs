@@ -1,0 +1,181 @@
+//! Memory of no program: made up by rules and by words of anybody's choice, with a
+//! real binary beside it, so that readers of a program's memory can be lied to.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use goprof::gobinary::{AllGoroutines, GoBinary, Variables};
+use goprof::gomemory::{Memory, Program, Request};
+
+use crate::fuzzing::{Known, known};
+
+/// Where the variables of [`variables`] are.
+pub mod at {
+    /// `MemProfileRate`.
+    pub const RATE: u64 = 0x1000;
+    /// `mbuckets`.
+    pub const BUCKETS: u64 = 0x1008;
+    /// `allgptr`.
+    pub const ARRAY: u64 = 0x1010;
+    /// `allglen`.
+    pub const COUNT: u64 = 0x1018;
+    /// `gomaxprocs`.
+    pub const PROCESSORS: u64 = 0x1020;
+    /// `gcController`.
+    pub const GC: u64 = 0x2000;
+    /// `sched`.
+    pub const SCHED: u64 = 0x3000;
+    /// `memstats.numgc`.
+    pub const NUM_GC: u64 = 0x1_3000;
+}
+
+/// Memory by a rule. Everything can be read but what the rule has nothing for.
+pub struct Made<F> {
+    /// Words that are as they are, by address.
+    pub set: BTreeMap<u64, u64>,
+    /// The others.
+    pub rule: F,
+    /// Bytes read so far.
+    pub read: Cell<u64>,
+}
+
+impl<F: Fn(u64) -> Option<u64>> Made<F> {
+    /// By a rule alone, with a rate that heap profiles can have.
+    pub fn by(rule: F) -> Self {
+        Made {
+            set: BTreeMap::from([(at::RATE, 524_288)]),
+            rule,
+            read: Cell::new(0),
+        }
+    }
+
+    /// The word at an address that is a multiple of eight.
+    fn word_at(&self, address: u64) -> Option<u64> {
+        let set = self.set.get(&address).copied();
+        set.or_else(|| (self.rule)(address))
+    }
+
+    /// Fills `bytes`; None where there is nothing.
+    fn fill(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+        let mut at = address & !7;
+        let mut skip = (address & 7) as usize;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let word = self.word_at(at)?.to_le_bytes();
+            let len = (8 - skip).min(rest.len());
+            let (now, later) = rest.split_at_mut(len);
+            now.copy_from_slice(&word[skip..skip + len]);
+            (rest, skip, at) = (later, 0, at.wrapping_add(8));
+        }
+        Some(())
+    }
+}
+
+impl<F: Fn(u64) -> Option<u64>> Memory for Made<F> {
+    fn read_many(&self, requests: &mut [Request<'_>]) {
+        for request in requests {
+            self.read.set(self.read.get() + request.bytes.len() as u64);
+            request.is_filled = self.fill(request.address, request.bytes).is_some();
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        true
+    }
+}
+
+/// An input of the fuzz target `gomemory`: the case whose binary it is, and words
+/// that stand everywhere in memory, again and again.
+pub struct MemoryInput<'a> {
+    /// The case.
+    pub known: &'static Known,
+    pattern: &'a [u64],
+}
+
+impl<'a> MemoryInput<'a> {
+    /// None where the words are too few.
+    pub fn of(words: &'a [u64]) -> Option<Self> {
+        let (case, pattern) = words.split_first()?;
+        let known = &known()[(case % known().len() as u64) as usize];
+        (!pattern.is_empty() && !known.code.is_empty()).then_some(Self { known, pattern })
+    }
+
+    /// The word at an address. Those with a mark are addresses of code.
+    pub fn word(&self, address: u64) -> u64 {
+        let word = self.pattern[(address / 8 % self.pattern.len() as u64) as usize];
+        match word >> 56 {
+            CODE_MARK => self.known.code[(word as u32 as usize) % self.known.code.len()],
+            _ => word,
+        }
+    }
+}
+
+/// The upper byte of words that stand for addresses of code.
+const CODE_MARK: u64 = 0xc0;
+
+/// An input with a heap profile of one bucket.
+pub fn seed(case: u64) -> Vec<u64> {
+    let mut words = [0; 65];
+    words[0] = case;
+    let pattern = &mut words[1..];
+    // Where the variable is, and where it leads, in steps of the pattern.
+    pattern[(at::BUCKETS / 8 % 64) as usize] = 0x10_0040;
+    let bucket = [0, 0, 1, 0, 64, 1, CODE_MARK << 56, 5, 2, 320, 128];
+    pattern[8..8 + bucket.len()].copy_from_slice(&bucket);
+    words.to_vec()
+}
+
+/// Variables at places of our own choice.
+pub fn variables() -> Variables {
+    Variables {
+        mem_profile_rate: Some(at::RATE),
+        buckets: vec![at::BUCKETS],
+        reads_mem_profile: true,
+        num_gc: Some(at::NUM_GC),
+        gc_controller: Some(at::GC),
+        sched: Some(at::SCHED),
+        gomaxprocs: Some(at::PROCESSORS),
+        all_goroutines: Some(AllGoroutines {
+            array: at::ARRAY,
+            count: at::COUNT,
+        }),
+    }
+}
+
+/// Asks a program for all that can be asked, and returns about how much it got.
+pub fn ask_all(program: &Program<'_>) -> usize {
+    let mut got = 0;
+    if let Ok(profile) = program.heap() {
+        got += profile.buckets.len();
+        for bucket in profile.buckets.iter().take(64) {
+            assert!(program.physical(&bucket.stack).len() <= bucket.stack.len());
+            got += usize::from(program.allocating_call(&bucket.stack).is_some());
+        }
+    }
+    let offsets = program.binary.runtime_offsets();
+    if let Some(offsets) = offsets.get() {
+        let listing = program.for_each_goroutine(offsets, |batch| {
+            let unchanged = batch.unchanged(program.memory);
+            assert_eq!(unchanged.len(), batch.goroutines.len());
+        });
+        got += listing.map_or(0, |listing| listing.alive as usize);
+    }
+    got += usize::from(program.gc_controller().is_some());
+    got += usize::from(program.sched().is_some());
+    got += usize::from(program.num_gc().is_some());
+    got + usize::from(program.gomaxprocs().is_some())
+}
+
+/// A program whose binary is real and whose memory is made up.
+pub fn program<'p>(
+    memory: &'p dyn Memory,
+    binary: &'p GoBinary,
+    variables: &'p Variables,
+) -> Program<'p> {
+    Program {
+        memory,
+        binary,
+        variables,
+        bias: 0,
+    }
+}
