@@ -19,7 +19,14 @@ use crate::symbolize::{Event, FrameKind, Location, MappingId, Sample, Symbolized
 /// # Errors
 /// Only when the compressor fails.
 pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec<u8>> {
-    let profile = profile(window, options);
+    compress(&profile(window, options))
+}
+
+/// The message as it is written to a file, or sent.
+///
+/// # Errors
+/// Only when the compressor fails.
+pub(super) fn compress(profile: &proto::Profile) -> Result<Vec<u8>> {
     // Go's runtime compresses at the fastest level too.
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&profile.encode_to_vec())
@@ -29,7 +36,7 @@ pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec
 
 /// Builds the message from a window whose indices are in range (which
 /// [`super::encode`] checks).
-fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
+pub(super) fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
     let mut strings = Strings::new();
     let types = value_types(window.event, &mut strings);
     let (mapping, mapping_ids) = mappings(window, &mut strings);
@@ -102,6 +109,15 @@ fn value_types(event: Event, strings: &mut Strings) -> [proto::ValueType; 2] {
         r#type: strings.index(kind),
         unit: strings.index(unit),
     })
+}
+
+/// What receivers of profiles call those of an event, as Go's own are called
+/// there: their queries and Grafana's units go by it.
+#[cfg(feature = "agent")]
+pub(super) fn series_name(event: Event) -> &'static str {
+    match event {
+        Event::Cpu => "process_cpu",
+    }
 }
 
 fn lines(location: &Location) -> Vec<proto::Line> {
