@@ -49,7 +49,7 @@ fn result(receiver: &str, result: &str) -> String {
 }
 
 fn dropped(receiver: &str, reason: &str) -> String {
-    format!("goprof_push_dropped_total{{receiver=\"{receiver}\",reason=\"{reason}\"}}")
+    format!("goprof_push_dropped_total{{reason=\"{reason}\",receiver=\"{receiver}\"}}")
 }
 
 /// What a receiver has of a service.

@@ -47,7 +47,7 @@ const LINKS: [&str; 3] = ["profile_id", "span_id", "trace_id"];
 /// receiver takes, and that nothing else has.
 pub fn may_be_added(name: &str) -> bool {
     let is_own = name != CLUSTER && IDENTITY.contains(&name);
-    name == clean_name(name) && !is_own && !LINKS.contains(&name)
+    !name.is_empty() && name == clean_name(name) && !is_own && !LINKS.contains(&name)
 }
 
 /// Whose the profile of a process is. `fallback` names the service of a process
