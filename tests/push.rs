@@ -252,11 +252,11 @@ fn credentials_certificates_and_hostile_names_arrive_as_they_should() {
 
     let agent = Agent::start(dir.path(), &["--config", path, "--flush", "1s"]);
     let received = receivers.wait_for("a profile at each", LIMIT, |all| {
-        let has_it = |kind: &&str| {
-            let of_kind = all.iter().filter(|r| r.receiver == **kind);
+        let has_it = |kind: &str| {
+            let of_kind = all.iter().filter(|r| r.receiver == kind);
             of_kind.filter(|r| r.service().starts_with("evil")).count() >= 2
         };
-        KINDS.iter().all(|kind| has_it(&kind))
+        KINDS.iter().all(|kind| has_it(kind))
     });
     for profile in received.iter().filter(|r| r.service().starts_with("evil")) {
         assert_eq!(profile.invalid, "");

@@ -274,7 +274,9 @@ mod tests {
         let span = |i: usize| labels(&[("span_id", &i.to_string()), ("user", "bob")]);
         let given: Vec<Labels> = (0..3 * MAX_LABEL_SETS).map(span).collect();
         let mut sets = SampleLabels::new(&reserved);
-        given.iter().for_each(|labels| drop(sets.add(labels, 1)));
+        for labels in &given {
+            sets.add(labels, 1);
+        }
         let (sent, cut) = sets.finish();
         assert_eq!((sent, cut), (given, Cut::default()));
     }
