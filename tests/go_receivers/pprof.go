@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"regexp"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -33,6 +34,7 @@ func (pyroscope) Push(
 			received := read(sample.RawProfile)
 			received.Receiver, received.ID = "pyroscope", sample.ID
 			received.Labels = labels
+			checkLabels(received)
 			received.Tenant = header.Get("X-Scope-OrgID")
 			received.Authorization = header.Get("Authorization")
 			if len(labels) != len(series.Labels) {
@@ -89,12 +91,43 @@ func (parcaStore) WriteRaw(
 		for _, sample := range series.Samples {
 			received := read(sample.RawProfile)
 			received.Receiver, received.Labels = "parca", labels
+			checkLabels(received)
 			received.Tenant = first(ctx, "x-scope-orgid")
 			received.Authorization = first(ctx, "authorization")
 			keep(received)
 		}
 	}
 	return &parca.WriteRawResponse{}, nil
+}
+
+var labelName = regexp.MustCompile("^[a-zA-Z_][a-zA-Z0-9_]*$")
+
+// checkLabels says what Pyroscope would object to by its default limits; Parca's
+// rule for names is the same.
+func checkLabels(received *Received) {
+	names := map[string]bool{}
+	for name, value := range received.Labels {
+		names[name] = true
+		if value == "" || len(value) > 2048 {
+			received.Invalid = "the value of label " + name
+		}
+	}
+	for label := range received.SampleLabels {
+		name, _, _ := strings.Cut(label, "=")
+		if _, taken := received.Labels[name]; taken {
+			received.Invalid = "a sample has the series' label " + name
+		}
+		names[name] = true
+	}
+	for name := range names {
+		if !labelName.MatchString(name) || len(name) > 1024 {
+			received.Invalid = "label name " + name
+		}
+	}
+	// More than any one series has, if samples differ.
+	if len(names) > 30 {
+		received.Invalid = "too many labels"
+	}
 }
 
 func first(ctx context.Context, key string) string {

@@ -84,12 +84,13 @@ impl Received {
             _ => self.label("service_name"),
         }
     }
+}
 
-    /// A function's share of the last type's values.
-    pub fn share(&self, function: &str) -> f64 {
-        let value = self.cumulative.get(function).copied().unwrap_or(0);
-        value as f64 / self.totals.last().copied().unwrap_or(0).max(1) as f64
-    }
+/// A function's share of the last type's values, over some profiles.
+pub fn share(profiles: &[&Received], function: &str) -> f64 {
+    let values = profiles.iter().filter_map(|p| p.cumulative.get(function));
+    let totals = profiles.iter().filter_map(|p| p.totals.last());
+    values.sum::<i64>() as f64 / totals.sum::<i64>().max(1) as f64
 }
 
 impl Receivers {

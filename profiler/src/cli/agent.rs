@@ -168,6 +168,23 @@ mod tests {
     }
 
     #[test]
+    fn receivers_are_added_or_moved_by_flags() {
+        let words = ["--push-parca", "http://q:7070", "--push-experimental-otlp"];
+        let config = configuration(&[&words[..], &["http://o:4317"]].concat()).unwrap();
+        let receivers = config.push.receivers().iter();
+        let urls: Vec<_> = receivers.map(|r| (r.name(), r.url.as_str())).collect();
+        assert_eq!(
+            urls,
+            [("parca", "http://q:7070"), ("otlp", "http://o:4317")]
+        );
+        let error = configuration(&["--push-pyroscope", "here"]).unwrap_err();
+        assert!(
+            error.starts_with("push[0].url: \"here\" is no URL"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_file_that_cannot_be_read_is_named() {
         let error = configuration(&["--config", "/no/such/file"]).unwrap_err();
         assert!(
