@@ -63,12 +63,19 @@ pub(super) async fn call(
 }
 
 fn refusal(status: &Status) -> PutError {
-    let message = match std::error::Error::source(status) {
-        Some(source) => format!("{}: {source}", status.message()),
-        None => status.message().to_owned(),
-    };
     let code = status.code();
-    failure(kind(code), &format!("{}: {message}", code.description()))
+    let mut message = format!("{}: {}", code.description(), status.message());
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Each says again what is below it.
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = error.source();
+    }
+    failure(kind(code), &message)
 }
 
 /// What a code means for the profile. Some say nothing of it: the access or the

@@ -77,6 +77,7 @@ async fn a_server_that_is_away_is_unreachable_by_every_protocol() {
         for _ in 0..2 {
             let error = receiver.put("key", b"body".to_vec()).await.unwrap_err();
             assert_eq!(error.failure, Failure::Unreachable, "{error}");
+            assert!(error.to_string().contains("refused"), "{error}");
         }
     }
 }
