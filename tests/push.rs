@@ -209,8 +209,13 @@ fn what_may_pass_is_tried_again_and_what_is_refused_is_dropped() {
         assert!(agent.metric(&result(kind, "rejected")) == rejected);
         let all = receivers.received();
         assert!(refused(&all, kind, 429) >= 1 && refused(&all, kind, 500) >= 1);
-        // Each was refused once, and not tried again.
-        assert_eq!(refused(&all, kind, 400) as f64, rejected, "{kind}");
+        // Each was refused once, and not tried again, but for one whose answer the
+        // end of the server may have cut off.
+        let refused = refused(&all, kind, 400) as f64;
+        assert!(
+            (rejected..=rejected + 1.0).contains(&refused),
+            "{kind}: {refused}"
+        );
     }
     let outcome = agent.stop().succeeded();
     for kind in KINDS {
