@@ -42,6 +42,8 @@ pub mod pprof;
 pub mod python;
 #[path = "harness/quiet.rs"]
 pub mod quiet;
+#[path = "harness/receivers.rs"]
+pub mod receivers;
 #[path = "harness/replay.rs"]
 pub mod replay;
 #[path = "harness/s3.rs"]

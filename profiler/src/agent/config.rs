@@ -2,6 +2,7 @@
 //! environment and flags. Starts nothing.
 
 mod place;
+mod push;
 mod rules;
 mod values;
 
@@ -13,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use push::{Push, Receiver};
 pub use rules::{Event, Rule, Rules, Selector, Subject};
 pub use values::{Bytes, Pattern, Period, Rate};
 
@@ -52,6 +54,9 @@ pub struct Config {
     pub spool: Spool,
     /// The metrics.
     pub metrics: Metrics,
+    /// Who gets profiles besides the store.
+    #[serde(skip_serializing_if = "Push::is_empty")]
+    pub push: Push,
     /// Which processes are profiled.
     #[serde(skip_serializing_if = "Rules::is_empty")]
     pub rules: Rules,
@@ -107,6 +112,7 @@ impl Default for Config {
             store: Store::default(),
             spool: Spool::default(),
             metrics: Metrics::default(),
+            push: Push::default(),
             rules: Rules::default(),
         }
     }
@@ -152,6 +158,8 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| place::describe(text, &error))?;
         let checked = config.check();
         checked.map_err(|(key, why)| place::describe_key(text, key, &why))?;
+        let checked = config.push.check(config.flush);
+        checked.map_err(|(key, why)| place::describe_key(text, &key, &why))?;
         Ok(config)
     }
 
@@ -164,6 +172,8 @@ impl Config {
             self.node = node_name();
         }
         let checked = self.check();
+        checked.map_err(|(key, why)| format!("{key}: {why}"))?;
+        let checked = self.push.check(self.flush);
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
         Ok(self)
     }

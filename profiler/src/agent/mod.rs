@@ -6,6 +6,7 @@ pub mod config;
 pub mod log;
 mod memory;
 mod publisher;
+mod push;
 mod sampler;
 mod server;
 mod state;
@@ -33,6 +34,7 @@ use crate::{
 };
 use config::Config;
 use publisher::Samplers;
+use push::Push;
 use sampler::{MAX_WAITING, Sampler, Window};
 use state::{State, lock};
 
@@ -87,7 +89,8 @@ struct Agent {
     waiting: Arc<AtomicUsize>,
     publisher: JoinHandle<()>,
     uploader: Arc<Uploader>,
-    uploading: tokio::task::JoinHandle<()>,
+    /// To the store, and to each receiver.
+    uploading: Vec<tokio::task::JoinHandle<()>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -102,7 +105,8 @@ impl Agent {
             node: Some(config.node.clone()),
             ..Options::from_environment()
         })?;
-        let state = State::new(config.clone(), identifier, spool, uploader.counters())?;
+        let push = Push::open(&config)?;
+        let state = State::new(config.clone(), identifier, spool, uploader.counters(), push)?;
         let state = Arc::new(state);
         let (windows, finished) = sync_channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
@@ -114,10 +118,11 @@ impl Agent {
             let thread = std::thread::Builder::new().name("goprof-publish".into());
             thread.spawn(publish).context("start a thread to publish")?
         };
-        let uploading = {
+        let mut uploading = state.push.start();
+        uploading.push({
             let uploader = Arc::clone(&uploader);
             tokio::spawn(async move { uploader.run(std::future::pending()).await })
-        };
+        });
         let router = server::router(Arc::clone(&state));
         let address = listener.local_addr().context("listen")?;
         let serving = tokio::spawn(async move {
@@ -134,6 +139,7 @@ impl Agent {
                 ("store", &config.store.url),
                 ("flush", &config.flush),
                 ("samplers", &samplers.len()),
+                ("receivers", &config.push.receivers().len()),
             ],
         );
         if !address.ip().is_loopback() {
@@ -236,13 +242,18 @@ impl Agent {
         {
             log::warn("not all windows could be written in time", &[]);
         }
-        self.uploading.abort();
-        let left = self.uploader.flush(deadline).await;
+        self.uploading.iter().for_each(|task| task.abort());
+        let store = self.uploader.flush(deadline);
+        // Receivers are not worth waiting for as long as that.
+        let push_deadline = deadline.min(Instant::now() + UPLOAD_WITHIN);
+        let push = self.state.push.flush(push_deadline);
+        let (left, left_to_push) = tokio::join!(store, push);
         self.serving.abort();
         log::info(
             "stopped",
             &[
                 ("objects_left_in_spool", &left),
+                ("profiles_left_to_push", &left_to_push),
                 ("seconds", &begun.elapsed().as_secs_f32()),
             ],
         );
@@ -296,7 +307,7 @@ fn check(before: &Config, mut config: Config) -> Result<Config, String> {
             }
         )*};
     }
-    keep!(cluster node http store spool);
+    keep!(cluster node http store spool push);
     if !kept.is_empty() {
         let kept = kept.join(",");
         log::warn("a restart is needed for some changes", &[("keys", &kept)]);

@@ -149,9 +149,12 @@ impl Publisher<'_> {
             ulid: name.to_string(),
             lost: recording.tally.lost(),
         };
-        let bytes = parquet::encode(&batch, &origin).context("encode the window")?;
-        self.state.spool.put(&key, &bytes)?;
-        Ok(Some(()))
+        let stored = parquet::encode(&batch, &origin)
+            .context("encode the window")
+            .and_then(|bytes| self.state.spool.put(&key, &bytes));
+        // Receivers do without the store, and it without them.
+        self.state.push.put(&batch, &metrics.push);
+        stored.map(Some)
     }
 
     fn identify(&self, process: &Process) -> Target {

@@ -13,7 +13,7 @@ use anyhow::Result;
 use prometheus::IntCounter;
 use serde::Serialize;
 
-use super::config::Config;
+use super::{config::Config, push::Push};
 use crate::{
     identity::Identifier,
     metrics::{Metrics, Targets},
@@ -31,6 +31,7 @@ pub(super) struct State {
     pub view: Mutex<View>,
     pub spool: Arc<Spool>,
     pub uploads: Arc<UploadCounters>,
+    pub push: Push,
     is_ready: AtomicBool,
 }
 
@@ -82,6 +83,7 @@ impl State {
         identifier: Identifier,
         spool: Arc<Spool>,
         uploads: Arc<UploadCounters>,
+        push: Push,
     ) -> Result<Self> {
         Ok(Self {
             config: Mutex::new(Arc::new(config)),
@@ -91,6 +93,7 @@ impl State {
             view: Mutex::default(),
             spool,
             uploads,
+            push,
             is_ready: AtomicBool::new(false),
         })
     }
@@ -140,6 +143,7 @@ impl State {
         );
         let last = uploads.last_success_seconds.load(Ordering::Relaxed);
         metrics.last_success.set(last as f64);
+        self.push.count(&metrics.push);
         metrics.text(&lock(&self.usage), self.config().metrics.max_targets)
     }
 }

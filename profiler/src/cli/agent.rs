@@ -10,6 +10,7 @@ use crate::agent::{
     self,
     config::{Bytes, Config, Period, Rate},
 };
+use crate::profile::push::Protocol;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -37,6 +38,15 @@ pub struct Args {
     /// Most bytes that may wait, e.g. 256MiB
     #[arg(long, value_name = "SIZE", env = "GOPROF_SPOOL_LIMIT")]
     pub spool_limit: Option<Bytes>,
+    /// Push profiles to a Pyroscope server too
+    #[arg(long, value_name = "URL", env = "GOPROF_PUSH_PYROSCOPE")]
+    pub push_pyroscope: Option<String>,
+    /// Push profiles to a Parca server too
+    #[arg(long, value_name = "URL", env = "GOPROF_PUSH_PARCA")]
+    pub push_parca: Option<String>,
+    /// Push OTLP profiles too; their format still changes
+    #[arg(long, value_name = "URL", env = "GOPROF_PUSH_EXPERIMENTAL_OTLP")]
+    pub push_experimental_otlp: Option<String>,
     /// How long a window is, 1s to 1h
     #[arg(long, value_name = "TIME", env = "GOPROF_FLUSH")]
     pub flush: Option<Period>,
@@ -115,6 +125,15 @@ impl Args {
             node => node;
             max_targets => metrics.max_targets;
         }
+        for (kind, url) in [
+            (Protocol::Pyroscope, &self.push_pyroscope),
+            (Protocol::Parca, &self.push_parca),
+            (Protocol::Otlp, &self.push_experimental_otlp),
+        ] {
+            if let Some(url) = url {
+                config.push.set_url(kind, url);
+            }
+        }
         config.validate()
     }
 }
@@ -146,6 +165,23 @@ mod tests {
         assert_eq!(config.flush, "5m".parse().unwrap());
         assert_eq!(config.node, "n");
         assert_eq!(config.store, Config::default().store);
+    }
+
+    #[test]
+    fn receivers_are_added_or_moved_by_flags() {
+        let words = ["--push-parca", "http://q:7070", "--push-experimental-otlp"];
+        let config = configuration(&[&words[..], &["http://o:4317"]].concat()).unwrap();
+        let receivers = config.push.receivers().iter();
+        let urls: Vec<_> = receivers.map(|r| (r.name(), r.url.as_str())).collect();
+        assert_eq!(
+            urls,
+            [("parca", "http://q:7070"), ("otlp", "http://o:4317")]
+        );
+        let error = configuration(&["--push-pyroscope", "here"]).unwrap_err();
+        assert!(
+            error.starts_with("push[0].url: \"here\" is no URL"),
+            "{error}"
+        );
     }
 
     #[test]

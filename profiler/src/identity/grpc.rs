@@ -3,7 +3,9 @@
 
 use std::marker::PhantomData;
 
-use prost::Message;
+use prost::bytes::{Buf, BufMut};
+use prost::encoding::{DecodeContext, WireType, skip_field};
+use prost::{DecodeError, Message};
 use tonic::{
     Request, Status,
     client::Grpc,
@@ -27,14 +29,60 @@ where
     Q: Message + 'static,
     A: Message + Default + 'static,
 {
+    call_with(channel, method, Request::new(question), max_bytes).await
+}
+
+/// The same with a question that has metadata.
+///
+/// # Errors
+/// As [`call`].
+pub async fn call_with<Q, A>(
+    channel: &Channel,
+    method: &'static str,
+    question: Request<Q>,
+    max_bytes: usize,
+) -> Result<A, Status>
+where
+    Q: Message + 'static,
+    A: Message + Default + 'static,
+{
     let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(max_bytes);
     grpc.ready()
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
     let method = PathAndQuery::from_static(method);
     let codec = Prost(PhantomData::<fn(Q) -> A>);
-    let answer = grpc.unary(Request::new(question), method, codec).await?;
+    let answer = grpc.unary(question, method, codec).await?;
     Ok(answer.into_inner())
+}
+
+/// A question that is encoded already.
+#[derive(Debug)]
+pub struct Encoded(pub Vec<u8>);
+
+impl Message for Encoded {
+    fn encode_raw(&self, buffer: &mut impl BufMut) {
+        buffer.put_slice(&self.0);
+    }
+
+    /// Nobody answers with one.
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buffer: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        skip_field(wire_type, tag, buffer, context)
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 struct Prost<Q, A>(PhantomData<fn(Q) -> A>);

@@ -1,6 +1,7 @@
 //! Metrics: what goprof counts of itself, and the few figures of each target that
 //! cost nothing to have, in Prometheus's text format. Counts; decides nothing.
 
+mod push;
 mod targets;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
+pub use push::{Push, Pushed};
 pub use targets::{Observed, Service, Targets};
 
 /// What goprof counts of itself.
@@ -52,6 +54,8 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Profiles asked for over HTTP, by result.
     pub requests: IntCounterVec,
+    /// What is pushed.
+    pub push: Push,
 }
 
 /// Makes metrics and registers them, each by name and help text.
@@ -191,6 +195,7 @@ impl Metrics {
                 "result",
                 &["success", "failure", "refused"],
             )?,
+            push: Push::new(&make)?,
             registry,
         })
     }

@@ -9,6 +9,8 @@ mod frames;
 pub mod parquet;
 mod pprof;
 pub mod proto;
+#[cfg(feature = "agent")]
+pub mod push;
 mod speedscope;
 
 #[cfg(test)]

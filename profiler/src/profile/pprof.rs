@@ -19,7 +19,14 @@ use crate::symbolize::{FrameKind, Location, MappingId, Sample, SymbolizedWindow,
 /// # Errors
 /// Only when the compressor fails.
 pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec<u8>> {
-    let profile = profile(window, options);
+    compress(&profile(window, options))
+}
+
+/// The message as it is written to a file, or sent.
+///
+/// # Errors
+/// Only when the compressor fails.
+pub(super) fn compress(profile: &proto::Profile) -> Result<Vec<u8>> {
     // Go's runtime compresses at the fastest level too.
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(&profile.encode_to_vec())
@@ -29,7 +36,7 @@ pub(super) fn encode(window: &SymbolizedWindow, options: &Options) -> Result<Vec
 
 /// Builds the message from a window whose indices are in range (which
 /// [`super::encode`] checks).
-fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
+pub(super) fn profile(window: &SymbolizedWindow, options: &Options) -> proto::Profile {
     let mut strings = Strings::new();
     let kinds = window.event.value_types();
     let types: Vec<_> = kinds.iter().map(|t| value_type(*t, &mut strings)).collect();
@@ -95,6 +102,15 @@ fn value_type(kind: ValueType, strings: &mut Strings) -> proto::ValueType {
     proto::ValueType {
         r#type: strings.index(kind.name),
         unit: strings.index(kind.unit),
+    }
+}
+
+/// What receivers of profiles call those of an event, as Go's own are called
+/// there: their queries and Grafana's units go by it.
+#[cfg(feature = "agent")]
+pub(super) fn series_name(event: Event) -> &'static str {
+    match event {
+        Event::Cpu => "process_cpu",
     }
 }
 

@@ -58,6 +58,7 @@ pub struct Entry {
 pub struct Spool {
     folder: PathBuf,
     max_bytes: u64,
+    is_synced: bool,
     kept: Mutex<Kept>,
     arrived: Notify,
     counters: SpoolCounters,
@@ -104,6 +105,7 @@ impl Spool {
         let spool = Spool {
             folder: folder.to_owned(),
             max_bytes,
+            is_synced: true,
             kept: Mutex::new(kept),
             arrived: Notify::new(),
             counters,
@@ -112,6 +114,16 @@ impl Spool {
         // The bound may be lower than it was.
         spool.make_room(&mut spool.kept(), 0);
         Ok(spool)
+    }
+
+    /// The same without waiting for the disk: entries survive the agent, but not
+    /// the machine. For many small ones.
+    #[must_use]
+    pub fn without_sync(self) -> Spool {
+        Spool {
+            is_synced: false,
+            ..self
+        }
     }
 
     /// Puts an object on disk. When this returns, it is there to stay. Blocks
@@ -201,10 +213,15 @@ impl Spool {
             for part in parts {
                 file.write_all(part)?;
             }
-            file.sync_all()?;
+            if self.is_synced {
+                file.sync_all()?;
+            }
             fs::rename(&temporary, self.path(number, ENTRY))?;
-            // The name too must survive.
-            File::open(&self.folder)?.sync_all()
+            if self.is_synced {
+                // The name too must survive.
+                File::open(&self.folder)?.sync_all()?;
+            }
+            Ok(())
         })();
         if written.is_err() {
             // Whatever is left of it would only take room.

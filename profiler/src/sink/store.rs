@@ -20,6 +20,8 @@ use object_store::{
 };
 use reqwest::Url;
 
+use super::upload::Destination;
+
 /// How long one attempt at an object may take, retries included.
 const PUT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -34,30 +36,44 @@ pub struct Store {
 /// Why an object did not arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// The store does not know us, or lets us not write.
+    /// The other side does not know us, or lets us not write.
     Denied,
-    /// The bucket or container is not there.
+    /// The bucket, container or service is not there.
     NotFound,
-    /// The store cannot be reached, or the connection broke.
+    /// The other side cannot be reached, or the connection broke.
     Unreachable,
     /// It took too long.
     Timeout,
     /// Another object has the key.
     Conflict,
-    /// The store answered that it cannot, or the disk is full.
+    /// The other side answered that it cannot, or the disk is full.
     Refused,
+    /// The other side has too much to do just now.
+    Overloaded,
+    /// The other side will not have this one, now or later.
+    Rejected,
+    /// It is older than what the other side takes, and was not sent.
+    TooOld,
 }
 
 impl Failure {
     /// Every reason.
-    pub const ALL: [Failure; 6] = [
+    pub const ALL: [Failure; 9] = [
         Failure::Denied,
         Failure::NotFound,
         Failure::Unreachable,
         Failure::Timeout,
         Failure::Conflict,
         Failure::Refused,
+        Failure::Overloaded,
+        Failure::Rejected,
+        Failure::TooOld,
     ];
+
+    /// Whether another attempt would come to the same.
+    pub fn is_final(self) -> bool {
+        matches!(self, Failure::Rejected | Failure::TooOld)
+    }
 
     /// The reason as a metric's label.
     pub fn name(self) -> &'static str {
@@ -68,6 +84,9 @@ impl Failure {
             Failure::Timeout => "timeout",
             Failure::Conflict => "conflict",
             Failure::Refused => "refused",
+            Failure::Overloaded => "overloaded",
+            Failure::Rejected => "rejected",
+            Failure::TooOld => "too_old",
         }
     }
 }
@@ -116,13 +135,12 @@ impl Store {
         let url = url.to_owned();
         Ok(Store { store, prefix, url })
     }
+}
 
-    /// Puts an object at a key. One that is there already, of the same length,
-    /// has arrived before: keys are unique.
-    ///
-    /// # Errors
-    /// It did not arrive, as far as is known: trying again does no harm.
-    pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), PutError> {
+impl Destination for Store {
+    /// One that is there already, of the same length, has arrived before: keys
+    /// are unique.
+    async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), PutError> {
         let length = bytes.len() as u64;
         let put = async {
             let path = Path::parse(format!("{}/{key}", self.prefix))?;
@@ -255,7 +273,7 @@ fn transport(error: &Error) -> Option<HttpErrorKind> {
 }
 
 /// What a server says goes into a log line, which it may not break or flood.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     clean.take(500).collect()
 }

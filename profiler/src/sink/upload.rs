@@ -1,8 +1,9 @@
-//! Upload: empties the spool into the store, the oldest entry first, for as
-//! long as it takes. A store that is away never holds up those who fill the
+//! Upload: empties a spool into the store or a receiver, the oldest entry first,
+//! for as long as it takes. One that is away never holds up those who fill the
 //! spool.
 
 use std::collections::hash_map::RandomState;
+use std::fmt;
 use std::future::Future;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
@@ -43,10 +44,20 @@ impl UploadCounters {
     }
 }
 
-/// Empties a spool into a store.
+/// Where entries go.
+pub trait Destination: fmt::Display + Send + Sync {
+    /// Puts an object under a key.
+    ///
+    /// # Errors
+    /// It did not arrive, as far as is known: trying again does no harm, unless
+    /// the failure is final.
+    fn put(&self, key: &str, bytes: Vec<u8>) -> impl Future<Output = Result<(), PutError>> + Send;
+}
+
+/// Empties a spool into a store, or whatever else takes objects.
 #[derive(Debug)]
-pub struct Uploader {
-    store: Store,
+pub struct Uploader<D = Store> {
+    destination: D,
     spool: Arc<Spool>,
     counters: Arc<UploadCounters>,
     /// One upload at a time.
@@ -55,9 +66,11 @@ pub struct Uploader {
 
 #[derive(Debug, Default)]
 struct Turn {
-    /// The entry that failed last: the next attempt is at the one after it, so
-    /// that one which the store will not have stops no other.
-    failed: Option<u64>,
+    /// The entry that was tried last: the next attempt is at the one after it, so
+    /// that one which the other side will not have stops no other.
+    last: Option<u64>,
+    /// Failures that an entry was given up for and that were told.
+    told: Vec<Failure>,
 }
 
 /// What an attempt came to.
@@ -65,13 +78,15 @@ enum Attempt {
     Nothing,
     Arrived,
     Failed(PutError),
+    /// It was given up.
+    Dropped(PutError),
 }
 
-impl Uploader {
+impl<D: Destination> Uploader<D> {
     /// Nothing is uploaded yet.
-    pub fn new(store: Store, spool: Arc<Spool>) -> Uploader {
+    pub fn new(destination: D, spool: Arc<Spool>) -> Self {
         Uploader {
-            store,
+            destination,
             spool,
             counters: Arc::default(),
             turn: tokio::sync::Mutex::default(),
@@ -99,7 +114,7 @@ impl Uploader {
                 Attempt::Nothing => self.spool.arrived().await,
                 Attempt::Arrived => {
                     if failures > 0 {
-                        log::info!("uploads to {} go on", self.store);
+                        log::info!("uploads to {} go on", self.destination);
                     }
                     failures = 0;
                 }
@@ -108,13 +123,26 @@ impl Uploader {
                     failures += 1;
                     log::warn!(
                         "upload to {} failed, {} objects wait, again in {:.1} s: {error}",
-                        self.store,
+                        self.destination,
                         self.spool.len(),
                         wait.as_secs_f64()
                     );
                     sleep(wait).await;
                 }
+                Attempt::Dropped(error) => self.tell_once(&error).await,
             }
+        }
+    }
+
+    /// Says why an entry was given up, the first time that it is for this reason.
+    async fn tell_once(&self, error: &PutError) {
+        let told = &mut self.turn.lock().await.told;
+        if !told.contains(&error.failure) {
+            told.push(error.failure);
+            log::warn!(
+                "{} takes not all; what it does not is dropped and counted: {error}",
+                self.destination
+            );
         }
     }
 
@@ -127,6 +155,7 @@ impl Uploader {
                     Attempt::Nothing => return,
                     Attempt::Arrived => {}
                     Attempt::Failed(_) => sleep(FLUSH_WAIT).await,
+                    Attempt::Dropped(error) => self.tell_once(&error).await,
                 }
             }
         };
@@ -138,7 +167,7 @@ impl Uploader {
     /// Tries one entry.
     async fn attempt(&self) -> Attempt {
         let mut turn = self.turn.lock().await;
-        let (spool, after) = (Arc::clone(&self.spool), turn.failed);
+        let (spool, after) = (Arc::clone(&self.spool), turn.last);
         let taken = spawn_blocking(move || spool.take(after)).await;
         let Some(mut entry) = taken.ok().flatten() else {
             return Attempt::Nothing;
@@ -146,22 +175,25 @@ impl Uploader {
         let started = Instant::now();
         let bytes = std::mem::take(&mut entry.bytes);
         let length = bytes.len() as u64;
-        match self.store.put(&entry.key, bytes).await {
+        turn.last = Some(entry.number());
+        let attempt = match self.destination.put(&entry.key, bytes).await {
             Ok(()) => {
-                turn.failed = None;
                 self.count_success(length, started.elapsed());
-                let spool = Arc::clone(&self.spool);
-                // It arrived, whatever becomes of the file.
-                let _ = spawn_blocking(move || spool.remove(&entry)).await;
                 Attempt::Arrived
             }
             Err(error) => {
-                turn.failed = Some(entry.number());
                 let failed = &self.counters.failed[error.failure as usize];
                 failed.fetch_add(1, Ordering::Relaxed);
-                Attempt::Failed(error)
+                if !error.failure.is_final() {
+                    return Attempt::Failed(error);
+                }
+                Attempt::Dropped(error)
             }
-        }
+        };
+        let spool = Arc::clone(&self.spool);
+        // It is done with, whatever becomes of the file.
+        let _ = spawn_blocking(move || spool.remove(&entry)).await;
+        attempt
     }
 
     fn count_success(&self, bytes: u64, took: Duration) {
@@ -260,6 +292,48 @@ mod tests {
         assert_eq!(spool.take(None).unwrap().key, "v1/a");
         assert!(dir.path().join("store/v1/c").exists());
         assert_ne!(uploader.counters().failed(Failure::Conflict), 0);
+    }
+
+    /// Takes no object that is called so, for the reason that it is called.
+    struct Picky(std::sync::Mutex<Vec<String>>);
+
+    impl fmt::Display for Picky {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("picky")
+        }
+    }
+
+    impl Destination for Picky {
+        async fn put(&self, key: &str, _: Vec<u8>) -> Result<(), PutError> {
+            self.0.lock().unwrap().push(key.to_owned());
+            let failure = Failure::ALL.into_iter().find(|f| key.starts_with(f.name()));
+            let message = String::new();
+            failure.map_or(Ok(()), |failure| Err(PutError { failure, message }))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_for_good_is_given_up_and_what_fails_waits_for_its_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = spool(dir.path());
+        let tried = std::sync::Mutex::default();
+        let uploader = Uploader::new(Picky(tried), Arc::clone(&spool));
+        for key in ["rejected", "overloaded", "a", "too_old", "b"] {
+            spool.put(key, b"one").unwrap();
+        }
+        let left = uploader.flush(Instant::now() + Duration::from_millis(500));
+        assert_eq!(left.await, 1);
+        assert_eq!(spool.take(None).unwrap().key, "overloaded");
+        let tried = uploader.destination.0.lock().unwrap().clone();
+        // Each once, and again only the one that may still arrive.
+        let first = ["rejected", "overloaded", "a", "too_old", "b", "overloaded"];
+        assert_eq!(tried[..6], first);
+        assert!(tried[6..].iter().all(|key| key == "overloaded"));
+        let counters = uploader.counters();
+        assert_eq!(counters.uploaded.load(Ordering::Relaxed), 2);
+        for failure in [Failure::Rejected, Failure::TooOld] {
+            assert_eq!(counters.failed(failure), 1, "{failure:?}");
+        }
     }
 
     #[test]

@@ -40,15 +40,28 @@ fn word_before(text: &str, line: usize) -> Option<String> {
     (!word.is_empty() && word.chars().all(is_key)).then(|| word.to_owned())
 }
 
-/// Where a key of the root or of a table stands.
+/// Where a key of the root or of a table stands, such as `store.url` and
+/// `push[1].url`; where it is not there, what would hold it.
 fn key_start(text: &str, key: &str) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table = root.get_ref();
     let mut start = None;
     for part in key.split('.') {
-        let (found, value) = table.iter().find(|(key, _)| key.get_ref() == part)?;
+        let (name, index) = part.split_once('[').unwrap_or((part, ""));
+        let Some((found, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else {
+            break;
+        };
         start = Some(found.span().start);
-        match value.get_ref() {
+        let index = index.trim_end_matches(']').parse::<usize>();
+        let value = match (value.get_ref(), index) {
+            (DeValue::Array(array), Ok(index)) => {
+                let element = array.get(index)?;
+                start = Some(element.span().start);
+                element.get_ref()
+            }
+            (value, _) => value,
+        };
+        match value {
             DeValue::Table(inner) => table = inner,
             _ => break,
         }
