@@ -15,6 +15,8 @@ pub mod agent;
 #[cfg(feature = "agent")]
 #[path = "harness/batch.rs"]
 pub mod batch;
+#[path = "harness/certificates.rs"]
+pub mod certificates;
 #[path = "harness/command.rs"]
 pub mod command;
 #[path = "harness/compare.rs"]

@@ -40,26 +40,39 @@ impl Agent {
     #[track_caller]
     pub fn start(dir: &Path, args: &[&str]) -> Self {
         let agent = Self::spawn(dir, args);
+        agent.wait_until_ready();
+        agent
+    }
+
+    /// Waits until it samples; for one without TLS.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        let ready = format!("{}/readyz", agent.url);
+        let ready = format!("{}/readyz", self.url);
         while let Err(error) = http::request("GET", &ready, b"", LIMIT) {
             assert!(Instant::now() < deadline, "the agent is not ready: {error}");
             std::thread::sleep(Duration::from_millis(50));
         }
-        agent
     }
 
     /// Starts an agent and waits for nothing.
     #[track_caller]
     pub fn spawn(dir: &Path, args: &[&str]) -> Self {
-        let listen = format!("127.0.0.1:{}", free_port());
+        Self::spawn_at("127.0.0.1", dir, args)
+    }
+
+    /// Starts an agent that listens at an address, and waits for nothing.
+    #[track_caller]
+    pub fn spawn_at(address: &str, dir: &Path, args: &[&str]) -> Self {
+        let port = free_port();
+        let listen = format!("{address}:{port}");
         let (store, spool) = (store(dir), dir.join("spool"));
         let mut all = vec!["agent", "--listen", &listen];
         all.extend(["--store", text(&store), "--spool", text(&spool)]);
         all.extend(args);
         Agent {
             running: goprof::start(&all),
-            url: format!("http://{listen}"),
+            url: format!("http://127.0.0.1:{port}"),
         }
     }
 
@@ -125,7 +138,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// A port nobody listens on now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
     listener.local_addr().expect("its address").port()
 }

@@ -34,6 +34,7 @@ use crate::{
 use config::Config;
 use publisher::Samplers;
 use sampler::{MAX_WAITING, Sampler, Window};
+use server::{Refresher, Server};
 use state::{State, lock};
 
 /// How long there is to write what is open after the signal to stop; below the
@@ -89,6 +90,8 @@ struct Agent {
     uploader: Arc<Uploader>,
     uploading: tokio::task::JoinHandle<()>,
     serving: tokio::task::JoinHandle<()>,
+    /// Reads the server's certificates and token again.
+    refresher: Refresher,
 }
 
 impl Agent {
@@ -104,6 +107,8 @@ impl Agent {
         })?;
         let state = State::new(config.clone(), identifier, spool, uploader.counters())?;
         let state = Arc::new(state);
+        let address = listener.local_addr().context("listen")?;
+        let server = Server::new(&config.http, listener, Arc::clone(&state))?;
         let (windows, finished) = sync_channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
         let samplers = start_samplers(&config, &windows, &waiting)?;
@@ -118,13 +123,8 @@ impl Agent {
             let uploader = Arc::clone(&uploader);
             tokio::spawn(async move { uploader.run(std::future::pending()).await })
         };
-        let router = server::router(Arc::clone(&state));
-        let address = listener.local_addr().context("listen")?;
-        let serving = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                log::warn("the HTTP server ended", &[("error", &error)]);
-            }
-        });
+        let refresher = server.refresher();
+        let serving = tokio::spawn(server.run());
         state.set_ready(true);
         log::info(
             "agent started",
@@ -136,12 +136,6 @@ impl Agent {
                 ("samplers", &samplers.len()),
             ],
         );
-        if !address.ip().is_loopback() {
-            log::warn(
-                "the HTTP server is open to other machines, without TLS or a password",
-                &[("listen", &address)],
-            );
-        }
         Ok(Self {
             state,
             samplers,
@@ -152,6 +146,7 @@ impl Agent {
             uploader,
             uploading,
             serving,
+            refresher,
         })
     }
 
@@ -160,6 +155,7 @@ impl Agent {
     /// # Errors
     /// Nothing is sampled any more, not even as before.
     async fn reload(&mut self, read: &impl Fn() -> Result<Config, String>) -> Result<()> {
+        self.refresher.refresh();
         let reloads = &self.state.metrics.reloads;
         let before = self.state.config();
         let config = match read().and_then(|config| check(&before, config)) {

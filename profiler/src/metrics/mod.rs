@@ -11,6 +11,17 @@ use prometheus::{
 
 pub use targets::{Observed, Service, Targets};
 
+/// Why the HTTP server refuses.
+const REFUSALS: [&str; 7] = [
+    "accept",
+    "certificate",
+    "connections",
+    "network",
+    "timeout",
+    "tls",
+    "token",
+];
+
 /// What goprof counts of itself.
 pub struct Metrics {
     registry: Registry,
@@ -52,6 +63,10 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Profiles asked for over HTTP, by result.
     pub requests: IntCounterVec,
+    /// Connections and requests refused by the HTTP server, by reason.
+    pub refused: IntCounterVec,
+    /// Attempts to take over changed certificates or a changed token, by result.
+    pub credential_reloads: IntCounterVec,
 }
 
 /// Makes metrics and registers them, each by name and help text.
@@ -190,6 +205,18 @@ impl Metrics {
                 "Profiles asked for over HTTP.",
                 "result",
                 &["success", "failure", "refused"],
+            )?,
+            refused: make.counters(
+                "goprof_http_refused_total",
+                "Connections and requests that the HTTP server refused.",
+                "reason",
+                &REFUSALS,
+            )?,
+            credential_reloads: make.counters(
+                "goprof_http_credential_reloads_total",
+                "Attempts to take over changed certificates or a changed token.",
+                "result",
+                &["success", "failure"],
             )?,
             registry,
         })
