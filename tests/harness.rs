@@ -21,6 +21,9 @@ pub mod certificates;
 pub mod command;
 #[path = "harness/compare.rs"]
 pub mod compare;
+#[cfg(feature = "agent")]
+#[path = "harness/containerd.rs"]
+pub mod containerd;
 #[path = "harness/debian.rs"]
 pub mod debian;
 #[path = "harness/fixture.rs"]

@@ -54,6 +54,9 @@ pub async fn run(config: Config, read: impl Fn() -> Result<Config, String>) -> R
     for rate in config.rates() {
         doctor::require(rate.0)?;
     }
+    for line in doctor::shortfalls(config.kernel) {
+        log::warn("not all can be recorded", &[("what", &line)]);
+    }
     let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("listen for signals")?;
