@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray as _;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::command::{Outcome, Running};
@@ -32,6 +32,10 @@ pub struct Row {
     pub count: i64,
     /// The functions, leaf first.
     pub functions: Vec<String>,
+    /// When its window began, and how long that was.
+    pub start_ns: i64,
+    /// See `start_ns`.
+    pub duration_ns: i64,
 }
 
 impl Agent {
@@ -187,6 +191,8 @@ fn read(path: &Path) -> Vec<Row> {
         };
         let pids = column("pid").as_primitive::<Int64Type>();
         let counts = column("count").as_primitive::<Int64Type>();
+        let durations = column("duration_ns").as_primitive::<Int64Type>();
+        let starts = column("time").as_primitive::<TimestampMicrosecondType>();
         let services = column("service_name").as_string::<i32>();
         let functions = column("functions").as_list::<i32>();
         for index in 0..batch.num_rows() {
@@ -197,6 +203,8 @@ fn read(path: &Path) -> Vec<Row> {
                 service: services.value(index).to_owned(),
                 count: counts.value(index),
                 functions: names.map(str::to_owned).collect(),
+                start_ns: starts.value(index) * 1000,
+                duration_ns: durations.value(index),
             });
         }
     }

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub samples: IntCounterVec,
     /// Samples taken that are in no window, by reason.
     pub samples_lost: IntCounterVec,
+    /// Samples taken and left out on purpose, by reason.
+    pub samples_excluded: IntCounterVec,
     /// What else is missing from windows, by reason.
     pub incomplete: IntCounterVec,
     /// Samples by how their stack ends.
@@ -137,6 +139,12 @@ impl Metrics {
                 "Samples that were taken and are in no window.",
                 "reason",
                 &[],
+            )?,
+            samples_excluded: make.counters(
+                "goprof_samples_excluded_total",
+                "Samples that were taken and left out of windows on purpose.",
+                "reason",
+                &["no_rule", "not_identified", "not_wanted", "other_rate"],
             )?,
             incomplete: make.counters(
                 "goprof_incomplete_total",
