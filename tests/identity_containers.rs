@@ -32,6 +32,7 @@ fn identifier(cri: Cri) -> Identifier {
         node: Some("node-a".to_owned()),
         cluster: None,
         cri,
+        engines: None,
     })
     .unwrap()
 }
@@ -226,6 +227,7 @@ fn pods_are_named_by_the_container_runtime() {
         node: Some("node-a".to_owned()),
         cluster: Some(Cluster::Kubeconfig(unreachable(containerd.folder()))),
         cri: Cri::At(containerd.socket()),
+        engines: None,
     })
     .unwrap();
     let cart_pid = containerd.pid("k8s.io", &cart);
