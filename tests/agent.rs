@@ -178,6 +178,63 @@ fn sighup_reloads_and_a_bad_file_changes_nothing() {
     assert!(lines[0].contains("line 3: flsh"), "{}", lines[0]);
 }
 
+/// The windows that a process has samples in, by their start: that, and the end.
+fn windows(rows: &[Row], pid: u32) -> Vec<(i64, i64)> {
+    let rows = rows.iter().filter(|row| row.pid == i64::from(pid));
+    let windows = rows.map(|row| (row.start_ns, row.start_ns + row.duration_ns));
+    let windows: std::collections::BTreeSet<_> = windows.collect();
+    windows.into_iter().collect()
+}
+
+#[test]
+fn a_reload_leaves_out_next_to_nothing_and_counts_nothing_twice() {
+    let target = busy();
+    let steady = Target::start(&go::build("inlined_leaf"), &[]);
+    let dir = folder();
+    let path = dir.path().join("goprof.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("write a configuration");
+    let reloads = std::cell::Cell::new(0.0);
+    let reload = |agent: &Agent, text: &str| {
+        write(text);
+        agent.signal(libc::SIGHUP);
+        reloads.set(reloads.get() + 1.0);
+        let success = "goprof_config_reloads_total{result=\"success\"}";
+        agent.wait_for(success, reloads.get(), LIMIT);
+        std::thread::sleep(Duration::from_secs(2));
+    };
+    let text = |rate_hz: u32, excluded: &str| {
+        let rule = format!("[[rules]]\nexclude = [{{ name = \"{excluded}\" }}]\n");
+        format!("rate_hz = {rate_hz}\nflush = \"1h\"\n{rule}")
+    };
+    write(&text(97, "x"));
+    let arg = path.to_str().expect("a UTF-8 path");
+    let agent = Agent::start(dir.path(), &["--config", arg]);
+    std::thread::sleep(Duration::from_secs(2));
+    // Samplers that do for both go on in their window.
+    reload(&agent, &text(97, "y"));
+    assert_eq!(agent::rows(dir.path()), []);
+    reload(&agent, &text(89, "y"));
+    // Excluded, and after the next sampler began taken in again.
+    reload(&agent, &text(89, "busy_loop"));
+    reload(&agent, &text(83, "busy_loop"));
+    std::thread::sleep(Duration::from_secs(3));
+    reload(&agent, &text(83, "y"));
+    let excluded = agent.metric("goprof_samples_excluded_total{reason=\"no_rule\"}");
+    assert!(excluded > 10.0, "{excluded}");
+    std::thread::sleep(Duration::from_secs(3));
+    agent.stop().succeeded();
+    let rows = agent::rows(dir.path());
+    let all = windows(&rows, steady.pid());
+    assert_eq!(all.len(), 3, "{all:?}");
+    for pair in all.windows(2) {
+        let gap_us = (pair[1].0 - pair[0].1) / 1000;
+        println!("gap: {gap_us} us");
+        assert!((-1000..250_000).contains(&gap_us), "a gap of {gap_us} us");
+    }
+    let own = windows(&rows, target.pid());
+    assert_eq!(own, [all[0], all[2]], "the one between was excluded");
+}
+
 #[track_caller]
 fn promtool(dir: &Path, metrics: &str) {
     let file = dir.join("metrics");

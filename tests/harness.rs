@@ -15,10 +15,15 @@ pub mod agent;
 #[cfg(feature = "agent")]
 #[path = "harness/batch.rs"]
 pub mod batch;
+#[path = "harness/certificates.rs"]
+pub mod certificates;
 #[path = "harness/command.rs"]
 pub mod command;
 #[path = "harness/compare.rs"]
 pub mod compare;
+#[cfg(feature = "agent")]
+#[path = "harness/containerd.rs"]
+pub mod containerd;
 #[path = "harness/debian.rs"]
 pub mod debian;
 #[path = "harness/fixture.rs"]

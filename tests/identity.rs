@@ -29,6 +29,7 @@ fn alone() -> Identifier {
         node: Some("node-a".to_owned()),
         cluster: None,
         cri: Cri::Off,
+        engines: None,
     })
     .unwrap()
 }

@@ -7,8 +7,6 @@
     reason = "test code: a failure is a panic"
 )]
 
-#[path = "identity_containers/containerd.rs"]
-mod containerd;
 #[path = "identity_containers/kubelet.rs"]
 mod kubelet;
 
@@ -19,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use containerd::{Containerd, path, root_in};
 use goprof::identity::{Cluster, Cri, Identifier, Options, Program, Target, label};
+use goprof_tests::containerd::{Containerd, path, root_in};
 use goprof_tests::identity::{self, CgroupName, identify_until};
 use goprof_tests::{command, go};
 use kubelet::{Kubelet, UID};
@@ -34,6 +32,7 @@ fn identifier(cri: Cri) -> Identifier {
         node: Some("node-a".to_owned()),
         cluster: None,
         cri,
+        engines: None,
     })
     .unwrap()
 }
@@ -75,7 +74,7 @@ impl RuncContainer {
     fn run(cgroup: &str) -> Self {
         let name = CgroupName::new();
         let folder = tempfile::tempdir().unwrap();
-        root_in(folder.path());
+        root_in(folder.path(), "waits");
         runc(folder.path(), &["spec"]);
         let file = folder.path().join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -150,7 +149,7 @@ fn containers_of_runc_have_the_id_that_their_runtime_gave() {
 #[test]
 fn containers_of_containerd_have_their_id() {
     let containerd = Containerd::start();
-    let root = root_in(containerd.folder());
+    let root = root_in(containerd.folder(), "waits");
     let id = new_id();
     let root = root.to_str().unwrap();
     let cgroup = containerd.cgroup(&format!("/default/{id}"));
@@ -202,9 +201,9 @@ fn check(target: &Target, [namespace, pod, container, service]: [&str; 4]) {
 #[test]
 fn pods_are_named_by_the_container_runtime() {
     let mut containerd = Containerd::start();
-    containerd.import_image();
+    containerd.import_image("waits");
     let pod_cgroup = containerd.cgroup(&format!("/kubepods/burstable/pod{UID}"));
-    let kubelet = Kubelet::connect(&containerd.socket(), &pod_cgroup);
+    let kubelet = Kubelet::connect(&containerd.socket(), &pod_cgroup, "waits");
     let shop = kubelet.run_pod(["store", "shop-0", "web"], "");
     let cart = kubelet.run_pod(["store", "cart-0", "main"], "cart-service");
     let pid = containerd.pid("k8s.io", &shop);
@@ -228,6 +227,7 @@ fn pods_are_named_by_the_container_runtime() {
         node: Some("node-a".to_owned()),
         cluster: Some(Cluster::Kubeconfig(unreachable(containerd.folder()))),
         cri: Cri::At(containerd.socket()),
+        engines: None,
     })
     .unwrap();
     let cart_pid = containerd.pid("k8s.io", &cart);

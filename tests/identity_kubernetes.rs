@@ -34,6 +34,7 @@ fn identifier(server: &ApiServer) -> Identifier {
         node: Some("node-a".to_owned()),
         cluster: Some(Cluster::Kubeconfig(server.kubeconfig())),
         cri: Cri::Off,
+        engines: None,
     })
     .unwrap()
 }
@@ -353,6 +354,7 @@ fn the_server_is_asked_by_tls_and_held_to_its_certificate() {
         node: Some("node-a".to_owned()),
         cluster: Some(Cluster::Kubeconfig(file)),
         cri: Cri::Off,
+        engines: None,
     })
     .unwrap();
     wait_for_error(&fooled);

@@ -180,6 +180,11 @@ impl Session {
         self.recorder.exclude(pid);
     }
 
+    /// Looks again at the processes that were excluded.
+    pub fn reconsider(&mut self) {
+        self.recorder.reconsider();
+    }
+
     /// Lets go of memory that can be had again at the price of some work.
     pub fn release_memory(&self) {
         self.recorder.table.objects.release();

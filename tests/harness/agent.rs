@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray as _;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::command::{Outcome, Running};
@@ -32,6 +32,10 @@ pub struct Row {
     pub count: i64,
     /// The functions, leaf first.
     pub functions: Vec<String>,
+    /// When its window began, and how long that was.
+    pub start_ns: i64,
+    /// See `start_ns`.
+    pub duration_ns: i64,
 }
 
 impl Agent {
@@ -40,26 +44,39 @@ impl Agent {
     #[track_caller]
     pub fn start(dir: &Path, args: &[&str]) -> Self {
         let agent = Self::spawn(dir, args);
+        agent.wait_until_ready();
+        agent
+    }
+
+    /// Waits until it samples; for one without TLS.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        let ready = format!("{}/readyz", agent.url);
+        let ready = format!("{}/readyz", self.url);
         while let Err(error) = http::request("GET", &ready, b"", LIMIT) {
             assert!(Instant::now() < deadline, "the agent is not ready: {error}");
             std::thread::sleep(Duration::from_millis(50));
         }
-        agent
     }
 
     /// Starts an agent and waits for nothing.
     #[track_caller]
     pub fn spawn(dir: &Path, args: &[&str]) -> Self {
-        let listen = format!("127.0.0.1:{}", free_port());
+        Self::spawn_at("127.0.0.1", dir, args)
+    }
+
+    /// Starts an agent that listens at an address, and waits for nothing.
+    #[track_caller]
+    pub fn spawn_at(address: &str, dir: &Path, args: &[&str]) -> Self {
+        let port = free_port();
+        let listen = format!("{address}:{port}");
         let (store, spool) = (store(dir), dir.join("spool"));
         let mut all = vec!["agent", "--listen", &listen];
         all.extend(["--store", text(&store), "--spool", text(&spool)]);
         all.extend(args);
         Agent {
             running: goprof::start(&all),
-            url: format!("http://{listen}"),
+            url: format!("http://127.0.0.1:{port}"),
         }
     }
 
@@ -125,7 +142,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// A port nobody listens on now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
     listener.local_addr().expect("its address").port()
 }
@@ -174,6 +191,8 @@ fn read(path: &Path) -> Vec<Row> {
         };
         let pids = column("pid").as_primitive::<Int64Type>();
         let counts = column("count").as_primitive::<Int64Type>();
+        let durations = column("duration_ns").as_primitive::<Int64Type>();
+        let starts = column("time").as_primitive::<TimestampMicrosecondType>();
         let services = column("service_name").as_string::<i32>();
         let functions = column("functions").as_list::<i32>();
         for index in 0..batch.num_rows() {
@@ -184,6 +203,8 @@ fn read(path: &Path) -> Vec<Row> {
                 service: services.value(index).to_owned(),
                 count: counts.value(index),
                 functions: names.map(str::to_owned).collect(),
+                start_ns: starts.value(index) * 1000,
+                duration_ns: durations.value(index),
             });
         }
     }

@@ -37,6 +37,44 @@ pub fn package(name: &str) -> PathBuf {
     dir
 }
 
+/// Where the libraries of a package lie that this system lacks, as
+/// `LD_LIBRARY_PATH` has it. Fetches them the first time.
+#[track_caller]
+pub fn libraries(name: &str) -> String {
+    let mut wanted = missing_libraries(name);
+    let below: Vec<String> = wanted.iter().flat_map(|l| missing_libraries(l)).collect();
+    wanted.extend(below);
+    let folders = wanted.iter().flat_map(|library| {
+        let root = package(library);
+        let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
+        ["lib", "usr/lib"].map(|folder| root.join(folder).join(&triplet))
+    });
+    let folders = folders.filter(|folder| folder.exists());
+    let folders: Vec<String> = folders.map(|f| f.display().to_string()).collect();
+    folders.join(":")
+}
+
+/// The libraries that a package depends on and that are not installed.
+#[track_caller]
+fn missing_libraries(name: &str) -> Vec<String> {
+    let mut depends = Command::new("apt-cache");
+    depends.args(["depends", "--no-recommends", "--no-suggests", name]);
+    let outcome = command::run(&mut depends, Duration::from_secs(60), REMEDY).succeeded();
+    let lines = outcome
+        .text()
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let libraries = lines.filter(|library| library.starts_with("lib"));
+    let is_missing = |library: &&str| {
+        let mut query = Command::new("dpkg");
+        query.args(["--status", library]);
+        !command::run(&mut query, Duration::from_secs(60), REMEDY)
+            .status
+            .success()
+    };
+    libraries.filter(is_missing).map(str::to_owned).collect()
+}
+
 #[track_caller]
 fn download(name: &str, dir: &Path) {
     let mut download = Command::new("apt-get");

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use goprof::identity::grpc::call;
+use goprof_tests::containerd::image;
 use prost::Message;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
-
-use crate::containerd::IMAGE;
 
 /// The pods' uid.
 pub const UID: &str = "7f2c9a44-0d1e-4b6a-9a57-2b1f0c8e6d31";
@@ -123,12 +122,13 @@ pub struct Kubelet {
     runtime: Runtime,
     channel: Channel,
     cgroup: String,
+    program: &'static str,
 }
 
 impl Kubelet {
-    /// Connects; pods will be in this cgroup.
+    /// Connects; pods will be in this cgroup, and run the image of a program.
     #[track_caller]
-    pub fn connect(socket: &Path, cgroup: &str) -> Self {
+    pub fn connect(socket: &Path, cgroup: &str, program: &'static str) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
@@ -137,6 +137,7 @@ impl Kubelet {
             runtime,
             channel,
             cgroup: cgroup.to_owned(),
+            program,
         }
     }
 
@@ -200,7 +201,7 @@ impl Kubelet {
                 sandbox: sandbox.id,
                 config: Some(ContainerConfig {
                     metadata: name(container),
-                    image: name(IMAGE),
+                    image: name(&image(self.program)),
                     labels,
                     linux: Some(LinuxContainer {
                         security: Some(ContainerSecurity {

@@ -1,6 +1,8 @@
 //! A recording's counts as metrics. Their labels are words that stay the same
 //! from version to version.
 
+use std::collections::BTreeMap;
+
 use profiler_ebpf::wire::Counter;
 
 use crate::{metrics::Metrics, session::Recording, symbolize::Reason, unwind::StackEnd};
@@ -52,6 +54,21 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     }
     let gaps = metrics.frames_unnamed.with_label_values(&["gap"]);
     gaps.inc_by(recording.naming.gaps);
+}
+
+/// Adds what was sampled and is not wanted: by the rules, by reason, and of
+/// programs that were not known yet.
+pub(super) fn add_excluded(
+    metrics: &Metrics,
+    recording: &Recording,
+    by_rules: &BTreeMap<&'static str, u64>,
+) {
+    let not_wanted = ("not_wanted", recording.tally.unwanted);
+    let by_rules = by_rules.iter().map(|(reason, count)| (*reason, *count));
+    for (reason, count) in by_rules.chain([not_wanted]) {
+        let excluded = metrics.samples_excluded.with_label_values(&[reason]);
+        excluded.inc_by(count);
+    }
 }
 
 /// `NoRegisters` as `no_registers`.

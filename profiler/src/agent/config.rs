@@ -68,6 +68,27 @@ pub struct Config {
 pub struct Http {
     /// The address it listens on.
     pub listen: SocketAddr,
+    /// Whether anybody who reaches it gets everything, from other machines too.
+    pub insecure: bool,
+    /// The token that clients must show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// TLS; without it what is said can be read on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+/// What TLS takes: files of PEM, read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The server's certificate, and those between it and its authority's.
+    pub cert_file: PathBuf,
+    /// The certificate's key.
+    pub key_file: PathBuf,
+    /// The authority whose certificates clients must show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// The store of finished windows.
@@ -122,6 +143,9 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7071)),
+            insecure: false,
+            token_file: None,
+            tls: None,
         }
     }
 }
@@ -252,7 +276,8 @@ mod tests {
     #[test]
     fn what_is_written_reads_as_the_same() {
         let text = "flush = \"2m\"\nrate_hz = 29\nmemory_limit = 268435456\n\
-                    [store]\nurl = \"s3://bucket/a\"\n\
+                    [http]\ntoken_file = \"/t\"\n[http.tls]\ncert_file = \"/c\"\n\
+                    key_file = \"/k\"\n[store]\nurl = \"s3://bucket/a\"\n\
                     [[rules]]\nrate_hz = 97\ninclude = [{ name = \"etcd\" }]\n\
                     [[rules]]\nexclude = [{ namespace = \"kube-.*\", labels = { unit = \"a\" } }]\n";
         let config = Config::parse(text).unwrap();
@@ -271,6 +296,11 @@ mod tests {
         assert!(refused("cluster = \"\"").starts_with("line 1: cluster: "));
         assert!(refused("memory_limit = 1").starts_with("line 1: memory_limit: "));
         assert!(refused("\n[spool]\npath = \"x\"").starts_with("line 3: spool.path: "));
+        let half = refused("[http]\ninsecure = false\n[http.tls]\ncert_file = \"/c\"");
+        assert!(
+            half.starts_with("line 3: http.tls: missing field `key_file`"),
+            "{half}"
+        );
         let config = Config {
             cluster: "a b".into(),
             ..Config::default()

@@ -32,10 +32,11 @@ use crate::{
     identity::{Identifier, Options},
     sink::{Spool, Store, Uploader},
 };
-use config::Config;
+use config::{Config, Rate};
 use publisher::Samplers;
 use push::Push;
-use sampler::{MAX_WAITING, Sampler, Window};
+use sampler::{MAX_WAITING, Prepared, Sampler, Window};
+use server::{Refresher, Server};
 use state::{State, lock};
 
 /// How long there is to write what is open after the signal to stop; below the
@@ -54,6 +55,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub async fn run(config: Config, read: impl Fn() -> Result<Config, String>) -> Result<()> {
     for rate in config.rates() {
         doctor::require(rate.0)?;
+    }
+    for line in doctor::shortfalls(config.kernel) {
+        log::warn("not all can be recorded", &[("what", &line)]);
     }
     let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
@@ -92,6 +96,8 @@ struct Agent {
     /// To the store, and to each receiver.
     uploading: Vec<tokio::task::JoinHandle<()>>,
     serving: tokio::task::JoinHandle<()>,
+    /// Reads the server's certificates and token again.
+    refresher: Refresher,
 }
 
 impl Agent {
@@ -106,11 +112,22 @@ impl Agent {
             ..Options::from_environment()
         })?;
         let push = Push::open(&config)?;
-        let state = State::new(config.clone(), identifier, spool, uploader.counters(), push)?;
+        let config = Arc::new(config);
+        let state = State::new(
+            Arc::clone(&config),
+            identifier,
+            spool,
+            uploader.counters(),
+            push,
+        )?;
         let state = Arc::new(state);
+        let address = listener.local_addr().context("listen")?;
+        let server = Server::new(&config.http, listener, Arc::clone(&state))?;
         let (windows, finished) = sync_channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let samplers = start_samplers(&config, &windows, &waiting)?;
+        let prepared = prepare_samplers(&config, &config.rates(), &windows, &waiting)?;
+        let samplers: Result<Vec<_>> = prepared.into_iter().map(Prepared::begin).collect();
+        let samplers = samplers?;
         let shared = Samplers::new(Mutex::new(shares(&samplers)));
         let publisher = {
             let (state, shared) = (Arc::clone(&state), Arc::clone(&shared));
@@ -123,13 +140,8 @@ impl Agent {
             let uploader = Arc::clone(&uploader);
             tokio::spawn(async move { uploader.run(std::future::pending()).await })
         });
-        let router = server::router(Arc::clone(&state));
-        let address = listener.local_addr().context("listen")?;
-        let serving = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                log::warn("the HTTP server ended", &[("error", &error)]);
-            }
-        });
+        let refresher = server.refresher();
+        let serving = tokio::spawn(server.run());
         state.set_ready(true);
         log::info(
             "agent started",
@@ -142,12 +154,6 @@ impl Agent {
                 ("receivers", &config.push.receivers().len()),
             ],
         );
-        if !address.ip().is_loopback() {
-            log::warn(
-                "the HTTP server is open to other machines, without TLS or a password",
-                &[("listen", &address)],
-            );
-        }
         Ok(Self {
             state,
             samplers,
@@ -158,6 +164,7 @@ impl Agent {
             uploader,
             uploading,
             serving,
+            refresher,
         })
     }
 
@@ -166,6 +173,7 @@ impl Agent {
     /// # Errors
     /// Nothing is sampled any more, not even as before.
     async fn reload(&mut self, read: &impl Fn() -> Result<Config, String>) -> Result<()> {
+        self.refresher.refresh();
         let reloads = &self.state.metrics.reloads;
         let before = self.state.config();
         let config = match read().and_then(|config| check(&before, config)) {
@@ -181,18 +189,17 @@ impl Agent {
             log::info("configuration reloaded", &[("changed", &false)]);
             return Ok(());
         }
-        stop_samplers(std::mem::take(&mut self.samplers)).await;
-        let (now, result) = match start_samplers(&config, &self.windows, &self.waiting) {
-            Ok(samplers) => {
-                self.samplers = samplers;
+        let config = Arc::new(config);
+        let (now, result) = match self.replace_samplers(&config).await {
+            Ok(()) => {
                 log::info("configuration reloaded", &[("changed", &true)]);
                 (config, "success")
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 log::warn("configuration not reloaded", &[("error", &error)]);
-                self.samplers = start_samplers(&before, &self.windows, &self.waiting)?;
-                ((*before).clone(), "failure")
+                self.replace_samplers(&before).await?;
+                (before, "failure")
             }
         };
         *lock(&self.shared) = shares(&self.samplers);
@@ -200,6 +207,33 @@ impl Agent {
         let reloads = &self.state.metrics.reloads;
         reloads.with_label_values(&[result]).inc();
         Ok(())
+    }
+
+    /// Has the samplers of `config` run: those that do for it go on, and others
+    /// begin at the moment at which the old end.
+    async fn replace_samplers(&mut self, config: &Arc<Config>) -> Result<()> {
+        let stays = |sampler: &Sampler| sampler.does_for(config);
+        let kept = self.samplers.iter().filter(|sampler| stays(sampler));
+        let kept: Vec<Rate> = kept.map(|sampler| sampler.shared.rate).collect();
+        let mut new = config.rates();
+        new.retain(|rate| !kept.contains(rate));
+        let prepared = prepare_samplers(config, &new, &self.windows, &self.waiting)?;
+        let samplers = std::mem::take(&mut self.samplers);
+        let (kept, over): (Vec<_>, Vec<_>) = samplers.into_iter().partition(stays);
+        kept.iter().for_each(|sampler| sampler.serve(config));
+        self.samplers = kept;
+        let swap = move || {
+            over.iter().for_each(Sampler::ask_to_stop);
+            over.iter().for_each(Sampler::wait_until_still);
+            let begun: Result<Vec<_>> = prepared.into_iter().map(Prepared::begin).collect();
+            (begun, over)
+        };
+        let (begun, over) = tokio::task::spawn_blocking(swap)
+            .await
+            .context("replace the samplers")?;
+        let begun = begun.map(|begun| self.samplers.extend(begun));
+        stop_samplers(over).await;
+        begun
     }
 
     /// Why a part has ended that should go on.
@@ -273,19 +307,19 @@ async fn stop_samplers(samplers: Vec<Sampler>) {
     let _ = tokio::task::spawn_blocking(join).await;
 }
 
-fn start_samplers(
-    config: &Config,
+/// Starts the samplers of some rates as far as it goes without sampling.
+fn prepare_samplers(
+    config: &Arc<Config>,
+    rates: &[Rate],
     windows: &SyncSender<Window>,
     waiting: &Arc<AtomicUsize>,
-) -> Result<Vec<Sampler>> {
-    let rates = config.rates();
-    if rates.is_empty() {
+) -> Result<Vec<Prepared>> {
+    if config.rates().is_empty() {
         bail!("no rule samples anything");
     }
-    rates
-        .into_iter()
-        .map(|rate| Sampler::start(config, rate, windows.clone(), Arc::clone(waiting)))
-        .collect()
+    let prepare =
+        |rate: &Rate| Sampler::prepare(config, *rate, windows.clone(), Arc::clone(waiting));
+    rates.iter().map(prepare).collect()
 }
 
 fn shares(samplers: &[Sampler]) -> Vec<Arc<sampler::Shared>> {

@@ -45,6 +45,7 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
         excluded: BTreeMap::new(),
         known: HashSet::new(),
         said: HashSet::new(),
+        decided_by: state.config(),
     };
     loop {
         match windows.recv_timeout(TRACK_EVERY) {
@@ -66,6 +67,8 @@ struct Publisher<'a> {
     known: HashSet<u32>,
     /// What was logged of programs, so as to say it once.
     said: HashSet<String>,
+    /// The configuration by which processes were excluded.
+    decided_by: Arc<Config>,
 }
 
 /// Most lines remembered as said.
@@ -93,19 +96,23 @@ impl Publisher<'_> {
             mut finished,
             shared,
         } = window;
-        let config = self.state.config();
+        let config = shared.config();
         let mut targets: HashMap<(u32, String), Target> = HashMap::new();
-        finished.retain(|process| {
+        let excluded = finished.retain(|process| {
             let target = self.identify(process);
-            let wanted = rate_of(&config, process, &target) == Some(shared.rate.0);
-            if wanted {
-                targets.insert((process.pid, process.exe.clone()), target);
+            match rate_of(&config, process, &target) {
+                Some(rate) if rate == shared.rate.0 => {}
+                Some(_) => return Err("other_rate"),
+                None if target.is_partial => return Err("not_identified"),
+                None => return Err("no_rule"),
             }
-            wanted
+            targets.insert((process.pid, process.exe.clone()), target);
+            Ok(())
         });
         let recording = finished.name(&mut self.symbolizer);
         let metrics = &self.state.metrics;
         account::add(metrics, &recording);
+        account::add_excluded(metrics, &recording, &excluded);
         let fill = shared.snapshot().ring_fill;
         let rate = shared.rate.0.to_string();
         metrics.ring_fill.with_label_values(&[&rate]).set(fill);
@@ -170,6 +177,10 @@ impl Publisher<'_> {
         let mut observed = Vec::new();
         let mut other_processes = 0;
         let samplers = lock(self.samplers).clone();
+        if !Arc::ptr_eq(&config, &self.decided_by) {
+            samplers.iter().for_each(|sampler| sampler.reconsider());
+            self.decided_by = Arc::clone(&config);
+        }
         for sampler in &samplers {
             let snapshot = sampler.snapshot();
             let mut exclude = Vec::new();

@@ -2,10 +2,11 @@
 //! every so often. Knows neither names nor labels nor where windows go.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc::SyncSender,
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -42,8 +43,11 @@ pub(super) struct Window {
 pub(super) struct Shared {
     /// How often it samples.
     pub rate: Rate,
+    /// By which its windows are judged.
+    config: Mutex<Arc<Config>>,
     snapshot: Mutex<Snapshot>,
     exclude: Mutex<Vec<u32>>,
+    reconsider: AtomicBool,
     release: AtomicBool,
     /// Windows handed over by all samplers and not taken yet.
     waiting: Arc<AtomicUsize>,
@@ -62,6 +66,12 @@ pub(super) struct Snapshot {
 }
 
 impl Shared {
+    /// The configuration by which its windows are judged: where another took its
+    /// place that would have it sample otherwise, still its own.
+    pub(super) fn config(&self) -> Arc<Config> {
+        Arc::clone(&lock(&self.config))
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         lock(&self.snapshot).clone()
     }
@@ -69,6 +79,12 @@ impl Shared {
     /// Asks for these pids to be sampled no more.
     pub(super) fn exclude(&self, pids: &[u32]) {
         lock(&self.exclude).extend_from_slice(pids);
+    }
+
+    /// Asks for those that are excluded to be looked at again.
+    pub(super) fn reconsider(&self) {
+        lock(&self.exclude).clear();
+        self.reconsider.store(true, Ordering::Relaxed);
     }
 
     /// Asks for memory back.
@@ -86,27 +102,57 @@ impl Shared {
 pub(super) struct Sampler {
     pub shared: Arc<Shared>,
     stop: watch::Sender<bool>,
+    /// Ends once it samples no more.
+    still: Receiver<Infallible>,
     thread: JoinHandle<Result<()>>,
 }
 
+/// A sampler that has only to begin. Dropped, it never does.
+pub(super) struct Prepared {
+    sampler: Sampler,
+    begin: SyncSender<()>,
+    told: Receiver<()>,
+}
+
+impl Prepared {
+    /// Begins to sample, and returns once it does.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn begin(self) -> Result<Sampler> {
+        // Nothing comes where the thread fails.
+        match self.begin.send(()).is_ok() && self.told.recv().is_ok() {
+            true => Ok(self.sampler),
+            false => Err(self.sampler.failure()),
+        }
+    }
+}
+
 impl Sampler {
-    /// Starts a sampler, and returns once it samples.
-    pub(super) fn start(
-        config: &Config,
+    /// Starts a sampler as far as it goes without sampling.
+    ///
+    /// # Errors
+    /// The kernel refuses its programs.
+    pub(super) fn prepare(
+        config: &Arc<Config>,
         rate: Rate,
         windows: SyncSender<Window>,
         waiting: Arc<AtomicUsize>,
-    ) -> Result<Self> {
+    ) -> Result<Prepared> {
         let shared = Arc::new(Shared {
             rate,
+            config: Mutex::new(Arc::clone(config)),
             snapshot: Mutex::default(),
             exclude: Mutex::default(),
+            reconsider: AtomicBool::new(false),
             release: AtomicBool::new(false),
             waiting,
             delayed: AtomicUsize::new(0),
         });
         let (stop, stopping) = watch::channel(false);
-        let (started, is_started) = std::sync::mpsc::sync_channel(1);
+        let (tell, told) = sync_channel(1);
+        let (begin, begins) = sync_channel(1);
+        let (moving, still) = sync_channel(0);
         let work = Work {
             settings: session::Config {
                 selection: Selection::All,
@@ -126,20 +172,46 @@ impl Sampler {
         };
         let thread = std::thread::Builder::new()
             .name(format!("goprof-{}hz", rate.0))
-            .spawn(move || work.run(&started))
+            .spawn(move || work.run(&tell, &begins, moving))
             .context("start a thread to sample on")?;
+        let sampler = Self {
+            shared,
+            stop,
+            still,
+            thread,
+        };
         // Nothing comes where the thread failed before it said anything.
-        match is_started.recv() {
-            Ok(()) => Ok(Self {
-                shared,
-                stop,
-                thread,
+        match told.recv() {
+            Ok(()) => Ok(Prepared {
+                sampler,
+                begin,
+                told,
             }),
-            Err(_) => Err(match thread.join() {
-                Ok(Err(error)) => error,
-                _ => anyhow::anyhow!("the sampler ended at once"),
-            }),
+            Err(_) => Err(sampler.failure()),
         }
+    }
+
+    /// Why it ended at once.
+    fn failure(self) -> anyhow::Error {
+        let ended = self.join().err();
+        ended.unwrap_or_else(|| anyhow::anyhow!("the sampler ended at once"))
+    }
+
+    /// Whether it does for a configuration as it is: it samples at one of the
+    /// rates, and all but what it knows nothing of is the same.
+    pub(super) fn does_for(&self, config: &Config) -> bool {
+        let own = self.shared.config();
+        let as_far_as_known = Config {
+            rules: own.rules.clone(),
+            metrics: own.metrics.clone(),
+            ..config.clone()
+        };
+        config.rates().contains(&self.shared.rate) && as_far_as_known == *own
+    }
+
+    /// Goes on for another configuration.
+    pub(super) fn serve(&self, config: &Arc<Config>) {
+        *lock(&self.shared.config) = Arc::clone(config);
     }
 
     /// Whether it has ended, by itself or when told to.
@@ -150,6 +222,12 @@ impl Sampler {
     /// Asks it to hand over the open window and end.
     pub(super) fn ask_to_stop(&self) {
         let _ = self.stop.send(true);
+    }
+
+    /// Waits, after it was asked to stop, until it samples no more. What it has
+    /// is handed over after.
+    pub(super) fn wait_until_still(&self) {
+        let _ = self.still.recv();
     }
 
     /// Waits for its end.
@@ -173,20 +251,36 @@ struct Work {
 }
 
 impl Work {
-    fn run(self, started: &SyncSender<()>) -> Result<()> {
+    fn run(
+        self,
+        tell: &SyncSender<()>,
+        begins: &Receiver<()>,
+        moving: SyncSender<Infallible>,
+    ) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("start a runtime to sample on")?;
-        runtime.block_on(self.sample(started))
+        // What the session needs of a runtime is there from here on.
+        let _inside = runtime.enter();
+        let session = Session::prepare(self.settings.clone())?;
+        let _ = tell.send(());
+        match begins.recv() {
+            Ok(()) => runtime.block_on(self.sample(session, tell, moving)),
+            Err(_) => Ok(()),
+        }
     }
 
-    async fn sample(mut self, started: &SyncSender<()>) -> Result<()> {
-        let mut session = Session::prepare(self.settings.clone())?;
+    async fn sample(
+        mut self,
+        mut session: Session,
+        tell: &SyncSender<()>,
+        moving: SyncSender<Infallible>,
+    ) -> Result<()> {
         session.limit_window(self.max_window_bytes);
         session.start()?;
         self.tell(&mut session);
-        let _ = started.send(());
+        let _ = tell.send(());
         let mut due = Instant::now() + self.flush;
         while !*self.stopping.borrow() {
             let until = tokio::time::Instant::from_std(due.min(Instant::now() + TICK));
@@ -211,7 +305,9 @@ impl Work {
             }
             self.tell(&mut session);
         }
-        self.hand_over(session.stop(Stopped::Asked)?)
+        let finished = session.stop(Stopped::Asked)?;
+        drop(moving);
+        self.hand_over(finished)
     }
 
     /// Whether there is room for the window; a full one waits for it.
@@ -234,6 +330,9 @@ impl Work {
     }
 
     fn listen(&self, session: &mut Session) {
+        if self.shared.reconsider.swap(false, Ordering::Relaxed) {
+            session.reconsider();
+        }
         for pid in std::mem::take(&mut *lock(&self.shared.exclude)) {
             session.exclude(pid);
         }

@@ -1,6 +1,9 @@
 //! The agent's HTTP server: metrics, health, who is profiled, and profiles for
 //! `go tool pprof`. Answers; changes nothing.
 
+mod access;
+mod credentials;
+mod listen;
 mod page;
 mod profile;
 
@@ -10,11 +13,14 @@ use axum::{
     Router,
     extract::State as Shared,
     http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
 
 use super::state::{State, lock};
+use access::Access;
+pub(super) use listen::{Refresher, Server};
 use profile::Profiles;
 
 /// The format of the metrics, as Prometheus names it.
@@ -30,17 +36,21 @@ struct Served {
     profiles: Arc<Profiles>,
 }
 
-/// What answers requests.
-pub(super) fn router(state: Arc<State>) -> Router {
+/// What answers requests, to clients of two kinds.
+fn routers(state: &Arc<State>, access: [Access; 2]) -> [Router; 2] {
     let profiles = Arc::new(Profiles::new());
-    Router::new()
-        .route("/", get(index))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/targets", get(targets))
-        .route("/debug/goprof/profile", get(profile::answer))
-        .with_state(Served { state, profiles })
+    access.map(|access| {
+        let (state, profiles) = (Arc::clone(state), Arc::clone(&profiles));
+        Router::new()
+            .route("/", get(index))
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(ready))
+            .route("/targets", get(targets))
+            .route("/debug/goprof/profile", get(profile::answer))
+            .with_state(Served { state, profiles })
+            .layer(middleware::from_fn_with_state(access, access::check))
+    })
 }
 
 async fn index() -> Response {

@@ -79,14 +79,14 @@ pub(super) struct Collected {
 
 impl State {
     pub(super) fn new(
-        config: Config,
+        config: Arc<Config>,
         identifier: Identifier,
         spool: Arc<Spool>,
         uploads: Arc<UploadCounters>,
         push: Push,
     ) -> Result<Self> {
         Ok(Self {
-            config: Mutex::new(Arc::new(config)),
+            config: Mutex::new(config),
             metrics: Metrics::new()?,
             identifier,
             usage: Mutex::default(),
@@ -102,8 +102,8 @@ impl State {
         Arc::clone(&lock(&self.config))
     }
 
-    pub(super) fn set_config(&self, config: Config) {
-        *lock(&self.config) = Arc::new(config);
+    pub(super) fn set_config(&self, config: Arc<Config>) {
+        *lock(&self.config) = config;
     }
 
     pub(super) fn is_ready(&self) -> bool {

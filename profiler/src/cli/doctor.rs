@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{Failure, record::DEFAULT_RATE_HZ};
+use super::{Failure, printable, record::DEFAULT_RATE_HZ};
 use crate::doctor::{self, Check, ProcessReport, Status};
 
 #[derive(Debug, clap::Args)]
@@ -129,13 +129,6 @@ fn line(out: &mut impl Write, check: &Check, width: usize, colours: bool) -> io:
         writeln!(out, "  {:4}  {:width$}  > {}", "", "", printable(remedy))?;
     }
     Ok(())
-}
-
-/// What comes from a process or a file must not steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 #[cfg(test)]

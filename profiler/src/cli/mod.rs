@@ -68,7 +68,7 @@ impl fmt::Display for Failure {
             Failure::Failed(error) => format!("{error:#}"),
         };
         let first = text.lines().map(str::trim).find(|line| !line.is_empty());
-        f.write_str(first.unwrap_or("failed"))
+        f.write_str(&printable(first.unwrap_or("failed")))
     }
 }
 
@@ -89,6 +89,16 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
     }
+}
+
+/// Text of which a process or a file may have a part, on one line and so that it
+/// does not steer the terminal.
+fn printable(text: &str) -> String {
+    let steers =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars()
+        .map(|c| if steers(c) { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// Every mapped file is held open: take what the hard limit allows.

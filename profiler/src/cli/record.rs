@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::{Args, DEFAULT_RATE_HZ};
 
-use super::{Failure, raise_file_limit};
+use super::{Failure, printable, raise_file_limit};
 use crate::{
     doctor, profile,
     session::{Config, Recording, Session, Stopped},
@@ -235,7 +235,7 @@ impl Progress {
             };
             eprintln!(
                 "Sampling {} ({processes} now) {} times a second {how_long}. Press Ctrl-C to stop and write.",
-                target.subject(),
+                printable(&target.subject()),
                 plan.rate_hz,
             );
         }

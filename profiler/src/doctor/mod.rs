@@ -106,6 +106,18 @@ pub fn require(rate_hz: u32) -> Result<()> {
     }
 }
 
+/// What profiles lack here for want of rights that they can do without, each with
+/// its remedy, on one line. `kernel` says whether kernel frames are wanted.
+pub fn shortfalls(kernel: bool) -> Vec<String> {
+    let rights = Rights::of(&place::OwnStatus::read());
+    let names = kernel.then(kernel::symbols);
+    let checks = rights.optional().into_iter().chain(names);
+    checks
+        .filter(|check| check.status != Status::Ok)
+        .map(|check| one_line(&check))
+        .collect()
+}
+
 fn one_line(check: &Check) -> String {
     let remedy = check.remedy.as_deref().unwrap_or_default();
     format!("{}: {}; {remedy}", check.what, check.found)

@@ -7,23 +7,25 @@ use std::{
     fs::File,
     io::Read as _,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Target,
     cgroup::{Cgroup, Runtime},
     containers::{Known, Pod},
     cri,
+    engine::{self, Engines},
     hierarchy::Hierarchy,
     kubernetes::{self, Cluster},
     label, process,
     process::Program,
-    source::{Source, SourceStatus},
+    source::{Asked, Source, SourceStatus},
     text::{clean, clean_some},
 };
 
@@ -58,6 +60,8 @@ pub struct Options {
     pub cluster: Option<Cluster>,
     /// The container runtime.
     pub cri: Cri,
+    /// Who knows the containers that are no pod's; nobody is asked where `None`.
+    pub engines: Option<Engines>,
 }
 
 impl Options {
@@ -69,6 +73,7 @@ impl Options {
             node: std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty()),
             cluster: in_cluster.then_some(Cluster::Own),
             cri: Cri::Find,
+            engines: Some(Engines::default()),
         }
     }
 }
@@ -80,7 +85,8 @@ pub struct Identifier {
     /// What `/proc/PID/cgroup` is relative to; `None` where that is not known.
     own: Option<String>,
     kubernetes: Option<Arc<Source>>,
-    cri: Option<(Arc<Source>, Arc<Notify>)>,
+    cri: Option<Asked>,
+    engines: Option<Asked>,
     remembered: Mutex<Remembered>,
     thread: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
@@ -100,6 +106,8 @@ struct Seen {
     service_name: Option<String>,
     /// How often the container runtime had answered then.
     answers: u64,
+    /// How often the engines had answered and been asked then.
+    engines: (u64, u64),
 }
 
 impl Identifier {
@@ -109,39 +117,48 @@ impl Identifier {
     /// The thread that asks cannot be started, or a cluster is given without
     /// the name of this node in it.
     pub fn new(options: Options) -> Result<Self> {
-        let Options { node, cluster, cri } = options;
+        let Options {
+            node,
+            cluster,
+            cri,
+            engines,
+        } = options;
         let kubernetes = cluster
             .as_ref()
             .map(|_| Arc::new(Source::new("kubernetes")));
-        let asks = cri != Cri::Off;
-        let cri_source = asks.then(|| (Arc::new(Source::new("cri")), Arc::new(Notify::new())));
-        let watched = match (cluster, &kubernetes) {
-            (Some(cluster), Some(source)) => {
-                let node = node.clone().context(
-                    "the pods of which node? Set NODE_NAME to this node's name in Kubernetes",
-                )?;
-                Some((cluster, node, Arc::clone(source)))
-            }
-            _ => None,
-        };
-        let socket = match cri {
-            Cri::At(socket) => Some(socket),
-            Cri::Find | Cri::Off => None,
-        };
-        let asked = cri_source
-            .as_ref()
-            .map(|(source, wanted)| (socket, Arc::clone(wanted), Arc::clone(source)));
+        let cri_asked = (cri != Cri::Off).then(|| Asked::new("cri"));
+        let engines_asked = engines.as_ref().map(|_| Asked::new("engines"));
+        let mut asking = Vec::<Asking>::new();
+        if let (Some(cluster), Some(source)) = (cluster, &kubernetes) {
+            let node = node.clone().context(
+                "the pods of which node? Set NODE_NAME to this node's name in Kubernetes",
+            )?;
+            let source = Arc::clone(source);
+            asking.push(Box::pin(kubernetes::watch(cluster, node, source)));
+        }
+        if let Some((wanted, source)) = cri_asked.as_ref().map(Asked::both) {
+            let socket = match cri {
+                Cri::At(socket) => Some(socket),
+                Cri::Find | Cri::Off => None,
+            };
+            asking.push(Box::pin(cri::follow(socket, wanted, source)));
+        }
+        if let (Some(engines), Some(asked)) = (engines, &engines_asked) {
+            let (wanted, source) = asked.both();
+            asking.push(Box::pin(engine::follow(engines, wanted, source)));
+        }
         let hierarchy = Hierarchy::find();
         Ok(Self {
             node: node.map_or_else(host_name, clean),
             own: hierarchy.own(),
             hierarchy,
             kubernetes,
-            cri: cri_source,
+            cri: cri_asked,
+            engines: engines_asked,
             remembered: Mutex::default(),
-            thread: match (&watched, &asked) {
-                (None, None) => None,
-                _ => Some(ask_on_a_thread(watched, asked)?),
+            thread: match asking.is_empty() {
+                true => None,
+                false => Some(ask_on_a_thread(asking)?),
             },
         })
     }
@@ -150,6 +167,9 @@ impl Identifier {
     /// time; what the sources told since is in the labels of a later call.
     pub fn identify(&self, pid: u32, program: &Program) -> Target {
         let seen = self.look(pid, program);
+        // Before the look at what is known: an answer that comes between the two
+        // is seen at the next call.
+        let is_expected = self.is_expected(&seen);
         let known = self.known(&seen.cgroup);
         if known.is_none() {
             self.want(&seen);
@@ -157,7 +177,7 @@ impl Identifier {
         Target {
             pid,
             labels: self.labels(program, &seen, known.as_ref()),
-            is_partial: known.is_none() && self.is_expected(&seen.cgroup),
+            is_partial: known.is_none() && is_expected,
         }
     }
 
@@ -175,41 +195,53 @@ impl Identifier {
 
     /// How the sources do.
     pub fn sources(&self) -> Vec<SourceStatus> {
-        let cri = self.cri.as_ref().map(|(source, _)| source);
-        let sources = self.kubernetes.iter().chain(cri);
+        let asked = self.cri.iter().chain(&self.engines);
+        let sources = self
+            .kubernetes
+            .iter()
+            .chain(asked.map(|asked| &asked.source));
         sources.map(|source| source.status()).collect()
     }
 
     /// What the sources say of the innermost container that one of them knows.
     fn known(&self, cgroup: &Cgroup) -> Option<Known> {
-        cgroup.containers.iter().find_map(|container| {
-            let kubernetes = self.kubernetes.as_ref();
-            let cri = self.cri.as_ref().map(|(source, _)| source);
-            let mut sources = kubernetes.into_iter().chain(cri);
-            sources.find_map(|source| source.get(&container.id))
-        })
+        // What an engine calls the containers of pods is not what they are called.
+        let engines = self.engines.as_ref().filter(|_| !cgroup.is_in_pod());
+        let asked = self.cri.iter().chain(engines).map(|asked| &asked.source);
+        let sources: Vec<&Arc<Source>> = self.kubernetes.iter().chain(asked).collect();
+        let mut containers = cgroup.containers.iter();
+        containers.find_map(|container| sources.iter().find_map(|source| source.get(&container.id)))
     }
 
-    /// Has the container runtime asked, unless it answered often enough since
-    /// the process was seen: it does not know every container.
+    /// Has those asked that may know of its container, unless they answered often
+    /// enough since the process was seen: they do not know every container.
     fn want(&self, seen: &Seen) {
-        if let Some((source, wanted)) = &self.cri
-            && !seen.cgroup.containers.is_empty()
-            && source.answers() - seen.answers < MAX_ASKS
-        {
-            wanted.notify_one();
+        if seen.cgroup.containers.is_empty() {
+            return;
+        }
+        let engines = self.engines.as_ref().filter(|_| !seen.cgroup.is_in_pod());
+        let engines = engines.map(|asked| (asked, seen.engines.0));
+        let cri = self.cri.as_ref().map(|asked| (asked, seen.answers));
+        for (asked, answers) in cri.into_iter().chain(engines) {
+            if asked.source.answers() - answers < MAX_ASKS {
+                asked.wanted.notify_one();
+            }
         }
     }
 
     /// Whether a source should know it.
-    fn is_expected(&self, cgroup: &Cgroup) -> bool {
+    fn is_expected(&self, seen: &Seen) -> bool {
+        let cgroup = &seen.cgroup;
         // Seen from an unknown place, a pod's neighbours have only their id.
         let may_be_a_pod = self.own.is_none()
             && self.kubernetes.is_some()
             && cgroup
                 .container()
                 .is_some_and(|container| container.runtime == Runtime::Unknown);
-        !cgroup.containers.is_empty() && (cgroup.is_in_pod() || may_be_a_pod)
+        // An engine knows it at once or not at all.
+        let is_asked = |asked: &Asked| asked.source.rounds() == seen.engines.1;
+        let may_be_an_engines = self.engines.as_ref().is_some_and(is_asked);
+        !cgroup.containers.is_empty() && (cgroup.is_in_pod() || may_be_a_pod || may_be_an_engines)
     }
 
     fn labels(
@@ -272,6 +304,7 @@ impl Identifier {
             cgroup: self.cgroup_of_id(program.cgroup_id),
             service_name: None,
             answers: self.answers(),
+            engines: self.engine_counts(),
         }
     }
 
@@ -287,6 +320,7 @@ impl Identifier {
             cgroup: Cgroup::parse(&text, self.own.as_deref().unwrap_or_default()),
             service_name: process::service_name(pid),
             answers: self.answers(),
+            engines: self.engine_counts(),
         };
         let exe = crate::process::Identity::read(pid).ok()?.exe;
         let same = process::start_ticks(pid).is_ok_and(|ticks| ticks == start_ticks);
@@ -308,7 +342,12 @@ impl Identifier {
     }
 
     fn answers(&self) -> u64 {
-        self.cri.as_ref().map_or(0, |(source, _)| source.answers())
+        self.cri.as_ref().map_or(0, |asked| asked.source.answers())
+    }
+
+    fn engine_counts(&self) -> (u64, u64) {
+        let source = self.engines.as_ref().map(|asked| &asked.source);
+        source.map_or((0, 0), |source| (source.answers(), source.rounds()))
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
@@ -381,14 +420,10 @@ fn host_name() -> String {
     std::fs::read("/proc/sys/kernel/hostname").map_or_else(|_| String::new(), clean)
 }
 
-type Watched = (Cluster, String, Arc<Source>);
-type Asked = (Option<PathBuf>, Arc<Notify>, Arc<Source>);
+type Asking = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Asks until the sender is dropped.
-fn ask_on_a_thread(
-    watched: Option<Watched>,
-    asked: Option<Asked>,
-) -> Result<(oneshot::Sender<()>, JoinHandle<()>)> {
+fn ask_on_a_thread(asking: Vec<Asking>) -> Result<(oneshot::Sender<()>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -396,11 +431,8 @@ fn ask_on_a_thread(
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("goprof-identity".to_owned());
     let ask = move || {
-        if let Some((cluster, node, source)) = watched {
-            runtime.spawn(kubernetes::watch(cluster, node, source));
-        }
-        if let Some((socket, wanted, source)) = asked {
-            runtime.spawn(cri::follow(socket, wanted, source));
+        for source in asking {
+            runtime.spawn(source);
         }
         let _ = runtime.block_on(stopped);
         // Not waiting for a name that is being resolved.

@@ -5,6 +5,7 @@
 pub mod cgroup;
 mod containers;
 mod cri;
+mod engine;
 pub mod grpc;
 mod hierarchy;
 mod identifier;
@@ -16,6 +17,7 @@ pub mod text;
 use std::collections::BTreeMap;
 
 pub use containers::Pod;
+pub use engine::Engines;
 pub use identifier::{Cri, Identifier, Options};
 pub use kubernetes::Cluster;
 pub use process::{Program, service_name, start_ticks};

@@ -3,9 +3,11 @@
 //! whoever identifies a process; nobody holds it while waiting.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
+
+use tokio::sync::Notify;
 
 use super::{
     containers::{Containers, Known},
@@ -38,7 +40,27 @@ pub(super) struct Source {
 struct State {
     containers: Containers,
     answers: u64,
+    rounds: u64,
     error: Option<String>,
+}
+
+/// A source that is asked when somebody wants to know.
+pub(super) struct Asked {
+    pub source: Arc<Source>,
+    pub wanted: Arc<Notify>,
+}
+
+impl Asked {
+    pub(super) fn new(name: &'static str) -> Self {
+        Self {
+            source: Arc::new(Source::new(name)),
+            wanted: Arc::new(Notify::new()),
+        }
+    }
+
+    pub(super) fn both(&self) -> (Arc<Notify>, Arc<Source>) {
+        (Arc::clone(&self.wanted), Arc::clone(&self.source))
+    }
 }
 
 impl Source {
@@ -57,6 +79,16 @@ impl Source {
     /// How often it told something.
     pub(super) fn answers(&self) -> u64 {
         self.lock().answers
+    }
+
+    /// How often it was asked, whatever came of it.
+    pub(super) fn rounds(&self) -> u64 {
+        self.lock().rounds
+    }
+
+    /// It was asked.
+    pub(super) fn end_round(&self) {
+        self.lock().rounds += 1;
     }
 
     pub(super) fn status(&self) -> SourceStatus {

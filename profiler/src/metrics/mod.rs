@@ -13,6 +13,17 @@ use prometheus::{
 pub use push::{Push, Pushed};
 pub use targets::{Observed, Service, Targets};
 
+/// Why the HTTP server refuses.
+const REFUSALS: [&str; 7] = [
+    "accept",
+    "certificate",
+    "connections",
+    "network",
+    "timeout",
+    "tls",
+    "token",
+];
+
 /// What goprof counts of itself.
 pub struct Metrics {
     registry: Registry,
@@ -20,6 +31,8 @@ pub struct Metrics {
     pub samples: IntCounterVec,
     /// Samples taken that are in no window, by reason.
     pub samples_lost: IntCounterVec,
+    /// Samples taken and left out on purpose, by reason.
+    pub samples_excluded: IntCounterVec,
     /// What else is missing from windows, by reason.
     pub incomplete: IntCounterVec,
     /// Samples by how their stack ends.
@@ -56,6 +69,10 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// What is pushed.
     pub push: Push,
+    /// Connections and requests refused by the HTTP server, by reason.
+    pub refused: IntCounterVec,
+    /// Attempts to take over changed certificates or a changed token, by result.
+    pub credential_reloads: IntCounterVec,
 }
 
 /// Makes metrics and registers them, each by name and help text.
@@ -127,6 +144,12 @@ impl Metrics {
                 "reason",
                 &[],
             )?,
+            samples_excluded: make.counters(
+                "goprof_samples_excluded_total",
+                "Samples that were taken and left out of windows on purpose.",
+                "reason",
+                &["no_rule", "not_identified", "not_wanted", "other_rate"],
+            )?,
             incomplete: make.counters(
                 "goprof_incomplete_total",
                 "What else is missing from windows.",
@@ -196,6 +219,18 @@ impl Metrics {
                 &["success", "failure", "refused"],
             )?,
             push: Push::new(&make)?,
+            refused: make.counters(
+                "goprof_http_refused_total",
+                "Connections and requests that the HTTP server refused.",
+                "reason",
+                &REFUSALS,
+            )?,
+            credential_reloads: make.counters(
+                "goprof_http_credential_reloads_total",
+                "Attempts to take over changed certificates or a changed token.",
+                "result",
+                &["success", "failure"],
+            )?,
             registry,
         })
     }

@@ -2,7 +2,7 @@
 //! it is named elsewhere. Also what a session forgets between two of them, so
 //! that its memory is bounded by what runs.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled};
 use crate::{
@@ -41,13 +41,16 @@ impl Finished {
         }
     }
 
-    /// Drops the samples of processes that `keep` is not for, and says how many
-    /// they were.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Process) -> bool) -> u64 {
-        let mut dropped = 0;
+    /// Drops the samples of processes that `judge` has a reason against, and says
+    /// how many they were by reason.
+    pub fn retain(
+        &mut self,
+        mut judge: impl FnMut(&Process) -> Result<(), &'static str>,
+    ) -> BTreeMap<&'static str, u64> {
+        let mut dropped = BTreeMap::new();
         for index in self.window.processes() {
-            if !keep(self.processes.get(index)) {
-                dropped += self.window.drop_process(index);
+            if let Err(reason) = judge(self.processes.get(index)) {
+                *dropped.entry(reason).or_default() += self.window.drop_process(index);
             }
         }
         dropped
@@ -132,5 +135,11 @@ impl<T: Sampled> Recorder<T> {
         self.rejected.insert(pid, None);
         self.excluded.insert(pid);
         let _ = self.targets.remove(pid);
+    }
+    /// Looks again at the processes that were excluded.
+    pub(super) fn reconsider(&mut self) {
+        for pid in std::mem::take(&mut self.excluded) {
+            self.consider(pid, Depth::Libraries);
+        }
     }
 }

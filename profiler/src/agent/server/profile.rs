@@ -24,7 +24,7 @@ use crate::{
 /// Most profiles taken at a time, beside the agent's own sampling.
 const MAX_PROFILES: usize = 2;
 /// Longest profile.
-const MAX_SECONDS: u64 = 300;
+pub(super) const MAX_SECONDS: u64 = 300;
 /// How long where it is not said, as of Go's own endpoint.
 const DEFAULT_SECONDS: u64 = 30;
 const RATE_HZ: u32 = 99;

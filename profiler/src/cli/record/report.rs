@@ -5,6 +5,7 @@ use std::{path::Path, time::Duration};
 
 use super::args::Plan;
 use crate::{
+    cli::printable,
     probe::Clock,
     profile::Format,
     session::{Break, Recording},
@@ -45,7 +46,7 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
         plan.rate_hz,
     );
     for note in notes(recording) {
-        eprintln!("  {note}");
+        eprintln!("  {}", printable(&note));
     }
     if kept != recording.samples {
         eprintln!("  {kept} samples kept by --include and --exclude");
@@ -84,16 +85,17 @@ fn details(recording: &Recording) {
         eprintln!("  stacks {}: {count}", end.describe());
     }
     for line in breaks(&recording.breaks) {
-        eprintln!("  {line}");
+        eprintln!("  {}", printable(&line));
     }
     for (reason, count) in &recording.naming.unnamed {
         eprintln!("  frames without a name, {}: {count}", reason.describe());
     }
     for process in &recording.window.processes {
-        eprintln!(
-            "  pid {} {} {} {}",
+        let text = format!(
+            "pid {} {} {} {}",
             process.pid, process.comm, process.go_version, process.exe
         );
+        eprintln!("  {}", printable(&text));
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 
 use super::args::{Plan, Who};
 use crate::{
-    cli::Failure,
+    cli::{Failure, printable},
     doctor,
     gobinary::GoBinaryError,
     process::{Code, Object, Objects, Process, Selection, is_alive},
@@ -150,7 +150,7 @@ impl Target {
     pub(super) fn gone_without_samples(&self, quiet: bool) -> Result<(), Failure> {
         let line = format!(
             "no samples: {} exited before one was taken; nothing was written",
-            self.subject()
+            printable(&self.subject())
         );
         if let Target::Command { .. } = self {
             // The command did what it was to do, and its exit code says how.
@@ -225,7 +225,9 @@ fn not_go(process: &Process, exe: &Object) -> String {
     };
     format!(
         "process {} ({}) is not a Go program: {}: {why}",
-        process.pid, process.comm, process.exe
+        process.pid,
+        printable(&process.comm),
+        printable(&process.exe)
     )
 }
 

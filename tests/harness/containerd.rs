@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use goprof_tests::command::{self, Outcome, Running};
-use goprof_tests::identity::CgroupName;
-use goprof_tests::{debian, go};
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::command::{self, Outcome, Running};
+use crate::identity::CgroupName;
+use crate::{debian, go};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const REMEDY: &str = "run this test as root";
 
-/// The image: `waits` and nothing else.
-pub const IMAGE: &str = "goprof.test/waits:1";
+/// The image of a program of `tests/go/` and nothing else.
+pub fn image(program: &str) -> String {
+    format!("goprof.test/{program}:1")
+}
 
 /// A `PATH` with Debian's container tools.
 pub fn path() -> String {
@@ -25,12 +28,12 @@ pub fn path() -> String {
     format!("{}:{}:{path}", containerd.display(), runc.display())
 }
 
-/// A root file system with `waits` and nothing else.
+/// A root file system with a program and nothing else.
 #[track_caller]
-pub fn root_in(folder: &Path) -> PathBuf {
+pub fn root_in(folder: &Path, program: &str) -> PathBuf {
     let root = folder.join("root");
     fs::create_dir_all(&root).unwrap();
-    fs::copy(go::build("waits"), root.join("waits")).unwrap();
+    fs::copy(go::build(program), root.join(program)).unwrap();
     root
 }
 
@@ -48,6 +51,7 @@ impl Containerd {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display();
+        let pause = image("waits");
         // The kubelet's pause containers are to survive when memory is short,
         // which a test without CAP_SYS_RESOURCE may not ask for.
         let config = format!(
@@ -58,7 +62,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = "{at}/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{IMAGE}"
+  sandbox_image = "{pause}"
   stream_server_port = "0"
   disable_apparmor = true
   restrict_oom_score_adj = true
@@ -126,14 +130,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
             .unwrap()
     }
 
-    /// Brings [`IMAGE`] in, for the containers of Kubernetes.
+    /// Brings an [`image`] in, for the containers of Kubernetes.
     #[track_caller]
-    pub fn import_image(&self) {
-        let folder = self.folder.path().join("image");
-        let root = root_in(&folder);
+    pub fn import_image(&self, program: &str) {
+        let folder = self.folder.path().join("image").join(program);
+        let root = root_in(&folder, program);
         let layer = folder.join("layer.tar");
         let mut tar = Command::new("tar");
-        tar.arg("-cf").arg(&layer).arg("-C").arg(root).arg("waits");
+        tar.arg("-cf").arg(&layer).arg("-C").arg(root).arg(program);
         command::run(&mut tar, LIMIT, "install tar").succeeded();
         let sum = command::run(
             Command::new("sha256sum").arg(&layer),
@@ -149,11 +153,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         };
         let config = json!({
             "architecture": architecture, "os": "linux",
-            "config": {"Entrypoint": ["/waits", "-duration", "5m"]},
+            "config": {"Entrypoint": [format!("/{program}"), "-duration", "5m"]},
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{sum}")]},
         });
         let manifest = json!([
-            {"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]},
+            {"Config": "config.json", "RepoTags": [image(program)], "Layers": ["layer.tar"]},
         ]);
         fs::write(folder.join("config.json"), config.to_string()).unwrap();
         fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
@@ -172,6 +176,13 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
             "native",
             image,
         ]);
+    }
+
+    /// What it says of a container.
+    #[track_caller]
+    pub fn info(&self, id: &str) -> Value {
+        let info = self.ctr(&["containers", "info", id]);
+        serde_json::from_str(info.text()).unwrap()
     }
 
     /// Ends it without its containers.
