@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::{command, quiet};
 
-const REMEDY: &str = "install python3 and python3-pip; `.ci/run` does that by itself";
+/// How to get Python, for the message when it is missing.
+pub const REMEDY: &str = "install python3 and python3-pip; `.ci/run` does that by itself";
 
 /// The folder that has a package of an exact version, for `PYTHONPATH`. Fetches
 /// it the first time.

@@ -14,7 +14,7 @@ use crate::go::{self, Go};
 use crate::workspace::Workspace;
 
 /// Debian's packages that the live tests unpack and profile.
-const SERVERS: [&str; 3] = ["prometheus", "etcd-server", "etcd-client"];
+const SERVERS: [&str; 4] = ["prometheus", "etcd-server", "etcd-client", "buildah"];
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -34,6 +34,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     for version in go::VERSIONS {
         go.provide(version)?;
     }
+    // First, so that the ordinary one stays where one looks for it.
+    let in_image = build_static(workspace)?;
     let goprof = build_checked(workspace)?;
 
     let cargo_test = |arguments: &[&str]| -> Result<Command> {
@@ -47,7 +49,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         test.args(arguments)
             .env("PATH", go.path()?)
             .env("GOPROF_GO", &go.program)
-            .env("GOPROF_BIN", &goprof);
+            .env("GOPROF_BIN", &goprof)
+            .env("GOPROF_STATIC_BIN", &in_image);
         // Measurements side by side would compete for the CPU they measure.
         if std::env::var_os("RUST_TEST_THREADS").is_none() {
             test.env("RUST_TEST_THREADS", "1");
@@ -68,6 +71,24 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 fn build_checked(workspace: &Workspace) -> Result<std::path::PathBuf> {
     command::run(workspace.cargo().args(["build", "--package", "goprof"]))?;
     Ok(workspace.target().join("debug/goprof"))
+}
+
+/// Links goprof so that it loads nothing, as `deploy/Containerfile` does, out of
+/// what the ordinary build is made of, and returns the binary's path.
+fn build_static(workspace: &Workspace) -> Result<std::path::PathBuf> {
+    let mut build = workspace.cargo();
+    build.args(["rustc", "--package", "goprof", "--bin", "goprof"]);
+    command::run(build.args(["--", "-C", "target-feature=+crt-static"]))?;
+    let folder = workspace.target().join("debug/static");
+    fs::create_dir_all(&folder).context("make a folder for goprof")?;
+    let goprof = folder.join("goprof");
+    let built = workspace.target().join("debug/goprof");
+    // Beside its place and then into it: it may be running.
+    let new = folder.join("new");
+    fs::copy(built, &new)
+        .and_then(|_| fs::rename(&new, &goprof))
+        .context("put the static goprof in place")?;
+    Ok(goprof)
 }
 
 /// Builds goprof without the agent, which takes a fraction of the time, and

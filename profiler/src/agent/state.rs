@@ -144,7 +144,9 @@ impl State {
         let last = uploads.last_success_seconds.load(Ordering::Relaxed);
         metrics.last_success.set(last as f64);
         self.push.count(&metrics.push);
-        metrics.text(&lock(&self.usage), self.config().metrics.max_targets)
+        let config = self.config();
+        metrics.memory_limit_bytes.set(whole(config.memory_limit.0));
+        metrics.text(&lock(&self.usage), config.metrics.max_targets)
     }
 }
 

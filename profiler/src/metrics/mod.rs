@@ -51,6 +51,8 @@ pub struct Metrics {
     pub windows_delayed: IntCounter,
     /// Largest share of a ring buffer in use at once during the last window.
     pub ring_fill: GaugeVec,
+    /// Most memory that the agent means to hold.
+    pub memory_limit_bytes: IntGauge,
     /// Bytes waiting on disk.
     pub spool_bytes: IntGauge,
     /// Most bytes that may wait on disk.
@@ -185,6 +187,10 @@ impl Metrics {
                 "Times that a window went on past its time as others were waiting.",
             )?,
             ring_fill: make.keep(GaugeVec::new(fill, &["rate_hz"]))?,
+            memory_limit_bytes: make.gauge(
+                "goprof_memory_limit_bytes",
+                "Memory beyond which the agent lets go of what can be had again.",
+            )?,
             spool_bytes: make.gauge("goprof_spool_bytes", "Bytes that wait for the store.")?,
             spool_limit_bytes: make.gauge(
                 "goprof_spool_limit_bytes",

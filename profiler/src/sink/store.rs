@@ -164,7 +164,7 @@ impl Destination for Store {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(PutError {
                 failure: failure(&e),
-                message: one_line(&e.to_string()),
+                message: one_line(&with_causes(&e)),
             }),
             Err(_) => Err(PutError {
                 failure: Failure::Timeout,
@@ -270,6 +270,21 @@ fn transport(error: &Error) -> Option<HttpErrorKind> {
         cause = error.source();
     }
     None
+}
+
+/// An error and what is behind it, such as that a name is not known: the client
+/// says no more than that a request was not sent.
+fn with_causes(error: &Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        cause = error.source();
+    }
+    said
 }
 
 /// What a server says goes into a log line, which it may not break or flood.
