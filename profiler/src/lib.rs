@@ -16,6 +16,7 @@ pub mod gobinary;
 #[cfg(feature = "agent")]
 pub mod identity;
 pub mod image;
+pub mod memory;
 #[cfg(feature = "agent")]
 pub mod metrics;
 pub mod process;

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
         mpsc::SyncSender,
     },
     thread::JoinHandle,
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     config::{Config, Rate},
+    memory::Shares,
     state::lock,
 };
 use crate::{
@@ -25,12 +26,8 @@ use crate::{
 
 /// How often a sampler hears of the outside and tells it who runs.
 const TICK: Duration = Duration::from_secs(1);
-/// Size of the ring buffer: at 19 Hz more than ten seconds of 64 busy CPUs.
-const RING_BYTES: u32 = 4 << 20;
 /// Windows that may wait to be named; above, the open one goes on.
 pub(super) const MAX_WAITING: usize = 2;
-/// The part of the memory limit that an open window may take.
-const WINDOW_SHARE: u64 = 8;
 
 /// A finished window on its way.
 pub(super) struct Window {
@@ -44,7 +41,6 @@ pub(super) struct Shared {
     pub rate: Rate,
     snapshot: Mutex<Snapshot>,
     exclude: Mutex<Vec<u32>>,
-    release: AtomicBool,
     /// Windows handed over by all samplers and not taken yet.
     waiting: Arc<AtomicUsize>,
     /// Windows that went on past their time.
@@ -69,11 +65,6 @@ impl Shared {
     /// Asks for these pids to be sampled no more.
     pub(super) fn exclude(&self, pids: &[u32]) {
         lock(&self.exclude).extend_from_slice(pids);
-    }
-
-    /// Asks for memory back.
-    pub(super) fn release_memory(&self) {
-        self.release.store(true, Ordering::Relaxed);
     }
 
     /// A window was taken.
@@ -101,12 +92,12 @@ impl Sampler {
             rate,
             snapshot: Mutex::default(),
             exclude: Mutex::default(),
-            release: AtomicBool::new(false),
             waiting,
             delayed: AtomicUsize::new(0),
         });
         let (stop, stopping) = watch::channel(false);
         let (started, is_started) = std::sync::mpsc::sync_channel(1);
+        let memory = Shares::of(config);
         let work = Work {
             settings: session::Config {
                 selection: Selection::All,
@@ -116,10 +107,10 @@ impl Sampler {
                 threads: config.threads,
                 goroutines: config.goroutines,
                 labels: config.labels,
-                ring_bytes: RING_BYTES,
+                ring_bytes: memory.ring_bytes(),
             },
             flush: config.flush.0,
-            max_window_bytes: usize::try_from(config.memory_limit.0 / WINDOW_SHARE)?,
+            memory,
             shared: Arc::clone(&shared),
             stopping,
             windows,
@@ -166,7 +157,7 @@ impl Sampler {
 struct Work {
     settings: session::Config,
     flush: Duration,
-    max_window_bytes: usize,
+    memory: Shares,
     shared: Arc<Shared>,
     stopping: watch::Receiver<bool>,
     windows: SyncSender<Window>,
@@ -183,7 +174,7 @@ impl Work {
 
     async fn sample(mut self, started: &SyncSender<()>) -> Result<()> {
         let mut session = Session::prepare(self.settings.clone())?;
-        session.limit_window(self.max_window_bytes);
+        session.limit_memory(self.memory.limit_bytes, self.memory.window_bytes());
         session.start()?;
         self.tell(&mut session);
         let _ = started.send(());
@@ -236,9 +227,6 @@ impl Work {
     fn listen(&self, session: &mut Session) {
         for pid in std::mem::take(&mut *lock(&self.shared.exclude)) {
             session.exclude(pid);
-        }
-        if self.shared.release.swap(false, Ordering::Relaxed) {
-            session.release_memory();
         }
     }
 

@@ -34,6 +34,9 @@ pub struct Metrics {
     pub windows: IntCounterVec,
     /// Windows that went on past their time because others were waiting.
     pub windows_delayed: IntCounter,
+    /// Times that something was let go of to stay within the memory limit, by
+    /// what.
+    pub evictions: IntCounterVec,
     /// Largest share of a ring buffer in use at once during the last window.
     pub ring_fill: GaugeVec,
     /// Bytes waiting on disk.
@@ -156,6 +159,12 @@ impl Metrics {
             windows_delayed: make.counter(
                 "goprof_windows_delayed_total",
                 "Times that a window went on past its time as others were waiting.",
+            )?,
+            evictions: make.counters(
+                "goprof_memory_evictions_total",
+                "Times that what can be had again was let go of, as memory was short.",
+                "cache",
+                &["code", "symbols"],
             )?,
             ring_fill: make.keep(GaugeVec::new(fill, &["rate_hz"]))?,
             spool_bytes: make.gauge("goprof_spool_bytes", "Bytes that wait for the store.")?,
