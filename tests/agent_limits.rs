@@ -14,7 +14,7 @@ use goprof_tests::{go, quiet};
 const PROCESSES: usize = 200;
 /// Of them each runs one of so many files.
 const FILES: usize = 10;
-const WATCHED: Duration = Duration::from_secs(15);
+const WATCHED: Duration = Duration::from_secs(10);
 
 /// Go processes that want a third of two CPUs together.
 fn crowd(dir: &std::path::Path) -> Vec<Target> {

@@ -14,7 +14,8 @@ use goprof_tests::target::Target;
 
 const FLUSH: Duration = Duration::from_secs(1);
 /// For what a loaded machine may take to write a window.
-const SLACK: Duration = Duration::from_millis(1500);
+const SLACK: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn busy() -> Target {
     Target::start(&go::build("busy_loop"), &[])
@@ -53,6 +54,7 @@ fn sigterm_writes_what_is_open() {
 /// One life of an agent, in nanoseconds since 1970.
 #[derive(Debug)]
 struct Life {
+    started_ns: i64,
     ready_ns: i64,
     killed_ns: i64,
 }
@@ -68,13 +70,14 @@ fn on_disk(dir: &Path) -> Vec<PathBuf> {
 /// Kills an agent that is at work: at any moment, or as soon as it begins,
 /// finishes or removes a file and `after` that.
 fn live_and_die(dir: &Path, at_work: Duration, after: Option<Duration>) -> Life {
+    let started_ns = now_ns();
     let mut agent = Agent::start(dir, &["--flush", "1s"]);
     let ready_ns = now_ns();
     std::thread::sleep(at_work);
     if let Some(after) = after {
         let (before, begun) = (on_disk(dir), Instant::now());
         while on_disk(dir) == before {
-            assert!(begun.elapsed() < 3 * FLUSH, "nothing is written");
+            assert!(begun.elapsed() < LIMIT, "nothing is written");
         }
         std::thread::sleep(after);
     }
@@ -82,6 +85,7 @@ fn live_and_die(dir: &Path, at_work: Duration, after: Option<Duration>) -> Life 
     agent.signal(libc::SIGKILL);
     let killed_ns = now_ns();
     Life {
+        started_ns,
         ready_ns,
         killed_ns,
     }
@@ -92,7 +96,7 @@ fn sigkill_at_any_moment_tears_nothing_and_loses_the_open_window_alone() {
     let _target = busy();
     let dir = folder();
     let mut lives = Vec::new();
-    for number in 0..10 {
+    for number in 0..8 {
         // Anywhere in a window, and then anywhere in the writing of one.
         let at_work = FLUSH + Duration::from_millis(number * 457 % 1000);
         let after = (number % 2 == 1).then(|| Duration::from_micros(number * 700));
@@ -125,22 +129,27 @@ fn sigkill_at_any_moment_tears_nothing_and_loses_the_open_window_alone() {
 /// open, or being written, when it ended.
 #[track_caller]
 fn check_life(life: &Life, objects: &[Object]) {
-    let of_life = |object: &&Object| {
-        (life.ready_ns - nanos(FLUSH)..life.killed_ns).contains(&object.start_ns)
-    };
-    let mut end_ns = life.ready_ns;
-    for object in objects.iter().filter(of_life) {
-        let gap = Duration::from_nanos(object.start_ns.abs_diff(end_ns));
-        assert!(
-            gap < Duration::from_millis(500),
-            "{gap:?} between windows of {life:?}: {objects:#?}"
-        );
-        end_ns = object.start_ns + object.duration_ns;
-    }
-    let lost = Duration::from_nanos(life.killed_ns.abs_diff(end_ns));
+    let is_of_life =
+        |object: &&Object| (life.started_ns..life.killed_ns).contains(&object.start_ns);
+    let windows: Vec<&Object> = objects.iter().filter(is_of_life).collect();
+    let between = |from: i64, to: i64| Duration::from_nanos(from.abs_diff(to));
+    let first = windows.first().map_or(i64::MAX, |first| first.start_ns);
     assert!(
-        lost < FLUSH + SLACK,
-        "{lost:?} lost of {life:?}: {objects:#?}"
+        first <= life.ready_ns + nanos(FLUSH / 2),
+        "{life:?}: {windows:#?}"
+    );
+    let (mut end_ns, mut longest) = (first, FLUSH);
+    for window in &windows {
+        let gap = between(end_ns, window.start_ns);
+        assert!(gap < FLUSH / 2, "{gap:?} lost of {life:?}: {windows:#?}");
+        end_ns = window.start_ns + window.duration_ns;
+        longest = longest.max(between(window.start_ns, end_ns));
+    }
+    // A machine that is busy otherwise makes windows longer.
+    let lost = between(end_ns, life.killed_ns);
+    assert!(
+        lost < longest + SLACK,
+        "{lost:?} lost of {life:?}: {windows:#?}"
     );
 }
 
@@ -170,11 +179,12 @@ fn a_clock_that_is_set_leaves_windows_whole() {
     };
     set(0);
     let library = clock_library(dir.path());
-    let begun = Instant::now();
+    let started = Instant::now();
     let agent = Agent::start_with(dir.path(), &["--flush", "1s"], |command| {
         command.env("LD_PRELOAD", &library);
         command.env("GOPROF_TEST_CLOCK", &clock);
     });
+    let ready = Instant::now();
     // Back an hour, on to another year, on a little, and right again; each in the
     // middle of a window.
     const YEAR: i64 = 365 * 86_400;
@@ -184,9 +194,10 @@ fn a_clock_that_is_set_leaves_windows_whole() {
         set(seconds);
     }
     std::thread::sleep(2 * FLUSH + FLUSH / 2);
+    let sampled = ready.elapsed();
     let outcome = agent.stop().succeeded();
-    let lived = begun.elapsed();
-    assert!(!outcome.stderr.contains("level=warn"), "{}", outcome.stderr);
+    let lived = started.elapsed();
+    assert!(!outcome.stderr.contains("lost"), "{}", outcome.stderr);
 
     let objects = agent::objects(dir.path());
     let now_ns = now_ns();
@@ -201,7 +212,7 @@ fn a_clock_that_is_set_leaves_windows_whole() {
     let mut all = 0;
     for object in &objects {
         let duration = Duration::from_nanos(object.duration_ns.unsigned_abs());
-        assert!(object.duration_ns > 0 && duration < 2 * FLUSH + SLACK);
+        assert!(object.duration_ns > 0 && duration < lived);
         assert!(object.samples > 0);
         let seconds = object.start_ns / 1_000_000_000;
         let hour = format!("/hour={:02}/", seconds % 86_400 / 3_600);
@@ -211,8 +222,5 @@ fn a_clock_that_is_set_leaves_windows_whole() {
     }
     // Nothing is missing between them, and nothing is there twice.
     let all = Duration::from_nanos(all.unsigned_abs());
-    assert!(
-        all < lived && all + Duration::from_secs(3) > lived,
-        "{all:?} of {lived:?}"
-    );
+    assert!(sampled <= all && all <= lived, "{all:?} of {lived:?}");
 }

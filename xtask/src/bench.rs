@@ -56,6 +56,9 @@ pub struct Args {
     /// Debian's packer)
     #[arg(long, value_name = "FILE")]
     large_binary: Option<PathBuf>,
+    /// Measure this goprof instead of building one
+    #[arg(long, value_name = "FILE")]
+    goprof: Option<PathBuf>,
 }
 
 /// What every measurement needs.
@@ -126,10 +129,14 @@ impl<'a> Bench<'a> {
             let mut names = names.filter(|name| args.measurements.is_empty() || chosen(name));
             names.any(|name| name.starts_with("agent-") == wanted)
         };
-        let agent = measures(true).then(|| test::build_whole(workspace));
-        let agent = agent.transpose()?;
-        let goprof = match (&agent, measures(false)) {
-            (Some(agent), false) => agent.clone(),
+        let agent = match &args.goprof {
+            Some(goprof) => Some(goprof.clone()),
+            None if measures(true) => Some(test::build_whole(workspace)?),
+            None => None,
+        };
+        let goprof = match (&args.goprof, &agent) {
+            (Some(goprof), _) => goprof.clone(),
+            (None, Some(agent)) if !measures(false) => agent.clone(),
             _ => test::build_recorder(workspace)?,
         };
         let folder = workspace.target().join("bench");

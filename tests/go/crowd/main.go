@@ -1,6 +1,6 @@
 // Command crowd is one service of many: goroutines with labels of their own wake
-// ten times a second and do what services do, all of them together for -share
-// of a CPU. With -share 0 they sleep.
+// once a second and do what services do, all of them together for -share of a
+// CPU. With -share 0 they sleep.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 
 const (
 	workers = 4
-	period  = 100 * time.Millisecond
+	period  = time.Second
 )
 
 func main() {
@@ -32,7 +32,7 @@ func main() {
 		})
 	}
 	for workload.Running() {
-		time.Sleep(10 * period)
+		time.Sleep(period)
 	}
 }
 

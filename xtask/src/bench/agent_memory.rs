@@ -78,8 +78,7 @@ struct Seen {
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
     let seconds = if bench.quick { 20 } else { 150 };
-    let programs = (0..LARGE).map(|number| large::build(bench, number));
-    let programs: Vec<PathBuf> = programs.collect::<Result<_>>()?;
+    let programs = large::build(bench, LARGE)?;
     let _crowd = Crowd::start(bench, 0.3)?;
     let start = |program: &PathBuf| Target::start(Command::new(program).env("GOMAXPROCS", "1"));
     let _large: Vec<Target> = programs.iter().map(start).collect::<Result<_>>()?;

@@ -1,10 +1,11 @@
 //! Go programs of more than 100 MB, made for the measurement: no distribution has
-//! five. Each has functions, names and tables of its own, and calls through all
-//! of them at random, so that hardly any stack comes twice.
+//! five. Each calls through all of its functions at random, so that hardly any
+//! stack comes twice. They are made of the same packages, of which each leaves
+//! others out, so that nothing lies where it does in another.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -13,40 +14,42 @@ use crate::command;
 
 /// Smaller ones do not show what is asked.
 const MIN_SIZE_BYTES: u64 = 100_000_000;
-const PACKAGES: usize = 48;
-const FUNCTIONS_PER_PACKAGE: usize = 1_800;
+const PACKAGES: usize = 36;
+const FUNCTIONS_PER_PACKAGE: usize = 1_600;
 /// How deep the calls go.
 const DEPTH: usize = 24;
 
-/// Builds the program of that number, or finds it built.
-pub(super) fn build(bench: &Bench, number: usize) -> Result<PathBuf> {
-    let folder = bench.folder.join(format!("large{number}"));
-    let program = folder.join(format!("large{number}"));
-    let sources = [("go.mod".to_owned(), module(number))]
+/// Builds so many programs, or finds them built.
+pub(super) fn build(bench: &Bench, count: usize) -> Result<Vec<PathBuf>> {
+    let folder = bench.folder.join("large");
+    let packages = (0..PACKAGES).map(|package| {
+        let name = package_name(package);
+        (format!("{name}/{name}.go"), functions(package))
+    });
+    let mains = (0..count).map(|number| (format!("{}/main.go", name(number)), main(number)));
+    let sources = [("go.mod".to_owned(), MODULE.to_owned())]
         .into_iter()
-        .chain([("main.go".to_owned(), main(number))])
         .chain([("calls/calls.go".to_owned(), CALLS.to_owned())])
-        .chain((0..PACKAGES).map(|package| {
-            let name = package_name(number, package);
-            (format!("{name}/{name}.go"), functions(number, package))
-        }));
+        .chain(packages)
+        .chain(mains);
     for (path, text) in sources {
         let path = folder.join(path);
-        // What has not changed stays as it is, for Go's cache and for us.
-        if fs::read_to_string(&path).is_ok_and(|there| there == text) {
-            continue;
-        }
         fs::create_dir_all(path.parent().unwrap_or(&folder)).context("make a folder")?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        let _ = fs::remove_file(&program);
     }
-    if !program.exists() {
-        bench.progress(&format!("compiling {}", program.display()));
-        let mut build = bench.go.command(None);
-        build.args(["build", "-buildvcs=false", "-o"]).arg(&program);
-        build.current_dir(&folder).env("CGO_ENABLED", "0");
-        command::run(build.arg("."))?;
-    }
+    bench.progress("compiling large programs, for some minutes the first time");
+    (0..count)
+        .map(|number| compile(bench, &folder, &name(number)))
+        .collect()
+}
+
+/// Go finds in its cache what has not changed.
+fn compile(bench: &Bench, folder: &Path, name: &str) -> Result<PathBuf> {
+    let program = bench.folder.join(name);
+    let mut build = bench.go.command(None);
+    build.args(["build", "-buildvcs=false", "-o"]).arg(&program);
+    build.current_dir(folder).env("CGO_ENABLED", "0");
+    command::run(build.arg(format!("./{name}")))?;
     let size = fs::metadata(&program).context("look at the program")?.len();
     if size < MIN_SIZE_BYTES {
         bail!(
@@ -59,16 +62,18 @@ pub(super) fn build(bench: &Bench, number: usize) -> Result<PathBuf> {
 
 /// How many functions each has, small ones that are inlined aside.
 pub(super) fn functions_in_all() -> usize {
-    PACKAGES * FUNCTIONS_PER_PACKAGE
+    (PACKAGES - 1) * FUNCTIONS_PER_PACKAGE
 }
 
-fn package_name(number: usize, package: usize) -> String {
-    format!("part{number}x{package:02}")
+fn name(number: usize) -> String {
+    format!("large{number}")
 }
 
-fn module(number: usize) -> String {
-    format!("module example.com/large{number}\n\ngo 1.21\n")
+fn package_name(package: usize) -> String {
+    format!("part{package:02}")
 }
+
+const MODULE: &str = "module example.com/large\n\ngo 1.21\n";
 
 /// Every function is called through a table: so none is inlined or left out.
 const CALLS: &str = "\
@@ -88,13 +93,10 @@ func Next(x uint64, depth int) uint64 {
 ";
 
 fn main(number: usize) -> String {
-    let mut text =
-        String::from("// Command large is busy in all of its functions.\npackage main\n\n");
-    text += "import (\n\t\"os\"\n\t\"time\"\n\n";
-    let _ = writeln!(text, "\t\"example.com/large{number}/calls\"");
-    for package in 0..PACKAGES {
-        let name = package_name(number, package);
-        let _ = writeln!(text, "\t_ \"example.com/large{number}/{name}\"");
+    let mut text = String::from("// Command large is busy in all of its functions.\n");
+    text += "package main\n\nimport (\n\t\"os\"\n\t\"time\"\n\n\t\"example.com/large/calls\"\n";
+    for package in (0..PACKAGES).filter(|package| *package != number) {
+        let _ = writeln!(text, "\t_ \"example.com/large/{}\"", package_name(package));
     }
     text += ")\n\n// Sink keeps the results alive.\nvar Sink uint64\n\nfunc main() {\n";
     text += "\tos.Stdout.WriteString(\"ready\\n\")\n\tx := uint64(time.Now().UnixNano())\n";
@@ -108,11 +110,11 @@ fn main(number: usize) -> String {
 
 /// A package: its functions, a few small ones that are inlined into them, and
 /// their entry into the table.
-fn functions(number: usize, package: usize) -> String {
-    let name = package_name(number, package);
+fn functions(package: usize) -> String {
+    let name = package_name(package);
     let mut text = format!(
         "// Package {name} is made up.\npackage {name}\n\n\
-         import \"example.com/large{number}/calls\"\n\n\
+         import \"example.com/large/calls\"\n\n\
          type state struct{{ words [16]uint64 }}\n\n\
          func mix(x uint64) uint64 {{ return (x ^ x>>29) * 0xbf58476d1ce4e5b9 }}\n\n\
          func (s *state) at(i uint64) *uint64 {{ return &s.words[i%16] }}\n\n\
@@ -123,7 +125,7 @@ fn functions(number: usize, package: usize) -> String {
     }
     text += "\t)\n}\n";
     for function in 0..FUNCTIONS_PER_PACKAGE {
-        let constant = (number * PACKAGES + package) * FUNCTIONS_PER_PACKAGE + function;
+        let constant = package * FUNCTIONS_PER_PACKAGE + function;
         let _ = write!(
             text,
             "\nfunc {}(x uint64, depth int) uint64 {{\n\
