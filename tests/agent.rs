@@ -63,68 +63,6 @@ fn what_a_program_does_is_in_the_store_after_two_flushes() {
 }
 
 #[test]
-fn sigterm_writes_what_is_open() {
-    let target = busy();
-    let dir = folder();
-    let agent = Agent::start(dir.path(), &["--flush", "1h"]);
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(
-        agent::files(&agent::store(dir.path())),
-        [""; 0].map(std::path::PathBuf::from)
-    );
-    let asked = Instant::now();
-    let outcome = agent.stop().succeeded();
-    assert!(asked.elapsed() < Duration::from_secs(10));
-    assert_eq!(log_lines(&outcome, "objects_left_in_spool=0").len(), 1);
-    let rows = agent::rows(dir.path());
-    assert!(
-        samples(&rows, target.pid(), "main.spinThree") > 3,
-        "{rows:?}"
-    );
-}
-
-#[test]
-fn sigkill_tears_no_object_and_loses_no_finished_window() {
-    let target = busy();
-    let dir = folder();
-    for milliseconds in [1500, 2300, 3100, 2700] {
-        let mut agent = Agent::start(dir.path(), &["--flush", "1s"]);
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        assert!(agent.is_running());
-        agent.signal(libc::SIGKILL);
-        drop(agent);
-        for path in agent::files(&agent::store(dir.path())) {
-            // Objects are whole: this reads them all.
-            let name = path.to_string_lossy().into_owned();
-            let unfinished = !name.ends_with(".parquet");
-            assert!(!unfinished || name.contains('#'), "{name}");
-        }
-    }
-    // The next one finds what was left in the spool.
-    Agent::start(dir.path(), &["--flush", "1s"])
-        .stop()
-        .succeeded();
-    let objects = agent::files(&agent::store(dir.path()));
-    let whole = objects
-        .iter()
-        .filter(|path| path.extension().is_some_and(|e| e == "parquet"));
-    for path in objects
-        .iter()
-        .filter(|p| p.extension().is_none_or(|e| e != "parquet"))
-    {
-        std::fs::remove_file(path).expect("remove what was not finished");
-    }
-    assert!(whole.count() >= 4, "{objects:?}");
-    assert!(samples(&agent::rows(dir.path()), target.pid(), "main.spinThree") > 10);
-    let left = agent::files(&dir.path().join("spool"));
-    let left = left
-        .iter()
-        .filter(|path| path.extension().is_some())
-        .count();
-    assert_eq!(left, 0, "entries left in the spool");
-}
-
-#[test]
 fn sighup_reloads_and_a_bad_file_changes_nothing() {
     let target = busy();
     let dir = folder();

@@ -1,11 +1,14 @@
 //! Aggregate: stacks to a [`Window`] of distinct stacks with values. Does no
 //! I/O; memory grows with distinct stacks, not with samples.
 
+mod distinct;
+
 // Fast over the long keys that stacks are. Its seeds are random, so that a target
 // cannot choose stacks that collide.
 use foldhash::HashMap;
 
 use crate::process::ProcessIndex;
+use distinct::Distinct;
 
 /// The stacks between two moments.
 #[derive(Debug, Default)]
@@ -15,12 +18,23 @@ pub struct Window {
     labels: HashMap<Labels, LabelsIndex>,
     values: HashMap<Key, Values>,
     samples: u64,
-    /// Bytes of the stacks and labels, about.
+    /// Addresses, and those of each process: the ones take memory for their names
+    /// when the window is written, the others for being looked up.
+    addresses: Distinct,
+    places: Distinct,
+    /// Bytes of the stacks, threads and labels, about.
     bytes: usize,
 }
 
-/// About what a key costs in a map beside its own bytes.
-const ENTRY_BYTES: usize = 32;
+/// About what a key on the heap costs beside its own bytes: its place in a map,
+/// which has room for twice as many on average while it grows, and what the
+/// allocator takes.
+const ENTRY_BYTES: usize = 80;
+
+/// About what the names and lines of an address take while it is written.
+const ADDRESS_BYTES: usize = 600;
+/// About what it takes to look an address of a process up.
+const PLACE_BYTES: usize = 64;
 
 /// Most values of a sample.
 pub const MAX_VALUES: usize = 4;
@@ -105,18 +119,22 @@ impl Window {
 
     /// The same with other values than a count of 1.
     pub fn add_values(&mut self, owner: Owner, stack: &[u64], kernel_frames: u16, added: Values) {
+        let addresses = stack;
         let stack = match self.stacks.get(stack) {
             Some(index) => *index,
             None => {
                 let index = StackIndex(self.stacks.len() as u32);
                 self.stacks.insert(stack.into(), index);
+                stack.iter().for_each(|address| self.addresses.add(address));
                 self.bytes += size_of_val(stack) + ENTRY_BYTES;
                 index
             }
         };
         let thread = owner.thread.map(|thread| {
             let next = ThreadIndex(self.threads.len() as u32);
-            *self.threads.entry(thread).or_insert(next)
+            let index = *self.threads.entry(thread).or_insert(next);
+            self.bytes += if index == next { ENTRY_BYTES } else { 0 };
+            index
         });
         let labels = (!owner.labels.is_empty()).then(|| {
             let next = LabelsIndex(self.labels.len() as u32);
@@ -135,7 +153,12 @@ impl Window {
             stack,
             kernel_frames,
         };
-        let values = self.values.entry(key).or_default();
+        let values = self.values.entry(key).or_insert_with(|| {
+            for address in addresses {
+                self.places.add((owner.process, address));
+            }
+            Values::default()
+        });
         for (value, added) in values.iter_mut().zip(added) {
             *value = value.saturating_add(added);
         }
@@ -164,7 +187,15 @@ impl Window {
 
     /// About how much memory it takes, in bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes + self.values.len() * (size_of::<Key>() + size_of::<Values>())
+        self.bytes + self.values.len() * 2 * (size_of::<Key>() + size_of::<Values>())
+    }
+
+    /// About how much memory it takes while it is named and written, in bytes: as
+    /// it is, as samples and as rows, and with its names.
+    pub fn bytes_written(&self) -> usize {
+        3 * self.bytes()
+            + self.addresses.count() * ADDRESS_BYTES
+            + self.places.count() * PLACE_BYTES
     }
 
     /// How many samples were added: the sum of their counts.
@@ -320,6 +351,20 @@ mod tests {
         assert_eq!(window.bytes(), one);
         window.add(owner(0), &[2; 100], 0);
         assert!(window.bytes() >= 2 * one);
+    }
+
+    #[test]
+    fn names_take_memory_once_and_lookups_for_each_process() {
+        let mut window = Window::default();
+        let counted = |window: &Window| (window.addresses.count(), window.places.count());
+        window.add(owner(0), &[1, 2, 3], 0);
+        window.add(owner(0), &[2, 3], 0);
+        assert_eq!(counted(&window), (3, 3));
+        window.add(owner(1), &[1, 2, 3], 0);
+        assert_eq!(counted(&window), (3, 6));
+        window.add(owner(1), &[4], 0);
+        assert_eq!(counted(&window), (4, 7));
+        assert!(window.bytes_written() > 3 * window.bytes() + 4 * ADDRESS_BYTES);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod gomemory;
 #[cfg(feature = "agent")]
 pub mod identity;
 pub mod image;
+pub mod memory;
 #[cfg(feature = "agent")]
 pub mod metrics;
 pub mod process;

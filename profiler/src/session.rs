@@ -1,6 +1,7 @@
 //! Session: wires the stages of one recording together. The only module that
 //! knows them all; it does the work of none.
 
+mod begun;
 mod breaks;
 mod looks;
 mod recorder;
@@ -9,7 +10,7 @@ mod window;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -17,11 +18,13 @@ use profiler_ebpf::wire::Counter;
 use tokio::{process::Child, time::sleep_until};
 
 use crate::{
+    memory::Watch,
     probe::{Clock, Counters, Options, Probes, Targets},
     process::{Process, Selection},
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
+use begun::Begun;
 pub use breaks::Break;
 use recorder::Recorder;
 pub use tally::Tally;
@@ -105,12 +108,13 @@ pub struct Session {
     records: Records,
     recorder: Recorder<Targets>,
     clock: Option<Clock>,
-    start: SystemTime,
-    started: Instant,
+    begun: Begun,
     /// The kernel side's counts when the window began.
     counted: Counters,
-    /// Most bytes that a window may hold.
+    /// Most bytes that a window may take while it is written.
     max_window_bytes: usize,
+    /// Where memory is limited.
+    watch: Option<Watch>,
 }
 
 impl Session {
@@ -138,17 +142,20 @@ impl Session {
             records,
             recorder,
             clock: None,
-            start: SystemTime::now(),
-            started: Instant::now(),
+            begun: Begun::now(),
             counted: Counters::default(),
             max_window_bytes: usize::MAX,
+            watch: None,
         })
     }
 
-    /// Ends [`Session::run`] with [`Stopped::Full`] once the window holds more
-    /// than this.
-    pub fn limit_window(&mut self, bytes: usize) {
-        self.max_window_bytes = bytes;
+    /// Lets go of what can be had again when the process comes near
+    /// `limit_bytes`. Ends [`Session::run`] with [`Stopped::Full`] once the window
+    /// holds more than `window_bytes`, or a quarter of it where letting go was not
+    /// enough. That is what it takes while it is named and written.
+    pub fn limit_memory(&mut self, limit_bytes: u64, window_bytes: usize) {
+        self.watch = Some(Watch::new(limit_bytes));
+        self.max_window_bytes = window_bytes;
     }
 
     /// The processes that are sampled now.
@@ -185,14 +192,6 @@ impl Session {
         self.recorder.reconsider();
     }
 
-    /// Lets go of memory that can be had again at the price of some work.
-    pub fn release_memory(&self) {
-        self.recorder.table.objects.release();
-        for process in self.recorder.table.running() {
-            process.forget_code();
-        }
-    }
-
     /// The largest share of the ring buffer that was in use at once since the
     /// last call, from 0 to 1.
     pub fn take_ring_fill(&mut self) -> f64 {
@@ -214,8 +213,7 @@ impl Session {
     /// # Errors
     /// The kernel refuses the sampling event.
     pub fn start(&mut self) -> Result<()> {
-        self.start = SystemTime::now();
-        self.started = Instant::now();
+        self.begun = Begun::now();
         self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
         Ok(())
     }
@@ -231,7 +229,7 @@ impl Session {
         let deadline = self
             .config
             .duration
-            .map(|duration| tokio::time::Instant::from_std(self.started + duration));
+            .map(|duration| tokio::time::Instant::from_std(self.begun.at + duration));
         let mut looked = Instant::now();
         tokio::pin!(stop);
         loop {
@@ -247,7 +245,7 @@ impl Session {
                 looked = Instant::now();
                 self.recorder.look_for_exits();
             }
-            if self.recorder.window.bytes() > self.max_window_bytes {
+            if self.is_full() {
                 return Stopped::Full;
             }
             if self.recorder.is_done() {
@@ -291,7 +289,7 @@ impl Session {
     /// The counters cannot be read.
     pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
         // Before the programs are detached, which takes some milliseconds.
-        let duration = self.started.elapsed();
+        let duration = self.begun.at.elapsed();
         self.probes.detach_cpu()?;
         while self.drain() == DRAIN_LIMIT {}
         let mut finished = self.split_off(&[], stopped)?;
@@ -305,12 +303,11 @@ impl Session {
         tally.kernel = counted.since(&self.counted);
         tally.diagnostics = self.probes.diagnostics();
         self.counted = counted;
-        let now = Instant::now();
+        let (start, duration) = self.begun.next(Begun::now());
         let taken = Taken {
             event: symbolize::Event::Cpu,
-            // The wall clock may be set; how long it took is not asked of it.
-            start: std::mem::replace(&mut self.start, SystemTime::now()),
-            duration: now - std::mem::replace(&mut self.started, now),
+            start,
+            duration,
             period: 1_000_000_000 / u64::from(self.config.rate_hz),
         };
         Ok(Finished {
@@ -322,6 +319,22 @@ impl Session {
             clock: self.clock.unwrap_or(Clock::CpuClock),
             stopped,
         })
+    }
+
+    /// Whether the window has to end, with memory as short as it is. Lets go of
+    /// what can be had again first.
+    fn is_full(&mut self) -> bool {
+        let mut most = self.max_window_bytes;
+        if let Some(watch) = &mut self.watch
+            && watch.is_short()
+        {
+            self.recorder.table.release();
+            self.recorder.tally.evictions += 1;
+            if watch.eased() {
+                most /= 4;
+            }
+        }
+        self.recorder.window.bytes_written() > most
     }
 
     fn drain(&mut self) -> usize {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray as _;
@@ -43,7 +44,13 @@ impl Agent {
     /// samples.
     #[track_caller]
     pub fn start(dir: &Path, args: &[&str]) -> Self {
-        let agent = Self::spawn(dir, args);
+        Self::start_with(dir, args, |_| {})
+    }
+
+    /// The same, with more said about the command.
+    #[track_caller]
+    pub fn start_with(dir: &Path, args: &[&str], more: impl FnOnce(&mut Command)) -> Self {
+        let agent = Self::spawn_with("127.0.0.1", dir, args, more);
         agent.wait_until_ready();
         agent
     }
@@ -68,14 +75,26 @@ impl Agent {
     /// Starts an agent that listens at an address, and waits for nothing.
     #[track_caller]
     pub fn spawn_at(address: &str, dir: &Path, args: &[&str]) -> Self {
+        Self::spawn_with(address, dir, args, |_| {})
+    }
+
+    #[track_caller]
+    fn spawn_with(
+        address: &str,
+        dir: &Path,
+        args: &[&str],
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
         let port = free_port();
         let listen = format!("{address}:{port}");
         let (store, spool) = (store(dir), dir.join("spool"));
         let mut all = vec!["agent", "--listen", &listen];
         all.extend(["--store", text(&store), "--spool", text(&spool)]);
         all.extend(args);
+        let mut command = goprof::command(&all);
+        more(&mut command);
         Agent {
-            running: goprof::start(&all),
+            running: goprof::start_command(&mut command),
             url: format!("http://127.0.0.1:{port}"),
         }
     }
@@ -167,6 +186,49 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// An object of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Where it is.
+    pub path: PathBuf,
+    /// When its window began, in nanoseconds since 1970.
+    pub start_ns: i64,
+    /// How long its window was.
+    pub duration_ns: i64,
+    /// How many samples it has.
+    pub samples: i64,
+}
+
+/// Every object of the store. Panics where one is not whole.
+#[track_caller]
+pub fn objects(dir: &Path) -> Vec<Object> {
+    let files = files(&store(dir));
+    let objects = files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "parquet"));
+    objects.map(|path| object(path)).collect()
+}
+
+/// An object. Panics where it is not whole.
+#[track_caller]
+pub fn object(path: &Path) -> Object {
+    let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let metadata = reader.metadata().file_metadata().key_value_metadata();
+    let number = |key: &str| {
+        let pair = metadata.and_then(|pairs| pairs.iter().find(|pair| pair.key == key));
+        let value = pair.and_then(|pair| pair.value.as_deref()?.parse().ok());
+        value.unwrap_or_else(|| panic!("{}: no {key}", path.display()))
+    };
+    Object {
+        path: path.to_owned(),
+        start_ns: number("goprof.start_ns"),
+        duration_ns: number("goprof.duration_ns"),
+        samples: read(path).iter().map(|row| row.count).sum(),
+    }
 }
 
 /// The rows of every object of the store. Panics where one is not whole.

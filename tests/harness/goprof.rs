@@ -56,6 +56,12 @@ pub fn start(args: &[&str]) -> Running {
     Running::start(&mut command(args), BUILD)
 }
 
+/// Starts a command of goprof that was made with [`command`].
+#[track_caller]
+pub fn start_command(command: &mut Command) -> Running {
+    Running::start(command, BUILD)
+}
+
 /// What `goprof record` made.
 pub struct Recording {
     /// What it said.

@@ -1,7 +1,11 @@
 //! `cargo xtask bench`: what goprof costs, beside perf and Go's own profiler.
 //! It prints and records figures and judges none: a slow machine fails nothing.
 
+mod agent;
+mod agent_cpu;
+mod agent_memory;
 mod cost;
+mod large;
 mod machine;
 mod probe;
 mod process;
@@ -30,11 +34,13 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 4] = [
+const MEASUREMENTS: [Measurement; 6] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("symbols", symbols::measure),
+    ("agent-cpu", agent_cpu::measure),
+    ("agent-memory", agent_memory::measure),
 ];
 
 /// Arguments of `cargo xtask bench`.
@@ -50,6 +56,9 @@ pub struct Args {
     /// Debian's packer)
     #[arg(long, value_name = "FILE")]
     large_binary: Option<PathBuf>,
+    /// Measure this goprof instead of building one
+    #[arg(long, value_name = "FILE")]
+    goprof: Option<PathBuf>,
 }
 
 /// What every measurement needs.
@@ -57,6 +66,8 @@ struct Bench<'a> {
     workspace: &'a Workspace,
     go: Go,
     goprof: PathBuf,
+    /// Goprof with the agent, where that is measured.
+    agent: Option<PathBuf>,
     perf: PathBuf,
     /// Where profiles and programs go.
     folder: PathBuf,
@@ -112,13 +123,29 @@ impl<'a> Bench<'a> {
              run `apt-get install linux-perf` (or your system's package of perf)",
         )?;
         let go = Go::prepare(workspace)?;
-        let goprof = test::build_recorder(workspace)?;
+        let measures = |wanted: bool| {
+            let names = MEASUREMENTS.iter().map(|(name, _)| *name);
+            let chosen = |name: &str| args.measurements.iter().any(|chosen| chosen == name);
+            let mut names = names.filter(|name| args.measurements.is_empty() || chosen(name));
+            names.any(|name| name.starts_with("agent-") == wanted)
+        };
+        let agent = match &args.goprof {
+            Some(goprof) => Some(goprof.clone()),
+            None if measures(true) => Some(test::build_whole(workspace)?),
+            None => None,
+        };
+        let goprof = match (&args.goprof, &agent) {
+            (Some(goprof), _) => goprof.clone(),
+            (None, Some(agent)) if !measures(false) => agent.clone(),
+            _ => test::build_recorder(workspace)?,
+        };
         let folder = workspace.target().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         Ok(Self {
             workspace,
             go,
             goprof,
+            agent,
             perf,
             folder,
             cpus: std::thread::available_parallelism()
@@ -141,6 +168,12 @@ impl<'a> Bench<'a> {
             .env("CGO_ENABLED", "0");
         command::run(&mut build)?;
         Ok(program)
+    }
+
+    fn agent(&self) -> Result<&PathBuf> {
+        self.agent
+            .as_ref()
+            .context("goprof was built without the agent")
     }
 
     fn progress(&self, what: &str) {

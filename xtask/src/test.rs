@@ -106,6 +106,21 @@ pub fn build_recorder(workspace: &Workspace) -> Result<std::path::PathBuf> {
     Ok(goprof)
 }
 
+/// Builds goprof as users get it, and returns the binary's path.
+pub fn build_whole(workspace: &Workspace) -> Result<std::path::PathBuf> {
+    command::run(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--package", "goprof"]),
+    )?;
+    let folder = workspace.target().join("release/whole");
+    fs::create_dir_all(&folder).context("make a folder for goprof")?;
+    let goprof = folder.join("goprof");
+    // A copy: the other one is replaced where goprof is built without the agent.
+    fs::copy(workspace.target().join("release/goprof"), &goprof).context("keep goprof")?;
+    Ok(goprof)
+}
+
 /// Fails unless this process is root's; `command_line` is what to run instead.
 pub fn require_root(command_line: &str) -> Result<()> {
     let uid = fs::metadata("/proc/self").context("read /proc/self")?.uid();

@@ -52,6 +52,13 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
             .with_label_values(&[reason_word(*reason)]);
         frames.inc_by(*count);
     }
+    for (cache, count) in [
+        ("code", tally.evictions),
+        ("symbols", recording.naming.evictions),
+    ] {
+        let evictions = metrics.evictions.with_label_values(&[cache]);
+        evictions.inc_by(count);
+    }
     let gaps = metrics.frames_unnamed.with_label_values(&["gap"]);
     gaps.inc_by(recording.naming.gaps);
 }

@@ -1,31 +1,69 @@
-//! The agent's own memory: how much it is, and giving back what is free. Decides
-//! nothing.
+//! How the memory limit is shared out among those who hold what cannot be had
+//! again. Measures nothing: see `crate::memory`.
 
-/// Resident memory, pages of mapped files included, in bytes; 0 where the kernel
-/// does not say.
-pub(super) fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    // SAFETY: no preconditions.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    pages.unwrap_or(0u64) * u64::try_from(page).unwrap_or(4096)
+use super::config::Config;
+
+/// The part of the limit that windows may take together while they are written;
+/// open and waiting they take a fraction of it.
+const WINDOWS: u64 = 4;
+/// The part of the limit that the ring buffers may take together.
+const RINGS: u64 = 32;
+/// Sizes of a ring buffer: the largest lasts for more than ten seconds of 64 busy
+/// CPUs at 19 Hz, the least for three.
+const RING_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=4 << 20;
+
+/// The shares of the memory limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// All of it.
+    pub limit_bytes: u64,
+    samplers: u64,
 }
 
-/// Gives free memory back to the kernel, where the allocator knows how.
-pub(super) fn trim() {
-    // SAFETY: no preconditions; other threads may allocate meanwhile.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
+impl Shares {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            limit_bytes: config.memory_limit.0,
+            samplers: config.rates().len().max(1) as u64,
+        }
+    }
+
+    /// What a window of a sampler may take while it is written.
+    pub(super) fn window_bytes(self) -> usize {
+        let bytes = self.limit_bytes / WINDOWS / self.samplers;
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Size of a sampler's ring buffer, a power of two.
+    pub(super) fn ring_bytes(self) -> u32 {
+        let bytes = self.limit_bytes / RINGS / self.samplers;
+        let bytes = bytes.clamp(*RING_BYTES.start(), *RING_BYTES.end());
+        // At most the largest, which fits.
+        1 << bytes.ilog2()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn shares(text: &str) -> Shares {
+        Shares::of(&Config::parse(text).unwrap())
+    }
+
     #[test]
-    fn resident_memory_is_known() {
-        let bytes = super::resident_bytes();
-        assert!((1 << 20..1 << 40).contains(&bytes), "{bytes}");
-        super::trim();
+    fn shares_follow_the_limit_and_the_number_of_rates() {
+        let default = shares("");
+        assert_eq!(default.window_bytes(), 32 << 20);
+        assert_eq!(default.ring_bytes(), 4 << 20);
+        assert_eq!(shares("memory_limit = \"64MiB\"").ring_bytes(), 2 << 20);
+        assert_eq!(shares("memory_limit = \"32MiB\"").ring_bytes(), 1 << 20);
+        assert_eq!(shares("memory_limit = \"8GiB\"").ring_bytes(), 4 << 20);
+        let three = shares(
+            "[[rules]]\nrate_hz = 7\ninclude = [{ name = \"a\" }]\n\
+             [[rules]]\nrate_hz = 11\ninclude = [{ name = \"b\" }]\n[[rules]]\n",
+        );
+        assert_eq!(three.window_bytes(), (32 << 20) / 3);
+        assert_eq!(three.ring_bytes(), 1 << 20);
     }
 }

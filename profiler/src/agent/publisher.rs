@@ -9,7 +9,7 @@ use std::{
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -17,12 +17,13 @@ use anyhow::{Context, Result};
 use super::{
     account,
     config::{Config, Subject},
-    log, memory,
+    log,
     sampler::{Shared, Window},
     state::{Collected, ProcessView, SourceView, State, View, lock},
 };
 use crate::{
     identity::{Program, Target, label},
+    memory,
     metrics::{Observed, Service},
     process::Process,
     profile::{Batch, parquet},
@@ -32,6 +33,9 @@ use crate::{
 
 /// How often the list of processes is brought up to date.
 const TRACK_EVERY: Duration = Duration::from_secs(2);
+
+/// How often it is asked anew who a process is of which all is known.
+const IDENTIFY_EVERY: Duration = Duration::from_secs(10);
 
 /// The samplers that run now.
 pub(super) type Samplers = Arc<Mutex<Vec<Arc<Shared>>>>;
@@ -43,7 +47,7 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
         samplers,
         symbolizer: Symbolizer::default(),
         excluded: BTreeMap::new(),
-        known: HashSet::new(),
+        known: HashMap::new(),
         said: HashSet::new(),
         decided_by: state.config(),
     };
@@ -63,12 +67,19 @@ struct Publisher<'a> {
     symbolizer: Symbolizer,
     /// Processes that no rule takes, by pid.
     excluded: BTreeMap<u32, ProcessView>,
-    /// Pids identified at the last look.
-    known: HashSet<u32>,
+    /// Processes identified at the last look, by pid.
+    known: HashMap<u32, Known>,
     /// What was logged of programs, so as to say it once.
     said: HashSet<String>,
     /// The configuration by which processes were excluded.
     decided_by: Arc<Config>,
+}
+
+/// Who a process is, as of a moment ago.
+struct Known {
+    exe: String,
+    target: Target,
+    asked: Instant,
 }
 
 /// Most lines remembered as said.
@@ -87,7 +98,8 @@ impl Publisher<'_> {
             }
         };
         metrics.windows.with_label_values(&[result]).inc();
-        self.keep_within_memory();
+        // What a window took is free now, in many small pieces.
+        memory::trim();
     }
 
     /// None for a window without samples.
@@ -109,6 +121,7 @@ impl Publisher<'_> {
             targets.insert((process.pid, process.exe.clone()), target);
             Ok(())
         });
+        self.symbolizer.limit_memory(config.memory_limit.0);
         let recording = finished.name(&mut self.symbolizer);
         let metrics = &self.state.metrics;
         account::add(metrics, &recording);
@@ -169,6 +182,25 @@ impl Publisher<'_> {
         self.state.identifier.identify(process.pid, &program)
     }
 
+    /// The same of a process that runs on: what is known of it changes seldom.
+    fn identify_again(&mut self, process: &Process) -> Target {
+        if let Some(known) = self.known.get(&process.pid)
+            && known.exe == process.exe
+            && !known.target.is_partial
+            && known.asked.elapsed() < IDENTIFY_EVERY
+        {
+            return known.target.clone();
+        }
+        let target = self.identify(process);
+        let known = Known {
+            exe: process.exe.clone(),
+            target: target.clone(),
+            asked: Instant::now(),
+        };
+        self.known.insert(process.pid, known);
+        target
+    }
+
     /// Brings up to date who runs, and has those sampled no more that no rule
     /// takes.
     fn track(&mut self) {
@@ -185,7 +217,7 @@ impl Publisher<'_> {
             let snapshot = sampler.snapshot();
             let mut exclude = Vec::new();
             for process in &snapshot.running {
-                let target = self.identify(process);
+                let target = self.identify_again(process);
                 let rate = rate_of(&config, process, &target);
                 let wanted = rate == Some(sampler.rate.0);
                 // What is not known yet may make a rule take it.
@@ -230,10 +262,13 @@ impl Publisher<'_> {
             processes.entry(pid).or_insert(view);
         }
         let now: HashSet<u32> = processes.keys().copied().collect();
-        for pid in self.known.difference(&now) {
-            self.state.identifier.forget(*pid);
-        }
-        self.known = now;
+        self.known.retain(|pid, _| {
+            let is_there = now.contains(pid);
+            if !is_there {
+                self.state.identifier.forget(*pid);
+            }
+            is_there
+        });
         lock(&self.state.usage).update(&observed);
         *lock(&self.state.view) = View {
             processes: processes.into_values().collect(),
@@ -251,19 +286,6 @@ impl Publisher<'_> {
             containers: source.containers,
         });
         view.collect()
-    }
-
-    /// Lets go of what can be had again where the agent has grown too large.
-    fn keep_within_memory(&mut self) {
-        let limit = self.state.config().memory_limit.0;
-        if memory::resident_bytes() > limit / 4 * 3 {
-            self.symbolizer.forget();
-            for sampler in lock(self.samplers).iter() {
-                sampler.release_memory();
-            }
-        }
-        // What a window took is free now, in many small pieces.
-        memory::trim();
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     config::{Config, Rate},
+    memory::Shares,
     state::lock,
 };
 use crate::{
@@ -26,12 +27,8 @@ use crate::{
 
 /// How often a sampler hears of the outside and tells it who runs.
 const TICK: Duration = Duration::from_secs(1);
-/// Size of the ring buffer: at 19 Hz more than ten seconds of 64 busy CPUs.
-const RING_BYTES: u32 = 4 << 20;
 /// Windows that may wait to be named; above, the open one goes on.
 pub(super) const MAX_WAITING: usize = 2;
-/// The part of the memory limit that an open window may take.
-const WINDOW_SHARE: u64 = 8;
 
 /// A finished window on its way.
 pub(super) struct Window {
@@ -48,7 +45,6 @@ pub(super) struct Shared {
     snapshot: Mutex<Snapshot>,
     exclude: Mutex<Vec<u32>>,
     reconsider: AtomicBool,
-    release: AtomicBool,
     /// Windows handed over by all samplers and not taken yet.
     waiting: Arc<AtomicUsize>,
     /// Windows that went on past their time.
@@ -85,11 +81,6 @@ impl Shared {
     pub(super) fn reconsider(&self) {
         lock(&self.exclude).clear();
         self.reconsider.store(true, Ordering::Relaxed);
-    }
-
-    /// Asks for memory back.
-    pub(super) fn release_memory(&self) {
-        self.release.store(true, Ordering::Relaxed);
     }
 
     /// A window was taken.
@@ -145,7 +136,6 @@ impl Sampler {
             snapshot: Mutex::default(),
             exclude: Mutex::default(),
             reconsider: AtomicBool::new(false),
-            release: AtomicBool::new(false),
             waiting,
             delayed: AtomicUsize::new(0),
         });
@@ -153,6 +143,7 @@ impl Sampler {
         let (tell, told) = sync_channel(1);
         let (begin, begins) = sync_channel(1);
         let (moving, still) = sync_channel(0);
+        let memory = Shares::of(config);
         let work = Work {
             settings: session::Config {
                 selection: Selection::All,
@@ -162,10 +153,10 @@ impl Sampler {
                 threads: config.threads,
                 goroutines: config.goroutines,
                 labels: config.labels,
-                ring_bytes: RING_BYTES,
+                ring_bytes: memory.ring_bytes(),
             },
             flush: config.flush.0,
-            max_window_bytes: usize::try_from(config.memory_limit.0 / WINDOW_SHARE)?,
+            memory,
             shared: Arc::clone(&shared),
             stopping,
             windows,
@@ -244,7 +235,7 @@ impl Sampler {
 struct Work {
     settings: session::Config,
     flush: Duration,
-    max_window_bytes: usize,
+    memory: Shares,
     shared: Arc<Shared>,
     stopping: watch::Receiver<bool>,
     windows: SyncSender<Window>,
@@ -277,7 +268,7 @@ impl Work {
         tell: &SyncSender<()>,
         moving: SyncSender<Infallible>,
     ) -> Result<()> {
-        session.limit_window(self.max_window_bytes);
+        session.limit_memory(self.memory.limit_bytes, self.memory.window_bytes());
         session.start()?;
         self.tell(&mut session);
         let _ = tell.send(());
@@ -335,9 +326,6 @@ impl Work {
         }
         for pid in std::mem::take(&mut *lock(&self.shared.exclude)) {
             session.exclude(pid);
-        }
-        if self.shared.release.swap(false, Ordering::Relaxed) {
-            session.release_memory();
         }
     }
 

@@ -49,6 +49,9 @@ pub struct Metrics {
     pub windows: IntCounterVec,
     /// Windows that went on past their time because others were waiting.
     pub windows_delayed: IntCounter,
+    /// Times that something was let go of to stay within the memory limit, by
+    /// what.
+    pub evictions: IntCounterVec,
     /// Largest share of a ring buffer in use at once during the last window.
     pub ring_fill: GaugeVec,
     /// Most memory that the agent means to hold.
@@ -185,6 +188,12 @@ impl Metrics {
             windows_delayed: make.counter(
                 "goprof_windows_delayed_total",
                 "Times that a window went on past its time as others were waiting.",
+            )?,
+            evictions: make.counters(
+                "goprof_memory_evictions_total",
+                "Times that what can be had again was let go of, as memory was short.",
+                "cache",
+                &["code", "symbols"],
             )?,
             ring_fill: make.keep(GaugeVec::new(fill, &["rate_hz"]))?,
             memory_limit_bytes: make.gauge(

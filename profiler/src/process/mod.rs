@@ -11,7 +11,7 @@ mod runtimes;
 mod select;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -325,14 +325,29 @@ impl ProcessTable {
     /// process has used since the last call.
     pub fn split_off(&mut self) -> ProcessTable {
         let all = self.processes.clone();
-        let running: std::collections::HashSet<ProcessIndex> =
-            self.current.values().copied().collect();
+        let running: HashSet<ProcessIndex> = self.current.values().copied().collect();
         self.processes.retain(|index, _| running.contains(index));
         self.objects.forget_unused();
         ProcessTable {
             processes: all,
             ..ProcessTable::default()
         }
+    }
+
+    /// Lets go of what was read of files, and of what was remembered of code:
+    /// both are had again where needed.
+    pub fn release(&self) {
+        let mut released = HashSet::new();
+        for process in self.processes.values() {
+            process.forget_code();
+            let objects = process.mappings.iter().filter_map(|m| m.object.as_ref());
+            for object in objects {
+                if released.insert(Arc::as_ptr(object)) {
+                    object.release();
+                }
+            }
+        }
+        self.objects.release();
     }
 
     /// Whether a process is in the table.

@@ -146,6 +146,12 @@ impl Object {
         self.image.bytes().get(start..start.checked_add(len)?)
     }
 
+    /// Lets go of the memory that was read of the file: it is read again where
+    /// needed.
+    pub fn release(&self) {
+        self.image.release();
+    }
+
     /// Whether the file is no longer as it was when it was opened.
     pub fn changed(&self) -> bool {
         self.image.changed()
@@ -241,7 +247,7 @@ impl Objects {
     /// where needed.
     pub fn release(&self) {
         for object in self.by_inode.values().filter_map(|k| k.object.as_ref()) {
-            object.image.release();
+            object.release();
         }
     }
 

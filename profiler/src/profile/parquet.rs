@@ -29,7 +29,7 @@ use rows::Rows;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// Rows that are turned into columns at once, which bounds the memory for it.
-const ROWS_AT_ONCE: usize = 2_048;
+const ROWS_AT_ONCE: usize = 512;
 /// Most rows of a row group: what a reader can skip, and the writer holds.
 const ROW_GROUP_ROWS: usize = 65_536;
 /// Where pages of frames end: repetition is found within a page alone.

@@ -30,6 +30,9 @@ pub struct Tally {
     pub labels_truncated: u64,
     /// Labels that could not be had, once for each sample.
     pub labels_missed: u64,
+    /// Times that what was read and remembered of code was let go of, as memory
+    /// was short. Nothing is missing for it.
+    pub evictions: u64,
     /// What is not recorded of which program, and why.
     pub off: BTreeSet<String>,
     /// What the kernel side had to say, in words.

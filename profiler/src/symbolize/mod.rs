@@ -22,6 +22,7 @@ use foldhash::HashMap;
 use crate::{
     aggregate::{StackValues, Window},
     gobinary::{FuncKind, GoFrame},
+    memory::Watch,
     process::{Mapped, Object, ProcessIndex, ProcessTable},
     unwind::GAP,
 };
@@ -59,6 +60,8 @@ pub struct Naming {
     pub unnamed: BTreeMap<Reason, u64>,
     /// Places in stacks where frames are missing.
     pub gaps: u64,
+    /// Times that what was learned of files was let go of, as memory was short.
+    pub evictions: u64,
 }
 
 impl Naming {
@@ -76,7 +79,20 @@ impl Naming {
 #[derive(Default)]
 pub struct Symbolizer {
     native: NativeSymbols,
+    relief: Option<Relief>,
 }
+
+/// What a symbolizer does where memory is limited.
+struct Relief {
+    limit_bytes: u64,
+    watch: Watch,
+    /// Addresses named since the last look.
+    named: u32,
+}
+
+/// How many addresses are named between two looks at the memory. Each may need a
+/// few pages of its file, and the kernel maps those around them as well.
+const LOOK_EVERY: u32 = 64;
 
 impl Symbolizer {
     /// A symbolizer that names kernel addresses from a copy of `/proc/kallsyms`
@@ -84,6 +100,20 @@ impl Symbolizer {
     pub fn with_kallsyms(path: PathBuf) -> Self {
         Self {
             native: NativeSymbols::with_kallsyms(path),
+            ..Self::default()
+        }
+    }
+
+    /// Lets go of what it learned, and of what was read of files, when the process
+    /// comes near a limit.
+    pub fn limit_memory(&mut self, limit_bytes: u64) {
+        let limit = self.relief.as_ref().map(|relief| relief.limit_bytes);
+        if limit != Some(limit_bytes) {
+            self.relief = Some(Relief {
+                limit_bytes,
+                watch: Watch::new(limit_bytes),
+                named: 0,
+            });
         }
     }
 
@@ -98,7 +128,7 @@ impl Symbolizer {
         let kernel = self
             .native
             .kernel(stacks.iter().flat_map(|stack| kernel_calls(stack.kernel)));
-        let mut naming_window = NamingWindow::new(&mut self.native, processes, kernel);
+        let mut naming_window = NamingWindow::new(self, processes, kernel);
         let samples = stacks
             .iter()
             .map(|stack| naming_window.sample(stack, taken))
@@ -108,11 +138,6 @@ impl Symbolizer {
         (tables.into_window(taken, samples), naming)
     }
 
-    /// Lets go of what it learned: it costs memory, and is learned again.
-    pub fn forget(&mut self) {
-        self.native.forget();
-    }
-
     /// The functions that hold addresses of user code, by the name of their
     /// frame; of inlined functions the one they are part of.
     pub fn functions(
@@ -120,7 +145,7 @@ impl Symbolizer {
         addresses: &[(ProcessIndex, u64)],
         processes: &ProcessTable,
     ) -> Vec<String> {
-        let mut naming = NamingWindow::new(&mut self.native, processes, HashMap::default());
+        let mut naming = NamingWindow::new(self, processes, HashMap::default());
         addresses
             .iter()
             .map(|(process, address)| {
@@ -156,6 +181,7 @@ struct Place {
 /// The work of naming one window.
 struct NamingWindow<'a> {
     native: &'a mut NativeSymbols,
+    relief: Option<&'a mut Relief>,
     processes: &'a ProcessTable,
     kernel: HashMap<u64, Option<NativeFrame>>,
     tables: Tables,
@@ -167,12 +193,13 @@ struct NamingWindow<'a> {
 
 impl<'a> NamingWindow<'a> {
     fn new(
-        native: &'a mut NativeSymbols,
+        symbolizer: &'a mut Symbolizer,
         processes: &'a ProcessTable,
         kernel: HashMap<u64, Option<NativeFrame>>,
     ) -> Self {
         Self {
-            native,
+            native: &mut symbolizer.native,
+            relief: symbolizer.relief.as_mut(),
             processes,
             kernel,
             tables: Tables::default(),
@@ -256,6 +283,7 @@ impl<'a> NamingWindow<'a> {
         if let Some(place) = self.places.get(&(Some(process), address)) {
             return *place;
         }
+        self.ease();
         let processes = self.processes;
         let place = match processes.get(process).locate(address) {
             _ if address == GAP => self.unnamed(address, None, Reason::Gap, ""),
@@ -264,6 +292,24 @@ impl<'a> NamingWindow<'a> {
         };
         self.places.insert((Some(process), address), place);
         place
+    }
+
+    /// Lets go of what can be had again, now and then, where memory is short.
+    fn ease(&mut self) {
+        let Some(relief) = &mut self.relief else {
+            return;
+        };
+        relief.named += 1;
+        if relief.named < LOOK_EVERY {
+            return;
+        }
+        relief.named = 0;
+        if relief.watch.is_short() {
+            self.processes.release();
+            self.native.forget();
+            self.naming.evictions += 1;
+            relief.watch.eased();
+        }
     }
 
     fn mapped_place(&mut self, mapped: &Mapped, address: u64) -> Place {

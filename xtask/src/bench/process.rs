@@ -235,6 +235,15 @@ pub fn number(info: &str, key: &str) -> Option<u64> {
     })
 }
 
+/// The kilobytes under `key` in a `/proc/PID/status`; NaN where there are none.
+pub fn number_kb(status: &str, key: &str) -> f64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let value = line.and_then(|rest| rest.strip_prefix(':')?.split_whitespace().next());
+    value
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(f64::NAN)
+}
+
 /// The number before the word `samples` in what a profiler says: both goprof
 /// and perf write it so.
 pub fn samples(said: &str) -> Result<u64> {
@@ -266,7 +275,8 @@ fn wait(child: &Child) -> Result<(i32, f64)> {
     Ok((status, seconds(usage.ru_utime) + seconds(usage.ru_stime)))
 }
 
-fn signal(pid: u32, signal: i32) -> Result<()> {
+/// Sends a signal by its number.
+pub fn signal(pid: u32, signal: i32) -> Result<()> {
     // Zero would be this whole process group.
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
     let pid = pid.context("there is no process to signal")?;
@@ -289,6 +299,13 @@ mod tests {
                     [ perf record: Captured and wrote 0.119 MB perf.data (612 samples) ]\n";
         assert_eq!(samples(perf).unwrap(), 612);
         assert!(samples("nothing was said").is_err());
+    }
+
+    #[test]
+    fn finds_kilobytes() {
+        let status = "VmRSSX:\t1 kB\nVmRSS:\t   5120 kB\nThreads:\t3\n";
+        assert_eq!(number_kb(status, "VmRSS"), 5120.0);
+        assert!(number_kb(status, "RssAnon").is_nan());
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct Figure {
     pub id: &'static str,
     /// What it is, for people.
     pub what: String,
-    /// "ratio", "ms", "ns", "kB" or "per s".
+    /// "ratio", "ms", "ns", "kB", "MiB", "%", "per s" or what is counted.
     pub unit: &'static str,
     /// What it is meant to be. Nothing fails where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -174,6 +174,8 @@ fn replace(document: &str, results: &str) -> Result<String> {
 fn show(value: f64, unit: &str) -> String {
     let places = match unit {
         _ if !value.is_finite() => return "none".to_owned(),
+        "%" => 3,
+        "MiB" => 1,
         "ratio" if value.abs() < 0.1 => 4,
         "ratio" if value.abs() < 10.0 => 3,
         "ms" if value.abs() < 1.0 => 3,
@@ -205,6 +207,8 @@ mod tests {
         assert_eq!(show(0.04567, "ratio"), "0.0457");
         assert_eq!(show(41.26, "ratio"), "41.3");
         assert_eq!(show(0.1234, "ms"), "0.123");
+        assert_eq!(show(0.1234, "%"), "0.123");
+        assert_eq!(show(97.26, "MiB"), "97.3");
         assert_eq!(show(1_234_567.8, "per s"), "1,234,568");
         assert_eq!(show(-1234.0, "ns"), "-1,234");
         assert_eq!(show(999.0, "ns"), "999");

@@ -21,8 +21,8 @@ const STAGES: [&str; 8] = [
 ];
 
 /// What any stage may use.
-const BESIDE: [&str; 7] = [
-    "gobinary", "gomemory", "identity", "image", "process", "metrics", "doctor",
+const BESIDE: [&str; 8] = [
+    "gobinary", "gomemory", "identity", "image", "memory", "process", "metrics", "doctor",
 ];
 
 /// What puts the stages together; nothing below may use it.

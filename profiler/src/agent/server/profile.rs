@@ -14,11 +14,14 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::{Served, answer as reply, plain};
 use crate::{
-    agent::state::{View, lock},
+    agent::{
+        memory::Shares,
+        state::{View, lock},
+    },
     identity::label,
     process::Selection,
     profile::{self, Format},
-    session::{self, Session},
+    session::{self, Session, Stopped},
 };
 
 /// Most profiles taken at a time, beside the agent's own sampling.
@@ -30,7 +33,6 @@ const DEFAULT_SECONDS: u64 = 30;
 const RATE_HZ: u32 = 99;
 /// Most processes of a pod or service sampled together.
 const MAX_PIDS: usize = 256;
-const RING_BYTES: u32 = 4 << 20;
 
 /// The profiles under way.
 pub(super) struct Profiles(Arc<Semaphore>);
@@ -99,8 +101,9 @@ async fn take(
     let (done, result) = oneshot::channel();
     // Dropped, and so noticed, when the client is gone.
     let (_asking, asked) = oneshot::channel::<()>();
+    let memory = Shares::of(&served.state.config());
     let record = move || {
-        let recorded = record(pids, Duration::from_secs(seconds), asked);
+        let recorded = record(pids, Duration::from_secs(seconds), memory, asked);
         drop(permit);
         let _ = done.send(recorded);
     };
@@ -167,8 +170,14 @@ fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
     }
 }
 
-/// Samples until the time is over or nobody asks any more.
-fn record(pids: Vec<u32>, duration: Duration, asked: oneshot::Receiver<()>) -> Result<Vec<u8>> {
+/// Samples until the time is over, nobody asks any more or the profile has become
+/// as large as it may.
+fn record(
+    pids: Vec<u32>,
+    duration: Duration,
+    memory: Shares,
+    asked: oneshot::Receiver<()>,
+) -> Result<Vec<u8>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -181,10 +190,11 @@ fn record(pids: Vec<u32>, duration: Duration, asked: oneshot::Receiver<()>) -> R
         threads: false,
         goroutines: false,
         labels: true,
-        ring_bytes: RING_BYTES,
+        ring_bytes: memory.ring_bytes(),
     };
     let recording = runtime.block_on(async {
         let mut session = Session::prepare(config)?;
+        session.limit_memory(memory.limit_bytes, memory.window_bytes());
         session.start()?;
         let nobody_asks = async {
             let _ = asked.await;
@@ -193,12 +203,14 @@ fn record(pids: Vec<u32>, duration: Duration, asked: oneshot::Receiver<()>) -> R
         session.finish(stopped)
     })?;
     let lost = recording.tally.lost();
+    let lost = lost
+        .iter()
+        .map(|(count, reason)| format!("lost {count} samples: {reason}"));
+    let ended = (recording.stopped == Stopped::Full)
+        .then(|| "ended early: memory_limit allows no larger profile".to_owned());
     let options = profile::Options {
         subject: String::new(),
-        notes: lost
-            .iter()
-            .map(|(count, reason)| format!("lost {count} samples: {reason}"))
-            .collect(),
+        notes: lost.chain(ended).collect(),
         value: None,
     };
     profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")

@@ -1,11 +1,13 @@
 //! Rows: the samples of a window that differ in what a row shows, in the order
 //! in which they repeat the most. What counts nothing has none.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+
+use foldhash::HashMap;
 
 use super::super::Batch;
 use super::columns::{SORTED_BY, source};
-use crate::symbolize::{Location, LocationId, Sample, SymbolizedWindow, Values};
+use crate::symbolize::{Line, LocationId, Sample, SymbolizedWindow, Values};
 
 /// A row.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ impl<'w> Rows<'w> {
     pub(super) fn new(batch: &'w Batch) -> Self {
         let window = &batch.window;
         let looks = alike(window);
-        let mut merged: HashMap<_, Row<'w>> = HashMap::with_capacity(window.samples.len());
+        // The stacks are the keys and then the rows': there are many.
+        let mut merged: HashMap<_, (&'w Sample, Values)> = HashMap::default();
         for sample in &window.samples {
             let stack: Vec<LocationId> = sample
                 .stack
@@ -39,19 +42,22 @@ impl<'w> Rows<'w> {
                 .collect();
             let thread = sample.thread.as_ref().map(|t| (t.tid, t.name.as_str()));
             let key = (sample.process, thread, sample.goid, &sample.labels, stack);
-            let stack = key.4.clone();
-            let row = merged.entry(key).or_insert(Row {
-                sample,
-                stack,
-                values: Values::default(),
-            });
-            for (value, added) in row.values.iter_mut().zip(sample.values) {
+            let (_, values) = merged.entry(key).or_insert((sample, Values::default()));
+            for (value, added) in values.iter_mut().zip(sample.values) {
                 *value = value.saturating_add(added);
             }
         }
         let (count, value) = window.event.stored();
         let is_there = |row: &Row<'_>| row.values[count] != 0 || row.values[value] != 0;
-        let mut rows: Vec<Row<'w>> = merged.into_values().filter(is_there).collect();
+        let rows = merged.into_iter();
+        let mut rows: Vec<Row<'w>> = rows
+            .map(|((.., stack), (sample, values))| Row {
+                sample,
+                stack,
+                values,
+            })
+            .filter(is_there)
+            .collect();
         sort(batch, &mut rows);
         Rows { rows }
     }
@@ -64,14 +70,22 @@ impl<'w> Rows<'w> {
 
 /// For each location the first one that looks the same.
 fn alike(window: &SymbolizedWindow) -> Vec<LocationId> {
-    let mut first: HashMap<_, LocationId> = HashMap::new();
+    let mut first: HashMap<_, LocationId> = HashMap::default();
     let locations = window.locations.iter().zip(0..);
     locations
         .map(|(location, id)| {
-            let lines = location.lines.iter();
-            let lines: Vec<_> = lines
-                .map(|line| (line.function, source(window, location, line)))
-                .collect();
+            // What `source` shows, without its text for each.
+            let look = |line: &Line| {
+                let function = &window.functions[line.function.0 as usize];
+                let file = match location.mapping {
+                    Some(mapping) if function.file.is_empty() => {
+                        window.mappings[mapping.0 as usize].file.as_str()
+                    }
+                    _ => "",
+                };
+                (line.function, line.line, file)
+            };
+            let lines: Vec<_> = location.lines.iter().map(look).collect();
             *first
                 .entry((lines, location.kind))
                 .or_insert(LocationId(id))
@@ -115,23 +129,34 @@ fn thread(sample: &Sample) -> Option<(u32, &str)> {
 /// Two ranks for each location: by the names of its functions, and by where
 /// they are.
 fn ranks(window: &SymbolizedWindow) -> (Vec<u32>, Vec<u32>) {
-    let of_each = |location: &Location| {
+    // One after the other: they are large.
+    let names = window.locations.iter().map(|location| {
         let outermost_first = location.lines.iter().rev();
-        let (names, sources): (Vec<_>, Vec<_>) = outermost_first
-            .map(|line| {
-                let function = &window.functions[line.function.0 as usize];
-                (function.name.as_str(), source(window, location, line))
-            })
-            .unzip();
-        (names, sources)
-    };
-    let (names, sources): (Vec<_>, Vec<_>) = window.locations.iter().map(of_each).unzip();
-    (rank(&names), rank(&sources))
+        let function = |line: &Line| &window.functions[line.function.0 as usize];
+        outermost_first
+            .map(|line| function(line).name.as_str())
+            .collect()
+    });
+    let names = rank(&names.collect::<Vec<Vec<&str>>>());
+    let sources = window.locations.iter().map(|location| {
+        let outermost_first = location.lines.iter().rev();
+        outermost_first
+            .map(|line| source(window, location, line))
+            .collect()
+    });
+    let sources = rank(&sources.collect::<Vec<Vec<Cow<'_, str>>>>());
+    (names, sources)
 }
 
 /// For each item its place among the distinct ones.
 fn rank<T: Ord>(items: &[T]) -> Vec<u32> {
-    let distinct: BTreeSet<&T> = items.iter().collect();
-    let ranks: BTreeMap<&T, u32> = distinct.into_iter().zip(0..).collect();
-    items.iter().map(|item| ranks[item]).collect()
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_unstable_by_key(|index| &items[*index]);
+    let mut ranks = vec![0; items.len()];
+    let mut last = 0;
+    for pair in order.windows(2) {
+        last += u32::from(items[pair[0]] != items[pair[1]]);
+        ranks[pair[1]] = last;
+    }
+    ranks
 }

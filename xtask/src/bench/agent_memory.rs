@@ -1,0 +1,192 @@
+//! How much memory `goprof agent` takes beside its limit, with hundreds of Go
+//! processes and several very large programs, as sampled on a small machine and
+//! as on one with many CPUs.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::Bench;
+use super::agent::{Agent, Memory};
+use super::large;
+use super::process::Target;
+use super::report::{Figure, Section};
+use super::stats::Summary;
+use crate::command;
+
+/// How many Go processes.
+pub(super) const CROWD: usize = 200;
+/// Of how many different files.
+const CROWD_PROGRAMS: usize = 10;
+const LARGE: usize = 5;
+const LIMITS_MIB: [u64; 2] = [128, 64];
+/// The default, and as many samples from two CPUs as 63 give at the default.
+const RATES_HZ: [u32; 2] = [19, 599];
+const MIB: f64 = (1 << 20) as f64;
+
+/// Many Go processes that do a little; killed with this value.
+pub(super) struct Crowd(#[expect(dead_code, reason = "they end with it")] Vec<Target>);
+
+impl Crowd {
+    /// Starts them; together they want that share of all CPUs.
+    pub(super) fn start(bench: &Bench, of_all: f64) -> Result<Self> {
+        let programs = (0..CROWD_PROGRAMS).map(|number| program(bench, number));
+        let programs: Vec<PathBuf> = programs.collect::<Result<_>>()?;
+        let share = of_all * bench.cpus as f64 / CROWD as f64;
+        let start = |number: usize| {
+            let mut command = Command::new(&programs[number % programs.len()]);
+            command.args(["-seed", &number.to_string(), "-share", &share.to_string()]);
+            Target::start(&mut command)
+        };
+        (0..CROWD).map(start).collect::<Result<_>>().map(Self)
+    }
+}
+
+/// The same program linked anew, as a file of its own.
+fn program(bench: &Bench, number: usize) -> Result<PathBuf> {
+    let program = bench.folder.join(format!("crowd{number}"));
+    let mut build = bench.go.command(None);
+    build
+        .args(["build", "-buildvcs=false", "-o"])
+        .arg(&program)
+        .arg(format!(
+            "-ldflags=-buildid=crowd{number} -B=0x{number:040x}"
+        ))
+        .arg("./crowd")
+        .current_dir(bench.workspace.root.join("tests/go"))
+        .env("CGO_ENABLED", "0");
+    command::run(&mut build)?;
+    Ok(program)
+}
+
+/// What was seen of an agent.
+struct Seen {
+    limit_mib: u64,
+    rate_hz: u32,
+    most: Memory,
+    charged: f64,
+    kills: f64,
+    samples: f64,
+    lost: f64,
+    windows: f64,
+    evictions: f64,
+}
+
+/// Measures.
+pub fn measure(bench: &Bench) -> Result<Section> {
+    let seconds = if bench.quick { 20 } else { 150 };
+    let programs = large::build(bench, LARGE)?;
+    let _crowd = Crowd::start(bench, 0.3)?;
+    let start = |program: &PathBuf| Target::start(Command::new(program).env("GOMAXPROCS", "1"));
+    let _large: Vec<Target> = programs.iter().map(start).collect::<Result<_>>()?;
+    let mut all = Vec::new();
+    for limit_mib in LIMITS_MIB {
+        for rate_hz in RATES_HZ {
+            bench.progress(&format!("agent-memory: {limit_mib} MiB at {rate_hz} Hz"));
+            all.push(watch(bench, limit_mib, rate_hz, seconds)?);
+        }
+    }
+    Ok(section(&all, seconds, size_mb(&programs)?))
+}
+
+/// The least size of the programs.
+fn size_mb(programs: &[PathBuf]) -> Result<u64> {
+    let mut least = u64::MAX;
+    for program in programs {
+        let size = std::fs::metadata(program)
+            .context("look at a program")?
+            .len();
+        least = least.min(size / 1_000_000);
+    }
+    Ok(least)
+}
+
+fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Seen> {
+    let (limit, rate) = (format!("{limit_mib}MiB"), rate_hz.to_string());
+    let args = ["--flush", "10s", "--memory-limit", &limit, "--rate", &rate];
+    let agent = Agent::start(bench, &args, Some(limit_mib << 20))?;
+    let begun = Instant::now();
+    let mut most = Memory::default();
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        most = most.max(agent.memory()?);
+        sleep(Duration::from_millis(20));
+    }
+    let (charged, kills) = agent.charged();
+    let seen = Seen {
+        limit_mib,
+        rate_hz,
+        most,
+        charged,
+        kills,
+        samples: agent.metric("goprof_samples_total")?,
+        lost: agent.metric("goprof_samples_lost_total")?,
+        windows: agent.metric("goprof_windows_total{result=\"spooled\"}")?,
+        evictions: agent.metric("goprof_memory_evictions_total")?,
+    };
+    agent.stop()?;
+    Ok(seen)
+}
+
+fn section(all: &[Seen], seconds: u64, size_mb: u64) -> Section {
+    let mut figures = Vec::new();
+    for seen in all {
+        let Seen {
+            limit_mib, rate_hz, ..
+        } = seen;
+        let mut add = |id, what: &str, unit, value: f64| {
+            let what = format!("limit {limit_mib} MiB, {rate_hz} Hz: {what}");
+            figures.push(Figure::new(id, &what, unit, Summary::of([value])));
+            figures.len() - 1
+        };
+        let resident = add(
+            "agent.resident",
+            "most resident memory",
+            "MiB",
+            seen.most.resident / MIB,
+        );
+        add(
+            "agent.anonymous",
+            "of it its own",
+            "MiB",
+            seen.most.anonymous / MIB,
+        );
+        add(
+            "agent.charged",
+            "most charged by the kernel",
+            "MiB",
+            seen.charged / MIB,
+        );
+        add("agent.kills", "killed for it", "times", seen.kills);
+        add(
+            "agent.evictions",
+            "let go of caches",
+            "times",
+            seen.evictions,
+        );
+        add("agent.windows", "windows written", "windows", seen.windows);
+        add("agent.samples", "samples in them", "samples", seen.samples);
+        add("agent.lost", "samples lost", "samples", seen.lost);
+        let goal = match limit_mib {
+            128 => "at most 128",
+            _ => "at most 64",
+        };
+        let figure = figures.remove(resident).goal(goal);
+        figures.insert(resident, figure);
+    }
+    Section {
+        title: "Memory of the agent beside its limit",
+        method: format!(
+            "{CROWD} Go processes of {CROWD_PROGRAMS} files, each with labels of its own, that \
+             want three tenths of the CPUs, and {LARGE} programs of at least {size_mb} MB that \
+             call through all of their {} functions at random, so that hardly a stack comes \
+             twice. goprof agent with --flush 10s for {seconds} s, in a memory cgroup that allows \
+             no more than the limit; looked at every 20 ms. 599 Hz on two CPUs are as many \
+             samples as 63 busy CPUs give at 19 Hz.",
+            large::functions_in_all(),
+        ),
+        figures,
+    }
+}
