@@ -105,15 +105,6 @@ fn value_type(kind: ValueType, strings: &mut Strings) -> proto::ValueType {
     }
 }
 
-/// What receivers of profiles call those of an event, as Go's own are called
-/// there: their queries and Grafana's units go by it.
-#[cfg(feature = "agent")]
-pub(super) fn series_name(event: Event) -> &'static str {
-    match event {
-        Event::Cpu => "process_cpu",
-    }
-}
-
 fn lines(location: &Location) -> Vec<proto::Line> {
     location
         .lines

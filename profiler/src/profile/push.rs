@@ -148,7 +148,7 @@ impl Profile<'_> {
     /// # Errors
     /// The compressor fails.
     pub fn request(&mut self, protocol: Protocol, more: &[Label], id: Ulid) -> Result<Vec<u8>> {
-        let name = pprof::series_name(self.event);
+        let name = self.event.series_name();
         let given = |name: &str| more.iter().any(|(given, _)| given == name);
         let own = self.labels.iter().filter(|(name, _)| !given(name));
         let labels: Vec<&Label> = own.chain(more).collect();

@@ -70,6 +70,20 @@ impl Event {
         }
     }
 
+    /// What receivers of profiles call those of this event, as Go's own are called
+    /// there: their queries and Grafana's units go by it.
+    pub fn series_name(self) -> &'static str {
+        match self {
+            Event::Cpu => "process_cpu",
+            Event::Heap | Event::Allocs => "memory",
+            Event::Goroutine => "goroutine",
+            Event::Mutex => "mutex",
+            Event::Block => "block",
+            Event::Wall => "wall",
+            Event::OffCpu => "off_cpu",
+        }
+    }
+
     /// What the values of a sample are, in their order: a count first.
     pub fn value_types(self) -> &'static [ValueType] {
         match self {

@@ -43,6 +43,9 @@ pub(super) fn members(batch: &Batch, cluster: &str) -> Members {
     owned.collect()
 }
 
+/// What samples have in common that are one: stack, labels and size of block.
+type Alike<'a> = (&'a [LocationId], &'a [Label], Option<u64>);
+
 /// Puts equal stacks of a group together. Labels of samples are made fit; how
 /// many lost some is added to `cut`.
 pub(super) fn group(
@@ -62,14 +65,14 @@ pub(super) fn group(
     cut.labels += lost.labels;
     cut.sets += lost.sets;
 
-    let mut known: HashMap<(&[LocationId], &[Label]), usize> = HashMap::new();
+    let mut known: HashMap<Alike<'_>, usize> = HashMap::new();
     let mut samples: Vec<Sample> = Vec::new();
     for (sample, number) in members.iter().map(of).zip(numbers) {
         let labels = &sets[number];
-        match known.get(&(&sample.stack[..], &labels[..])) {
+        match known.get(&(&sample.stack[..], &labels[..], sample.block_bytes)) {
             Some(index) => add(&mut samples[*index], sample),
             None => {
-                known.insert((&sample.stack, labels), samples.len());
+                known.insert((&sample.stack, labels, sample.block_bytes), samples.len());
                 samples.push(Sample {
                     process: ProcessId(0),
                     thread: None,
@@ -89,12 +92,14 @@ pub(super) fn group(
 }
 
 fn weight(sample: &Sample) -> u64 {
-    sample.count
+    sample.values[0].unsigned_abs()
 }
 
 /// Counts a sample to another with the same stack and labels.
 fn add(sum: &mut Sample, sample: &Sample) {
-    sum.count = sum.count.saturating_add(sample.count);
+    for (value, added) in sum.values.iter_mut().zip(sample.values) {
+        *value = value.saturating_add(added);
+    }
 }
 
 impl Group {
@@ -113,7 +118,7 @@ impl Group {
             event: whole.event,
             start: whole.start,
             duration: whole.duration,
-            period_ns: whole.period_ns,
+            period: whole.period,
             processes: vec![whole.processes[self.process.0 as usize].clone()],
             samples,
             locations: tables.kept,

@@ -154,7 +154,8 @@ fn many(stacks: u32, name_bytes: usize) -> SymbolizedWindow {
             goid: None,
             labels: Vec::new(),
             stack: vec![LocationId(number)],
-            count: 1,
+            values: [1, 10, 0, 0],
+            block_bytes: None,
         });
     }
     window
