@@ -41,8 +41,9 @@ fn size(pid: u32) -> Size {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the agent's /proc");
     let links = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
     let read = |file: &str| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}"));
-        text.expect("the agent's /proc")
+        // Files are called as their makers like.
+        let text = std::fs::read(format!("/proc/{pid}/{file}"));
+        String::from_utf8_lossy(&text.expect("the agent's /proc")).into_owned()
     };
     let pages = read("statm").split(' ').nth(1).map(str::to_owned);
     let pages: u64 = pages.expect("a field").parse().expect("a number");

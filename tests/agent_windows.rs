@@ -133,7 +133,10 @@ fn check_life(life: &Life, objects: &[Object]) {
         |object: &&Object| (life.started_ns..life.killed_ns).contains(&object.start_ns);
     let windows: Vec<&Object> = objects.iter().filter(is_of_life).collect();
     let between = |from: i64, to: i64| Duration::from_nanos(from.abs_diff(to));
-    let first = windows.first().map_or(i64::MAX, |first| first.start_ns);
+    // None where it was killed in its first window.
+    let first = windows
+        .first()
+        .map_or(life.ready_ns, |first| first.start_ns);
     assert!(
         first <= life.ready_ns + nanos(FLUSH / 2),
         "{life:?}: {windows:#?}"

@@ -9,9 +9,6 @@
 
 #[path = "deploy/alerts.rs"]
 mod alerts;
-#[expect(dead_code, reason = "the tests of identity use the rest")]
-#[path = "identity_containers/containerd.rs"]
-mod containerd;
 #[path = "deploy/dashboards.rs"]
 mod dashboards;
 #[path = "deploy/image.rs"]

@@ -13,7 +13,7 @@ use goprof_tests::target::Target;
 use goprof_tests::{debian, go, http, pprof, s3};
 use serde_json::Value;
 
-use crate::containerd::Containerd;
+use goprof_tests::containerd::Containerd;
 use crate::manifests;
 use crate::network;
 use crate::pod::{self, Node};
