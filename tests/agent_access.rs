@@ -1,7 +1,11 @@
 //! Who may have what of the agent's HTTP server, as real clients find it: TLS,
 //! clients' certificates, tokens, and clients that only want to be in the way.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::fs;
 use std::io::{Read as _, Write as _};

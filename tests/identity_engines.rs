@@ -1,11 +1,7 @@
 //! Containers without Kubernetes have the names that Docker's engine and Podman
 //! gave them: asked of real ones.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "test code: a failure is a panic"
-)]
+#![expect(clippy::unwrap_used, reason = "test code: a failure is a panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
