@@ -24,6 +24,7 @@ const SOME_BYTES: u64 = 12 << 20;
 #[derive(Debug, Clone, Copy)]
 struct Size {
     /// Of the agent's own, without pages of mapped files.
+    #[expect(dead_code, reason = "printed")]
     anonymous_kb: u64,
     /// Descriptors of files that only this test runs.
     own_fds: usize,

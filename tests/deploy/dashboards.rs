@@ -102,6 +102,7 @@ fn check_panel(file: &str, panel: &Value) {
     let unit = &panel["fieldConfig"]["defaults"]["unit"];
     assert!(unit.is_string(), "{file}: {title}: no unit");
     assert!(!list(panel, "targets").is_empty(), "{file}: {title}");
+    let counters = Regex::new(r"(\w*\()?\w+_total\{[^}]*\}(\[[^]]*\])?").expect("a pattern");
     for target in list(panel, "targets") {
         let source = &target["datasource"];
         assert_eq!(source, &panel["datasource"], "{file}: {title}");
@@ -119,7 +120,6 @@ fn check_panel(file: &str, panel: &Value) {
         assert_eq!(source, METRICS, "{file}: {title}");
         let query = target["expr"].as_str().expect("a query");
         // A counter by itself says how long the agent has been up.
-        let counters = Regex::new(r"(\w*\()?\w+_total\{[^}]*\}(\[[^]]*\])?").expect("a pattern");
         for counter in counters.find_iter(query) {
             let text = counter.as_str();
             let is_rate = text.starts_with("rate(") || text.starts_with("increase(");

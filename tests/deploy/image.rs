@@ -13,11 +13,11 @@ use goprof_tests::target::Target;
 use goprof_tests::{debian, go, http, pprof, s3};
 use serde_json::Value;
 
-use goprof_tests::containerd::Containerd;
 use crate::manifests;
 use crate::network;
 use crate::pod::{self, Node};
 use crate::tools::{LIMIT, arg, text};
+use goprof_tests::containerd::Containerd;
 
 const REMEDY: &str = "run this test as root";
 /// What Debian's buildah needs that not every machine has.
@@ -171,7 +171,7 @@ fn the_agent_has_what_it_needs_from_its_pod() {
     );
 
     let mut containerd = Containerd::start();
-    containerd.import_image();
+    containerd.import_image("waits");
     let archive = image(folder.path(), name, &certificate.0);
     containerd.ctr(&[
         "--namespace",
