@@ -306,3 +306,73 @@ fn a_signal_handler_has_what_it_interrupted_below() {
         &["runtime.sigtramp", "main.leaf", "main.caller", "main.main"],
     );
 }
+
+/// What the main goroutine of `nested_callback` has called, outermost first, in
+/// one of its three ways.
+fn way_down(way: &str, through: [&str; 3]) -> Vec<String> {
+    let mut names = vec!["main.main".to_owned(), way.to_owned()];
+    for c in through {
+        names.push("main.descend".to_owned());
+        names.push(format!("example.com/fixtures/nested_callback/{c}.Down"));
+        names.push(format!("{c}_outer"));
+        names.push(format!("{c}_inner"));
+    }
+    names.push("main.descend".to_owned());
+    names
+}
+
+/// What of a stack is the program's own, without what it does at a depth.
+fn own_frames(stack: &Stack) -> Vec<String> {
+    let own = |name: &&str| {
+        let ends = |end| name.ends_with(end);
+        let in_c = (ends("_outer") || ends("_inner")) && !name.contains("_Cfunc_");
+        (name.starts_with("main.") || ends(".Down") || in_c)
+            && !matches!(*name, "main.burn" | "main.trace" | "main.interrupt")
+    };
+    let names = stack.names();
+    names
+        .into_iter()
+        .rev()
+        .filter(own)
+        .map(String::from)
+        .collect()
+}
+
+#[test]
+fn callbacks_in_callbacks_are_whole() {
+    let ways = [
+        way_down("main.allFramed", ["framed"; 3]),
+        way_down("main.allFrameless", ["frameless"; 3]),
+        way_down("main.inTurn", ["frameless", "framed", "frameless"]),
+    ];
+    for version in ["1.19.13", go::VERSIONS[0], go::NEWEST] {
+        let watched = watch("nested_callback", version);
+        watched.assert_sound();
+        let of_main = |stack: &&Stack| stack.names().last() == Some(&"runtime.main");
+        let stacks = || watched.profile.stacks.iter().filter(of_main);
+        let is_true = |stack: &Stack| {
+            let own = own_frames(stack);
+            // The clock is read at the top.
+            own.len() == 1 || ways.iter().any(|way| way.starts_with(&own))
+        };
+        let count = |wanted: &dyn Fn(&Stack) -> bool| -> u64 {
+            stacks().filter(|s| wanted(s)).map(|s| s.count).sum()
+        };
+        let (all, whole) = (count(&|_| true), count(&is_true));
+        let deep = |levels: usize| move |stack: &Stack| own_frames(stack).len() > 2 + 4 * levels;
+        let (twice, thrice) = (count(&deep(2)), count(&deep(3)));
+        let on = |functions: &[&str]| count(&|s| deep(2)(s) && functions.iter().any(|f| s.has(f)));
+        let signals = on(&["runtime.sigtramp", "runtime.cgoSigtramp"]);
+        let traces = on(&["runtime.systemstack"]);
+        println!(
+            "go{version}: {whole} of {all} true, {twice} and {thrice} behind two and three \
+             callbacks, {signals} of those in a signal, {traces} on the system stack"
+        );
+        for stack in stacks().filter(|stack| !is_true(stack)).take(3) {
+            println!("not so: {:?}", stack.names());
+        }
+        assert!(all - whole <= all / 100, "{whole} of {all}");
+        assert!(thrice * 8 >= all && twice > thrice, "{twice}, {thrice}");
+        assert!(signals >= 10 && traces >= 10, "{signals}, {traces}");
+    }
+}

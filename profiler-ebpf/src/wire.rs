@@ -29,13 +29,20 @@ pub const SLICE_CHUNK_WORDS: usize = 128;
 /// sample only in how many words it costs.
 pub const FRAME_SOUND_BYTES: u64 = 64 * 1024;
 
+/// Most calls from C back into Go that a walk along a goroutine's own stack
+/// passes: so many words it may take beside [`MAX_USER_FRAMES`].
+pub const MAX_CALLBACKS: usize = 16;
 /// Words of a [`Segment`]'s far slice that are not stack: its address, and how
 /// many frames of the chain come before it.
 pub const FAR_HEAD_WORDS: usize = 2;
 /// Words kept free behind a slice for what follows: the frames and words of the
 /// goroutine's own stack, kernel frames, labels; and a last chunk.
-pub const RESERVED_WORDS: usize =
-    MAX_USER_FRAMES + SLICE_WORDS_SOUND + MAX_KERNEL_FRAMES + MAX_LABELS_WORDS + SLICE_CHUNK_WORDS;
+pub const RESERVED_WORDS: usize = MAX_USER_FRAMES
+    + MAX_CALLBACKS
+    + SLICE_WORDS_SOUND
+    + MAX_KERNEL_FRAMES
+    + MAX_LABELS_WORDS
+    + SLICE_CHUNK_WORDS;
 /// Most pprof labels taken with a sample.
 pub const MAX_LABELS: usize = 32;
 /// Most bytes taken of a label's key, and of its value.
@@ -51,6 +58,7 @@ pub const THREAD_PAUSE_NS: u64 = 50_000_000;
 
 /// The words that can follow a [`Sample`] header.
 pub const MAX_PAYLOAD_WORDS: usize = 2 * MAX_USER_FRAMES
+    + MAX_CALLBACKS
     + MAX_KERNEL_FRAMES
     + SLICE_WORDS_CLOBBERED
     + SLICE_WORDS_SOUND
@@ -107,7 +115,8 @@ pub struct Sample {
     /// The goroutine's own stack, where the thread was on the system stack; its
     /// registers are those that the runtime saved when it left. Where the thread
     /// was in Go called from C called from Go, the part of the outer Go. Else
-    /// all zero.
+    /// all zero. Its chain stays on the goroutine's stack: where C called back, it
+    /// goes on with the Go that had called C.
     pub goroutine: Segment,
     /// Kernel addresses, leaf first.
     pub kernel_frames: u16,
@@ -148,13 +157,18 @@ pub struct Segment {
     /// Zero.
     pub reserved: u8,
     /// Words of the far slice, [`FAR_HEAD_WORDS`] included; 0 where there is
-    /// none. It begins at a frame of the chain (the words are that frame's
-    /// pointer, its return address, and what lies above), or where the stack
-    /// pointer was when a signal came; frames before it are then [`NO_FRAME`].
+    /// none. The thread's begins at a frame of the chain (the words are that
+    /// frame's pointer, its return address, and what lies above), or where the
+    /// stack pointer was when a signal came; frames before it are then
+    /// [`NO_FRAME`]. The goroutine's is of the system stack, for the C between its
+    /// parts: it begins where the stack pointer was in `runtime.cgocallback`, with
+    /// the word that says where it was in the one before; frames before it are
+    /// those of the thread's chain, or [`NO_FRAME`] where the goroutine's own
+    /// chain is the one that comes to it.
     pub far_words: u16,
 }
 
-/// For a far slice that begins at no frame of the chain.
+/// For a far slice that begins at no frame of the chain, or of the thread's.
 pub const NO_FRAME: u64 = u64::MAX;
 
 /// The frame that the kernel writes on a thread's signal stack, on x86-64, in
@@ -284,6 +298,12 @@ pub struct GoLayout {
     /// Bytes between the stack pointer and the return address in the body of
     /// `runtime.cgocallback`.
     pub callback_delta: u16,
+    /// Bytes from the stack pointer that the runtime saves where Go calls C to
+    /// the frame pointer of its caller; 0 where a frame pointer of its own lies
+    /// right there, as since Go 1.21.
+    pub cgocall_frame: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
     /// On x86-64: where `g` lies from the thread's `fs` base. On arm64 `g` is
     /// in `x28`.
     pub tls_offset: i32,
@@ -342,16 +362,19 @@ pub enum Counter {
     NoUserRegisters = 4,
     /// Samples whose kernel stack could not be taken.
     NoKernelStack = 5,
+    /// Ticks of the sampler, whoever was running.
+    Ticks = 6,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 6] = [
+    pub const ALL: [Counter; 7] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
         Counter::TargetsFull,
         Counter::NoUserRegisters,
         Counter::NoKernelStack,
+        Counter::Ticks,
     ];
 }

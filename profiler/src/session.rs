@@ -34,8 +34,8 @@ pub use window::Finished;
 const DRAIN_LIMIT: usize = 4096;
 /// How often processes that should be gone are looked for.
 const LIVENESS_EVERY: Duration = Duration::from_millis(500);
-/// Most times that the ring is emptied for a window: records may come faster than
-/// they are taken.
+/// Most times that the ring is emptied at once: records may come faster than they
+/// are taken.
 const MAX_DRAINS: usize = 64;
 
 /// What to record, validated.
@@ -111,6 +111,8 @@ pub struct Session {
     begun: Begun,
     /// The kernel side's counts when the window began.
     counted: Counters,
+    /// Ticks that were due by then, and those that had been missed.
+    ticks: (u64, u64),
     /// Most bytes that a window may take while it is written.
     max_window_bytes: usize,
     /// Where memory is limited.
@@ -144,6 +146,7 @@ impl Session {
             clock: None,
             begun: Begun::now(),
             counted: Counters::default(),
+            ticks: (0, 0),
             max_window_bytes: usize::MAX,
             watch: None,
         })
@@ -213,8 +216,9 @@ impl Session {
     /// # Errors
     /// The kernel refuses the sampling event.
     pub fn start(&mut self) -> Result<()> {
-        self.begun = Begun::now();
         self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
+        // Not before every CPU is sampled: a short recording would be over.
+        self.begun = Begun::now();
         Ok(())
     }
 
@@ -239,11 +243,20 @@ impl Session {
                 () = until(deadline) => return Stopped::Duration,
                 () = exit(&mut child) => return Stopped::TargetsGone,
             }
-            self.drain();
+            let is_due = looked.elapsed() >= LIVENESS_EVERY;
+            let exited = match is_due {
+                true => self.recorder.exited(),
+                false => Vec::new(),
+            };
+            if exited.is_empty() {
+                self.drain();
+            } else {
+                self.drain_all();
+            }
             self.recorder.look_again(Instant::now());
-            if looked.elapsed() >= LIVENESS_EVERY {
+            if is_due {
                 looked = Instant::now();
-                self.recorder.look_for_exits();
+                self.recorder.forget_exited(&exited);
             }
             if self.is_full() {
                 return Stopped::Full;
@@ -262,12 +275,9 @@ impl Session {
     /// The counters cannot be read; the window stays open.
     pub fn rotate(&mut self) -> Result<Finished> {
         let gone = self.recorder.gone();
-        for _ in 0..MAX_DRAINS {
-            if self.drain() < DRAIN_LIMIT {
-                break;
-            }
-        }
-        let finished = self.split_off(&gone, Stopped::Duration)?;
+        let due = self.probes.ticks_due();
+        self.drain_all();
+        let finished = self.split_off(&gone, due, Stopped::Duration)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
         if self.config.selection.watches_execs() {
             self.recorder.find_missed(told);
@@ -290,17 +300,30 @@ impl Session {
     pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
+        let due = self.probes.ticks_due();
         self.probes.detach_cpu()?;
         while self.drain() == DRAIN_LIMIT {}
-        let mut finished = self.split_off(&[], stopped)?;
+        let mut finished = self.split_off(&[], due, stopped)?;
         finished.taken.duration = duration;
         Ok(finished)
     }
 
-    fn split_off(&mut self, gone: &[u32], stopped: Stopped) -> Result<Finished> {
+    /// `ticks_due` is what was due a moment ago.
+    fn split_off(
+        &mut self,
+        gone: &[u32],
+        ticks_due: Option<u64>,
+        stopped: Stopped,
+    ) -> Result<Finished> {
         let counted = self.probes.counters()?;
         let (window, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
+        let (due_before, missed_before) = self.ticks;
+        let due = ticks_due.unwrap_or(0);
+        let missed = due.saturating_sub(counted.get(Counter::Ticks));
+        tally.ticks_due = due.saturating_sub(due_before);
+        tally.ticks_missed = missed.saturating_sub(missed_before);
+        self.ticks = (due, missed.max(missed_before));
         tally.diagnostics = self.probes.diagnostics();
         self.counted = counted;
         let (start, duration) = self.begun.next(Begun::now());
@@ -335,6 +358,15 @@ impl Session {
             }
         }
         self.recorder.window.bytes_written() > most
+    }
+
+    /// Takes what is in the ring now, and what comes meanwhile, within bounds.
+    fn drain_all(&mut self) {
+        for _ in 0..MAX_DRAINS {
+            if self.drain() < DRAIN_LIMIT {
+                break;
+            }
+        }
     }
 
     fn drain(&mut self) -> usize {

@@ -3,18 +3,22 @@
 //! the process.
 
 #[cfg(test)]
+mod callback_tests;
+#[cfg(test)]
 mod fake;
 mod frame;
 #[cfg(test)]
 mod tests;
 mod walk;
 
+use profiler_ebpf::wire::NO_FRAME;
+
 use crate::{
     decode::{Sample, Segment},
     gobinary::FuncKind,
     process::{Process, code::Site},
 };
-use frame::{Frame, Program, Stop};
+use frame::{Callbacks, Frame, Program, Stop, Words};
 use walk::Walk;
 
 /// Stands in a stack for frames that could not be had, between some that could.
@@ -120,6 +124,8 @@ impl<P: Program> Stack<'_, P> {
         if thread.ip == 0 {
             return StackEnd::NoRegisters;
         }
+        let system = goroutine.and_then(|goroutine| goroutine.far);
+        let mut callbacks = system.map(Callbacks::from).unwrap_or_default();
         // A thread of C that calls Go has a goroutine that begins there: it
         // has no stack of its own before.
         let goroutine = goroutine.filter(|goroutine| !self.begins_at(goroutine.ip));
@@ -129,13 +135,26 @@ impl<P: Program> Stack<'_, P> {
             lr: (thread.lr != 0).then_some(thread.lr),
             ..begin(thread)
         };
-        match (self.walk(thread, goroutine, leaf), goroutine) {
+        let words = Words {
+            segment: thread,
+            system,
+        };
+        // The first of them may be the thread's own chain's.
+        let own = match system {
+            Some(system) if system.frames_before != NO_FRAME => {
+                let own = callbacks;
+                callbacks.take(&system);
+                own
+            }
+            _ => Callbacks::default(),
+        };
+        match (self.walk(words, goroutine, leaf, own), goroutine) {
             (Stop::Root, _) => StackEnd::Whole,
-            (Stop::Switch, Some(goroutine)) => self.goroutine(goroutine),
+            (Stop::Switch, Some(goroutine)) => self.goroutine(goroutine, callbacks),
             (Stop::Switch, None) => StackEnd::SwitchNotCrossed,
             (Stop::Broken(_), Some(goroutine)) => {
                 self.frames.push(GAP);
-                self.goroutine(goroutine)
+                self.goroutine(goroutine, callbacks)
             }
             (Stop::Broken(end), None) => end,
         }
@@ -149,8 +168,9 @@ impl<P: Program> Stack<'_, P> {
         }
     }
 
-    /// Appends the goroutine's own stack, from where it left it.
-    fn goroutine(&mut self, segment: &Segment<'_>) -> StackEnd {
+    /// Appends the goroutine's own stack, from where it left it, with the C that
+    /// called back into it.
+    fn goroutine(&mut self, segment: &Segment<'_>, callbacks: Callbacks) -> StackEnd {
         // The runtime notes where the goroutine goes on: behind a call, or up to
         // Go 1.20 the first instruction of what stands in for one.
         let entry = matches!(self.program.site(segment.ip), Some(Site::Go(go)) if go.at_entry);
@@ -160,7 +180,15 @@ impl<P: Program> Stack<'_, P> {
             lr: None,
             ..begin(segment)
         };
-        match self.walk(segment, None, frame) {
+        // Its far slice begins at no frame of its chain.
+        let words = Words {
+            segment: &Segment {
+                far: None,
+                ..*segment
+            },
+            system: segment.far,
+        };
+        match self.walk(words, None, frame, callbacks) {
             Stop::Root => StackEnd::Whole,
             Stop::Switch => StackEnd::SwitchNotCrossed,
             Stop::Broken(end) => end,
@@ -169,15 +197,18 @@ impl<P: Program> Stack<'_, P> {
 
     fn walk(
         &mut self,
-        segment: &Segment<'_>,
+        memory: Words<'_>,
         goroutine: Option<&Segment<'_>>,
         frame: Frame,
+        callbacks: Callbacks,
     ) -> Stop {
         let mut walk = Walk {
             program: &mut self.program,
-            memory: *segment,
-            segment,
+            memory,
+            segment: memory.segment,
             goroutine,
+            callbacks,
+            outer: None,
             frames: self.frames,
             unmapped: false,
             frame,

@@ -45,7 +45,13 @@ macro_rules! test_each_version {
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 
 /// The programs that need a C compiler.
-const CGO_PROGRAMS: [&str; 4] = ["cgo_call", "cgo_callback", "hard_cases", "hostile"];
+const CGO_PROGRAMS: [&str; 5] = [
+    "cgo_call",
+    "cgo_callback",
+    "hard_cases",
+    "hostile",
+    "nested_callback",
+];
 
 /// How to get Go, for the message when it is missing.
 pub const REMEDY: &str = "install Go 1.21 or later and put it on PATH (or name it in GOPROF_GO); \

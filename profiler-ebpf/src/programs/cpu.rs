@@ -11,10 +11,12 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_ebpf::wire::{
-    Counter, GoLayout, MAX_KERNEL_FRAMES, Sample, Segment, WalkEnd, flags, kind, signal_frame,
+    Counter, GoLayout, MAX_KERNEL_FRAMES, NO_FRAME, Sample, Segment, WalkEnd, flags, kind,
+    signal_frame,
 };
 
 use super::{
+    chain::walk,
     emit::{TARGETS, count, emit_sample, header},
     goroutine, labels,
     registers::{UserRegisters, user_registers},
@@ -28,6 +30,7 @@ static KERNEL_STACKS: u8 = 1;
 
 #[perf_event]
 fn cpu_sample(ctx: PerfEventContext) -> u32 {
+    count(Counter::Ticks);
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: read only, and at most replaced meanwhile.
     let Some(target) = (unsafe { TARGETS.get(pid) }) else {
@@ -107,7 +110,7 @@ extern "C" fn take_thread_stack(scratch: *mut Scratch, layout: *const GoLayout) 
     };
     let registers = UserRegisters::of(&scratch.sample.thread);
     let goroutine = scratch.state.goroutine;
-    let (mut segment, walked) = stack::walk(scratch, layout, &registers);
+    let (mut segment, walked) = walk(scratch, layout, &registers, false);
 
     // Without frame pointers, as most C is, the words are all there is to go by.
     let in_go = layout.text.len == 0 || layout.text.holds(registers.ip);
@@ -121,18 +124,19 @@ extern "C" fn take_thread_stack(scratch: *mut Scratch, layout: *const GoLayout) 
         } else if goroutine.on_signal_stack || calls_back {
             0
         } else if in_go && !goroutine.left {
-            goroutine::own_stack_top(&goroutine)
+            goroutine::own_stack_top(goroutine.g)
         } else {
             goroutine::system_stack_top(layout, &goroutine)
         }
     });
     let mut left = goroutine.left && !goroutine.on_signal_stack;
+    scratch.state.into_c = walked.into_c;
     if signal_slot != 0 {
         let interrupted = stack::interrupted(signal_slot);
         left = goroutine.g != 0 && !goroutine::own_stack_holds(&goroutine, interrupted.sp);
         let top = match left {
             true => goroutine::system_stack_top(layout, &goroutine),
-            false => goroutine::own_stack_top(&goroutine),
+            false => goroutine::own_stack_top(goroutine.g),
         };
         let depth = if layout.text.holds(interrupted.ip) {
             Depth::Frame
@@ -140,8 +144,13 @@ extern "C" fn take_thread_stack(scratch: *mut Scratch, layout: *const GoLayout) 
             Depth::All
         };
         segment.far_words = stack::copy_interrupted(scratch, &interrupted, depth, top);
-    } else {
-        segment.far_words = stack::copy_callback(scratch, layout, &walked);
+    } else if !left {
+        segment.far_words = stack::copy_into_c(scratch, 0) as u16;
+        scratch.state.into_c.fp = 0;
+    }
+    if left {
+        // The goroutine's own chain comes to it.
+        scratch.state.into_c.fp = 0;
     }
     if goroutine.on_signal_stack {
         scratch.sample.flags |= flags::ON_SIGNAL_STACK;
@@ -172,10 +181,18 @@ extern "C" fn take_goroutine_stack(scratch: *mut Scratch, layout: *const GoLayou
     if saved.ip == 0 {
         return 0;
     }
-    let (mut segment, _) = stack::walk(scratch, layout, &saved);
+    let (mut segment, walked) = walk(scratch, layout, &saved, true);
     segment.slice_words = stack::copy_slice(scratch, &saved, Depth::Frames, || {
-        goroutine::own_stack_top(&goroutine)
+        goroutine::own_stack_top(goroutine.g)
     });
+    if scratch.state.into_c.fp == 0 {
+        scratch.state.into_c = walked.into_c;
+        scratch.state.into_c.frames_before = NO_FRAME;
+    } else if walked.into_c.fp != 0 {
+        scratch.state.into_c.top = walked.into_c.top;
+    }
+    let below = (layout.callback_delta as u64).wrapping_sub(8);
+    segment.far_words = stack::copy_into_c(scratch, below) as u16;
     scratch.sample.goroutine = segment;
     0
 }

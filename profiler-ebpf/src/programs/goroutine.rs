@@ -19,7 +19,7 @@ static FS_BASE_OFFSET: u32 = 0;
 const LEAST_ADDRESS: u64 = 64 * 1024;
 
 /// Go's largest stack (`runtime.maxstackceiling`).
-const MAX_STACK_BYTES: u64 = 2 << 30;
+pub const MAX_STACK_BYTES: u64 = 2 << 30;
 
 /// Byte offset of `g.stack.hi`: the second word, in every version.
 const G_STACK_HI: u64 = 8;
@@ -119,8 +119,8 @@ fn in_register(layout: &GoLayout, registers: &UserRegisters, block: &mut Block) 
 
 /// The address past the goroutine's own stack.
 #[inline(always)]
-pub fn own_stack_top(goroutine: &Goroutine) -> u64 {
-    read_word(goroutine.g.wrapping_add(G_STACK_HI))
+pub fn own_stack_top(g: u64) -> u64 {
+    read_word(g.wrapping_add(G_STACK_HI))
 }
 
 /// Whether an address lies in the goroutine's own stack, whose bounds are the
@@ -145,18 +145,17 @@ pub fn system_stack_top(layout: &GoLayout, goroutine: &Goroutine) -> u64 {
 /// The registers that the runtime saved when the goroutine left its stack.
 ///
 /// After a callback from C the frame pointer is not what it was: cgocallback
-/// puts back only the other two. A goroutine left through `systemstack` or
-/// `asmcgocall` has it where the stack pointer is, and a frame pointer there.
+/// puts back only the other two. A goroutine left through `asmcgocall` has it
+/// where [`outer_fp`] looks.
 #[inline(always)]
 pub fn saved_registers(layout: &GoLayout, g: u64) -> UserRegisters {
     let sp = read_word(g.wrapping_add(layout.g_sched_sp as u64));
     let saved = read_word(g.wrapping_add(layout.g_sched_bp as u64));
-    let sound = |fp: u64| fp.wrapping_sub(sp) < FRAME_SOUND_BYTES;
-    let fp = if !sound(saved) && sound(read_word(sp)) {
-        sp
-    } else {
-        saved
+    let outer = match saved.wrapping_sub(sp) < FRAME_SOUND_BYTES {
+        true => 0,
+        false => outer_fp(layout, sp),
     };
+    let fp = if outer != 0 { outer } else { saved };
     UserRegisters {
         ip: read_word(g.wrapping_add(layout.g_sched_pc as u64)),
         sp,
@@ -166,22 +165,34 @@ pub fn saved_registers(layout: &GoLayout, g: u64) -> UserRegisters {
     }
 }
 
-/// The registers that Go's outer part was left with, where C called back into
-/// Go. `fp` is the frame whose return address lies in `runtime.cgocallback`:
+/// Where Go's outer part left the goroutine's stack to call the C that called
+/// back. `fp` is the frame whose return address lies in `runtime.cgocallback`:
 /// its caller's frame holds what g.sched held, its return address g.sched.pc.
-/// Up to Go 1.20 what called C had no frame pointer of its own: none is known.
+#[inline(always)]
+pub fn outer_sp(callback_delta: u64, fp: u64) -> u64 {
+    fp.wrapping_add(24 + callback_delta)
+}
+
+/// The registers that Go's outer part was left with, as above.
 #[inline(always)]
 pub fn outer_registers(layout: &GoLayout, fp: u64) -> UserRegisters {
-    let slot = fp.wrapping_add(16 + layout.callback_delta as u64);
-    let sp = slot.wrapping_add(8);
-    let sound = read_word(sp).wrapping_sub(sp) < FRAME_SOUND_BYTES;
+    let sp = outer_sp(layout.callback_delta as u64, fp);
     UserRegisters {
-        ip: read_word(slot),
+        ip: read_word(sp.wrapping_sub(8)),
         sp,
-        fp: if sound { sp } else { 0 },
+        fp: outer_fp(layout, sp),
         lr: 0,
         g: 0,
     }
+}
+
+/// The frame pointer where the runtime left the goroutine's stack at `sp` to
+/// call C; 0 where there is none.
+#[inline(always)]
+fn outer_fp(layout: &GoLayout, sp: u64) -> u64 {
+    let fp = sp.wrapping_add(layout.cgocall_frame as u64);
+    let sound = read_word(fp).wrapping_sub(fp) < FRAME_SOUND_BYTES;
+    if sound { fp } else { 0 }
 }
 
 /// The `g` of the stack that the thread is on.

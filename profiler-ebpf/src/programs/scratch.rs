@@ -7,9 +7,9 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
 
 use super::{
+    chain::{IntoC, Walked},
     goroutine::Goroutine,
     memory::{self, Block},
-    stack::Walked,
 };
 
 /// Most words appended by one [`Scratch::copy_user`].
@@ -46,6 +46,8 @@ pub struct State {
     pub left: u64,
     /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
     pub callback_fp: u64,
+    /// The frame behind it, if words from there are to be copied yet.
+    pub into_c: IntoC,
 }
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);

@@ -1,174 +1,18 @@
-//! Takes a segment of a user stack: the chain of frame pointers, and the words
-//! above the stack pointer.
+//! Copies words of a user stack: those above the stack pointer, those above the
+//! one that a signal interrupted, and those of the C behind a callback.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use profiler_ebpf::{
-    walk::{Step, step},
-    wire::{
-        Code, FAR_HEAD_WORDS, FRAME_SOUND_BYTES, GoLayout, MAX_PAYLOAD_WORDS, MAX_USER_FRAMES,
-        NO_FRAME, RESERVED_WORDS, SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_LEFT,
-        SLICE_WORDS_SOUND, Segment, WalkEnd, signal_frame,
-    },
+use profiler_ebpf::wire::{
+    FAR_HEAD_WORDS, FRAME_SOUND_BYTES, GoLayout, MAX_PAYLOAD_WORDS, NO_FRAME, RESERVED_WORDS,
+    SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_LEFT, SLICE_WORDS_SOUND, signal_frame,
 };
 
-use super::{
-    memory::{Stack, read_word},
-    registers::UserRegisters,
-    scratch::Scratch,
-};
+use super::{chain::Walked, memory::read_word, registers::UserRegisters, scratch::Scratch};
 
 /// More than the frame of the runtime's signal handlers.
 const SIGNAL_HANDLER_FRAME_BYTES: u64 = 256;
-
-/// Steps that one call of [`walk_steps`] takes: calls cost as much as a step.
-const STEPS: usize = 4;
-
-/// What the steps of a walk share.
-struct Walk {
-    scratch: *mut Scratch,
-    /// What C calls Go through.
-    callback: Code,
-    signal_handlers: Code,
-    fp: u64,
-    end: WalkEnd,
-    callback_fp: u64,
-    far_fp: u64,
-    far_index: u64,
-    signal_slot: u64,
-}
-
-/// A chain of frame pointers, and what of it asks for more.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Walked {
-    frames: u64,
-    /// A [`WalkEnd`].
-    end: u64,
-    /// The frame that returns into `runtime.cgocallback`; 0 where there is none.
-    pub callback_fp: u64,
-    /// The frame behind it, on the system stack, where C goes on.
-    far_fp: u64,
-    /// How many frames come before that one.
-    far_index: u64,
-    /// Where a signal handler's return address lies; 0 where there is none.
-    signal_slot: u64,
-}
-
-/// Walks from the frame pointer of `registers` and appends the return
-/// addresses. Gives the segment that begins with them.
-#[inline(always)]
-pub fn walk(
-    scratch: &mut Scratch,
-    layout: &GoLayout,
-    registers: &UserRegisters,
-) -> (Segment, Walked) {
-    walk_chain(scratch, layout, registers.fp);
-    let walked = scratch.state.walked;
-    let segment = Segment {
-        ip: registers.ip,
-        sp: registers.sp,
-        fp: registers.fp,
-        lr: registers.lr,
-        frames: walked.frames as u16,
-        slice_words: 0,
-        walk_end: walked.end as u8,
-        reserved: 0,
-        far_words: 0,
-    };
-    (segment, walked)
-}
-
-/// Walks from the frame pointer `fp`, appends the return addresses and leaves
-/// what it found in `state.walked`.
-///
-/// By `bpf_loop` (Linux 5.17): the verifier looks at some steps, where it would
-/// look at every step of a plain loop, and takes 0.2 s for that.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn walk_chain(scratch: *mut Scratch, layout: *const GoLayout, fp: u64) -> u64 {
-    // SAFETY: null, or what `walk` has.
-    let (Some(scratch), Some(layout)) = (unsafe { (scratch.as_mut(), layout.as_ref()) }) else {
-        return 0;
-    };
-    let before = scratch.used();
-    // Of another stack, or of what this one was.
-    scratch.block.clear();
-    let mut walk = Walk {
-        scratch,
-        callback: layout.callback,
-        signal_handlers: layout.signal_handlers,
-        fp,
-        end: WalkEnd::DepthLimit,
-        callback_fp: 0,
-        far_fp: 0,
-        far_index: 0,
-        signal_slot: 0,
-    };
-    const { assert!(MAX_USER_FRAMES.is_multiple_of(STEPS)) };
-    let callback: extern "C" fn(u64, *mut Walk) -> i64 = walk_steps;
-    // SAFETY: the callback's context outlives the loop.
-    unsafe {
-        bpf_loop(
-            (MAX_USER_FRAMES / STEPS) as u32,
-            callback as *mut c_void,
-            (&raw mut walk).cast::<c_void>(),
-            0,
-        );
-    }
-    scratch.state.walked = Walked {
-        frames: (scratch.used() - before) as u64,
-        end: walk.end as u64,
-        callback_fp: walk.callback_fp,
-        far_fp: walk.far_fp,
-        far_index: walk.far_index,
-        signal_slot: walk.signal_slot,
-    };
-    0
-}
-
-/// Takes steps; not zero to stop.
-extern "C" fn walk_steps(index: u64, walk: *mut Walk) -> i64 {
-    // SAFETY: the loop passes the context that it was given, and the slot of
-    // this CPU outlives it.
-    let (walk, scratch) = unsafe { (&mut *walk, &mut *(*walk).scratch) };
-    let Some(room) = scratch.room(STEPS) else {
-        return 1;
-    };
-    // SAFETY: the block lies in the same slot; nobody else uses it meanwhile.
-    let stack = unsafe { Stack::new(&raw mut scratch.block) };
-    let mut fp = walk.fp;
-    let mut taken = 0;
-    while taken < STEPS {
-        match step(&stack, fp) {
-            Step::End(end) => {
-                walk.end = end;
-                break;
-            }
-            Step::Frame {
-                return_address,
-                next,
-            } => {
-                // SAFETY: there is room for all steps.
-                unsafe { *room.add(taken) = return_address };
-                taken += 1;
-                if walk.callback.holds(return_address) && walk.callback_fp == 0 {
-                    walk.callback_fp = fp;
-                    walk.far_fp = next;
-                    walk.far_index = index * STEPS as u64 + taken as u64;
-                }
-                if walk.signal_handlers.holds(return_address) && walk.signal_slot == 0 {
-                    walk.signal_slot = next.wrapping_add(8);
-                }
-                fp = next;
-            }
-        }
-    }
-    walk.fp = fp;
-    scratch.commit(taken);
-    i64::from(taken < STEPS)
-}
 
 /// How many words above the stack pointer are wanted.
 #[derive(Clone, Copy)]
@@ -276,19 +120,26 @@ pub fn copy_interrupted(
     })
 }
 
-/// Appends, as a far slice, the words from the frame at which C called back
-/// into Go. It ends where the system stack was entered before, which
-/// cgocallback keeps at the bottom of that frame. Says how many words.
-#[inline(always)]
-pub fn copy_callback(scratch: &mut Scratch, layout: &GoLayout, walked: &Walked) -> u16 {
-    if walked.far_fp == 0 {
+/// Appends, as a far slice, the words from the frame `state.into_c` at which C
+/// called back into Go, on the system stack; from `below` it. Says how many words.
+///
+/// A global function, as `walk_chain`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn copy_into_c(scratch: *mut Scratch, below: u64) -> u64 {
+    // SAFETY: null, or what the caller has.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return 0;
+    };
+    let into_c = scratch.state.into_c;
+    if into_c.fp == 0 {
         return 0;
     }
-    let slot = walked.far_fp.wrapping_add(8);
-    let top = read_word(slot.wrapping_sub(layout.callback_delta as u64));
-    far(scratch, walked.far_fp, walked.far_index, |scratch| {
-        copy_up_to(scratch, walked.far_fp, top) as u16
-    })
+    let start = into_c.fp.wrapping_sub(below);
+    let words = far(scratch, start, into_c.frames_before, |scratch| {
+        copy_up_to(scratch, start, into_c.top) as u16
+    });
+    words as u64
 }
 
 /// Appends a far slice: its head, and the words that `copy` appends.
@@ -327,7 +178,7 @@ struct Copy {
 /// which are also taken where `top` is not that near. Leaves room for what
 /// follows. Says how many.
 ///
-/// By `bpf_loop`, as [`walk_chain`].
+/// By `bpf_loop`, as [`super::chain`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn copy_up_to(scratch: *mut Scratch, address: u64, top: u64) -> u64 {

@@ -33,6 +33,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ),
         ("no_kernel_stack", kernel(Counter::NoKernelStack)),
         ("process_vanished", tally.vanished),
+        ("sample_of_vanished", tally.unseen),
+        ("ticks_missed", tally.ticks_missed),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {

@@ -245,6 +245,12 @@ impl GoBinary {
         self.function_by_name("crosscall2").is_some()
     }
 
+    /// `runtime.cgocall`, the one caller of `runtime.asmcgocall` on a goroutine's
+    /// stack in whose calls C calls back. Reads every name until found.
+    pub fn cgocall(&self) -> Option<GoFunction> {
+        self.functions_by_name("runtime.cgocall").next()
+    }
+
     /// Every function in address order. Those whose record is damaged are left
     /// out.
     pub fn functions(&self) -> impl Iterator<Item = GoFunction> + '_ {

@@ -1,5 +1,7 @@
 //! Faces `programs/cpu.rs`: one perf event on each online CPU.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf,
@@ -29,6 +31,26 @@ impl Clock {
     }
 }
 
+/// The sampler, attached.
+pub(super) struct Ticking {
+    pub clock: Clock,
+    period_ns: u64,
+    /// Since when, for each CPU.
+    since: Vec<Instant>,
+}
+
+impl Ticking {
+    /// How many ticks were due by `now`, or a few less: of the kernel's timer
+    /// alone, as cycles stand still where a CPU has nothing to do.
+    pub(super) fn due(&self, now: Instant) -> Option<u64> {
+        let of = |since: &Instant| {
+            let ns = now.saturating_duration_since(*since).as_nanos();
+            u64::try_from(ns).unwrap_or(u64::MAX) / self.period_ns
+        };
+        (self.clock == Clock::CpuClock).then(|| self.since.iter().map(of).sum())
+    }
+}
+
 fn program(ebpf: &mut Ebpf) -> Result<&mut PerfEvent> {
     let program = ebpf
         .program_mut("cpu_sample")
@@ -43,13 +65,17 @@ pub(super) fn detach(ebpf: &mut Ebpf) -> Result<()> {
         .context("cannot detach the CPU sampler")
 }
 
+/// Loads the sampler into the kernel, which takes its time to verify it.
+pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
+    program(ebpf)?
+        .load()
+        .context("the kernel refuses the eBPF program cpu_sample")
+}
+
 /// Attaches the sampler to every online CPU, by hardware cycles where the
 /// first CPU has them.
-pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Clock> {
+pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Ticking> {
     let program = program(ebpf)?;
-    program
-        .load()
-        .context("the kernel refuses the eBPF program cpu_sample")?;
     let cpus = online_cpus()
         .map_err(|(_, error)| error)
         .context("cannot list the online CPUs")?;
@@ -65,11 +91,17 @@ pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Clock> {
             Clock::CpuClock
         }
     };
+    let mut since = vec![Instant::now()];
     for &cpu in rest {
         attach_one(program, clock, cpu, rate_hz)
             .with_context(|| format!("cannot sample CPU {cpu} at {rate_hz} Hz"))?;
+        since.push(Instant::now());
     }
-    Ok(clock)
+    Ok(Ticking {
+        clock,
+        period_ns: 1_000_000_000 / u64::from(rate_hz.max(1)),
+        since,
+    })
 }
 
 fn attach_one(

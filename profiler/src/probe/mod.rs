@@ -8,6 +8,8 @@ mod kernel_types;
 mod lifecycle;
 mod targets;
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
@@ -16,6 +18,7 @@ use aya::{
 
 pub use counters::Counters;
 pub use cpu::Clock;
+use cpu::Ticking;
 use diagnostics::Diagnostics;
 use kernel_types::KernelTypes;
 pub use targets::Targets;
@@ -40,13 +43,15 @@ pub struct Options {
 pub struct Probes {
     ebpf: Ebpf,
     diagnostics: Diagnostics,
+    ticking: Option<Ticking>,
 }
 
 impl Probes {
-    /// Loads the object. Nothing is attached yet.
+    /// Loads the object, and the CPU sampler. Nothing is attached yet.
     ///
     /// # Errors
-    /// The kernel refuses a map or the object does not fit this goprof.
+    /// The kernel refuses a map or the program, or the object does not fit this
+    /// goprof.
     pub fn load(options: &Options) -> Result<Self> {
         let (kernel_stacks, watch_execs) = (
             u8::from(options.kernel_stacks),
@@ -63,7 +68,12 @@ impl Probes {
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
-        Ok(Self { ebpf, diagnostics })
+        cpu::load(&mut ebpf)?;
+        Ok(Self {
+            ebpf,
+            diagnostics,
+            ticking: None,
+        })
     }
 
     /// Attaches the programs that tell of processes which begin, start threads
@@ -78,9 +88,17 @@ impl Probes {
     /// Attaches the CPU sampler to every online CPU at `rate_hz`.
     ///
     /// # Errors
-    /// The kernel refuses the program or the event.
+    /// The kernel refuses the event.
     pub fn attach_cpu(&mut self, rate_hz: u32) -> Result<Clock> {
-        cpu::attach(&mut self.ebpf, rate_hz)
+        let ticking = cpu::attach(&mut self.ebpf, rate_hz)?;
+        Ok(self.ticking.insert(ticking).clock)
+    }
+
+    /// How many times the sampler was to tick by now, on all CPUs together, to
+    /// hold against [`Counter::Ticks`](profiler_ebpf::wire::Counter::Ticks);
+    /// `None` where the clock does not say.
+    pub fn ticks_due(&self) -> Option<u64> {
+        self.ticking.as_ref()?.due(Instant::now())
     }
 
     /// Detaches the CPU sampler.

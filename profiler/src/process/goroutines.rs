@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     gobinary::{
-        AllGoroutines, FuncKind, GLocation, GoBinary, LabelFormat, Machine, RuntimeOffsets,
-        StructOffsets,
+        AllGoroutines, FuncKind, GLocation, GoBinary, GoFunction, LabelFormat, Machine,
+        RuntimeOffsets, StructOffsets,
     },
     gomemory::{Live, Memory, Program},
 };
@@ -223,11 +223,14 @@ fn with_code(layout: GoLayout, binary: &GoBinary, bias: u64) -> GoLayout {
         return layout;
     }
     let mut callback = None;
+    let mut into_c = None;
     let mut handler = None;
     let mut returns = Vec::new();
     for function in binary.functions().filter(|function| function.asm) {
         if function.kind == FuncKind::Cgocallback {
             callback = Some(function);
+        } else if function.kind == FuncKind::Asmcgocall {
+            into_c = Some(function);
         } else if function.signal_handler {
             handler = Some(function);
         } else if returns_from_signal(binary, function.entry) {
@@ -248,16 +251,27 @@ fn with_code(layout: GoLayout, binary: &GoBinary, bias: u64) -> GoLayout {
     let Some(function) = callback else {
         return layout;
     };
-    // In the body, where it calls Go, the frame is at its largest. A function
-    // of that name that is longer is not the runtime's.
-    let body = function.entry..function.end.min(function.entry.saturating_add(4096));
-    let delta = body.filter_map(|address| binary.stack_delta(address)).max();
-    match delta.map(u16::try_from) {
-        Some(Ok(callback_delta)) => GoLayout {
+    // What calls C has no frame up to Go 1.20: that of its caller lies above.
+    let cgocall_frame = match into_c.and_then(|into_c| largest_frame(binary, &into_c)) {
+        Some(0) => binary.cgocall().and_then(|go| largest_frame(binary, &go)),
+        _ => Some(0),
+    };
+    match (largest_frame(binary, &function), cgocall_frame) {
+        (Some(callback_delta), Some(cgocall_frame)) => GoLayout {
             callback: code(function.entry, function.end),
             callback_delta,
+            cgocall_frame,
             ..layout
         },
         _ => layout,
     }
+}
+
+/// Bytes between the stack pointer and the return address in a function's body,
+/// where it calls others: there its frame is at its largest. A function of the
+/// runtime's name that is longer is not the runtime's.
+fn largest_frame(binary: &GoBinary, function: &GoFunction) -> Option<u16> {
+    let body = function.entry..function.end.min(function.entry.saturating_add(4096));
+    let deltas = body.filter_map(|address| binary.stack_delta(address));
+    deltas.max().and_then(|delta| u16::try_from(delta).ok())
 }

@@ -164,7 +164,7 @@ impl Object {
 }
 
 /// Device and inode.
-type Key = ((u32, u32), u64);
+pub(super) type Key = ((u32, u32), u64);
 
 /// How many files are remembered before those not in use are forgotten.
 const MAX_OBJECTS: usize = 512;
@@ -175,6 +175,28 @@ const MAX_OBJECTS: usize = 512;
 #[derive(Default)]
 pub struct Objects {
     by_inode: HashMap<Key, Known>,
+}
+
+/// A program's file.
+pub(super) enum Found {
+    /// It was looked at before.
+    Known(Arc<Object>),
+    /// It was not.
+    New {
+        /// Which file it is.
+        key: Key,
+        /// The file.
+        file: File,
+        /// Its path, as the process sees it.
+        path: String,
+    },
+}
+
+impl Found {
+    /// Whether it was not looked at before.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(self, Found::New { .. })
+    }
 }
 
 /// A file seen before.
@@ -201,15 +223,37 @@ impl Objects {
     /// The process is gone, has no program (a kernel thread: `NotFound`), or
     /// its file cannot be opened or mapped.
     pub fn of_executable(&mut self, pid: u32) -> io::Result<Arc<Object>> {
+        let found = self.find_executable(pid)?;
+        self.look_at(found)
+    }
+
+    /// Finds the program that process `pid` runs.
+    ///
+    /// # Errors
+    /// The process is gone, has no program, or its file cannot be opened.
+    pub(super) fn find_executable(&mut self, pid: u32) -> io::Result<Found> {
         let link = PathBuf::from(format!("/proc/{pid}/exe"));
         let status = fs::metadata(&link)?;
         let device = status.dev();
         let key = ((libc::major(device), libc::minor(device)), status.ino());
         if let Some(object) = self.known(&key) {
-            return Ok(object);
+            return Ok(Found::Known(object));
         }
         let path = fs::read_link(&link)?.to_string_lossy().into_owned();
-        let object = Object::open(File::open(&link)?, path).map_err(io::Error::other)?;
+        let file = File::open(&link)?;
+        Ok(Found::New { key, file, path })
+    }
+
+    /// Looks at the file that was found, if it is new.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub(super) fn look_at(&mut self, found: Found) -> io::Result<Arc<Object>> {
+        let (key, file, path) = match found {
+            Found::Known(object) => return Ok(object),
+            Found::New { key, file, path } => (key, file, path),
+        };
+        let object = Object::open(file, path).map_err(io::Error::other)?;
         let object = Arc::new(object);
         self.keep(key, Some(Arc::clone(&object)));
         Ok(object)

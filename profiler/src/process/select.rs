@@ -1,10 +1,10 @@
 //! Which processes are wanted.
 
-use std::fs;
+use std::{fs, io::ErrorKind};
 
 use regex::Regex;
 
-use super::{Identity, Process, ProcessTable};
+use super::{Identity, MapsLine, Process, ProcessTable, object::open_mapped};
 
 /// Most generations looked through for an ancestor.
 const MAX_GENERATIONS: usize = 64;
@@ -45,11 +45,13 @@ impl Selection {
 }
 
 fn descends_from(pid: u32, ancestor: u32) -> bool {
-    let mut pid = pid;
+    let mut at = pid;
     for _ in 0..MAX_GENERATIONS {
-        match parent(pid) {
+        match parent(at) {
             Some(parent) if parent == ancestor => return true,
-            Some(parent) if parent > 1 => pid = parent,
+            Some(parent) if parent > 1 => at = parent,
+            // One in between has just exited, so that another stands in for it.
+            None if at != pid => at = pid,
             _ => return false,
         }
     }
@@ -137,29 +139,68 @@ impl ProcessTable {
     /// Looks at what runs under `pid` now and, if it is a Go process that
     /// `selection` wants, adds it.
     pub fn consider(&mut self, pid: u32, selection: &Selection, depth: Depth) -> Considered {
-        let exe = match self.objects.of_executable(pid) {
+        let found = match self.objects.find_executable(pid) {
+            Ok(found) => found,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Considered::Gone,
+            Err(error) => return Considered::Unreadable(error),
+        };
+        // To look at a file takes a while; a short program may be gone then.
+        let before = found.is_new().then(|| Glance::at(pid, selection));
+        let exe = match self.objects.look_at(found) {
             Ok(exe) => exe,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Considered::Gone,
             Err(error) => return Considered::Unreadable(error),
         };
         if exe.go().is_none() && depth == Depth::Program {
             return Considered::Other(exe);
         }
-        let Ok(identity) = Identity::read(pid) else {
+        let Ok(glance) = before.unwrap_or_else(|| Glance::at(pid, selection)) else {
             return Considered::Gone;
         };
-        // Asked first: it costs less than the mappings.
-        if !selection.wants(&identity) {
+        if !glance.is_wanted {
             return Considered::Other(exe);
         }
-        match Process::of(identity, &mut self.objects) {
-            Ok(process) if process.go_object().is_some() => {
-                self.insert(process);
-                Considered::Wanted
-            }
-            Ok(_) => Considered::Other(exe),
-            Err(_) => Considered::Gone,
+        let open = |line: &MapsLine| open_mapped(pid, line);
+        let objects = &mut self.objects;
+        let process = Process::from_maps(glance.identity, &glance.maps, objects, open);
+        if process.go_object().is_some() {
+            self.insert(process);
+            Considered::Wanted
+        } else if is_alive(pid) {
+            Considered::Other(exe)
+        } else {
+            Considered::Gone
         }
+    }
+}
+
+/// What there is to know of a process that is quickly read.
+struct Glance {
+    identity: Identity,
+    is_wanted: bool,
+    /// Its mappings, if it is wanted.
+    maps: Vec<u8>,
+}
+
+impl Glance {
+    /// Fails where the process is gone.
+    fn at(pid: u32, selection: &Selection) -> std::io::Result<Self> {
+        let identity = Identity::read(pid)?;
+        // Asked first: it costs less than the mappings.
+        let is_wanted = selection.wants(&identity);
+        let maps = match is_wanted {
+            true => fs::read(format!("/proc/{pid}/maps"))?,
+            false => Vec::new(),
+        };
+        // Of one that exits there is still a name, but no memory and soon no
+        // parent.
+        if maps.is_empty() && !is_alive(pid) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(Self {
+            identity,
+            is_wanted,
+            maps,
+        })
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Recorder<T> {
     /// Pids that run something not wanted, with the reason where it is a Go
     /// program or cannot be told; stray samples of theirs are no loss.
     pub(super) rejected: HashMap<u32, Option<String>>,
+    /// Pids of programs that were gone before they were looked at.
+    pub(super) unseen: HashSet<u32>,
     /// Pids that were rejected by name, whatever they load.
     pub(super) excluded: HashSet<u32>,
     /// Processes whose main thread has exited.
@@ -101,6 +103,7 @@ impl<T: Sampled> Recorder<T> {
             table: ProcessTable::default(),
             window: Window::default(),
             rejected: HashMap::new(),
+            unseen: HashSet::new(),
             excluded: HashSet::new(),
             exiting: HashSet::new(),
             to_prove: HashMap::new(),
@@ -134,10 +137,15 @@ impl<T: Sampled> Recorder<T> {
             // If it loads Go code later, the kernel side tells.
             Considered::Other(exe) => Some(exe.why_unreadable_go()),
             Considered::Unreadable(error) => Some(Some(error.to_string())),
-            Considered::Gone => {
-                self.tally.vanished += u64::from(!is_kernel_thread(pid));
-                Some(None)
+            // Nobody knows any more whether it was wanted.
+            Considered::Gone if depth == Depth::Program => {
+                self.tally.vanished += 1;
+                self.unseen.insert(pid);
+                let _ = self.targets.remove(pid);
+                return;
             }
+            // A kernel thread, or one that was never sampled.
+            Considered::Gone => Some(None),
         };
         if let Some(why) = rejected {
             self.rejected.insert(pid, why);
@@ -250,10 +258,13 @@ impl<T: Sampled> Recorder<T> {
     fn sample(&mut self, sample: &Sample<'_>) {
         let head = sample.head;
         let Some(index) = self.table.current(head.header.pid) else {
-            match self.rejected.contains_key(&head.header.pid) {
-                true => self.tally.unwanted += 1,
-                false => self.tally.unknown_process += 1,
-            }
+            let pid = head.header.pid;
+            let count = match self.rejected.contains_key(&pid) {
+                true => &mut self.tally.unwanted,
+                false if self.unseen.contains(&pid) => &mut self.tally.unseen,
+                false => &mut self.tally.unknown_process,
+            };
+            *count += 1;
             return;
         };
         // Taken before the kernel side was told, and delivered after.
@@ -308,19 +319,25 @@ impl<T: Sampled> Recorder<T> {
         labels
     }
 
-    /// Forgets processes that have exited.
-    pub(super) fn look_for_exits(&mut self) {
-        let watched: Vec<u32> = match &self.selection {
+    /// Processes that have exited. To be asked for before the ring is drained,
+    /// and forgotten after: so no sample of theirs comes later.
+    pub(super) fn exited(&self) -> Vec<u32> {
+        let mut watched: Vec<u32> = match &self.selection {
             // An exit that was not told of must not keep us waiting for ever.
             Selection::Pids(_) => self.table.pids().collect(),
             _ => self.exiting.iter().copied().collect(),
         };
-        for pid in watched {
-            if !is_alive(pid) {
-                self.exiting.remove(&pid);
-                self.table.forget(pid);
-                let _ = self.targets.remove(pid);
-            }
+        watched.retain(|pid| !is_alive(*pid));
+        watched
+    }
+
+    /// Forgets processes that have exited.
+    pub(super) fn forget_exited(&mut self, exited: &[u32]) {
+        // A pid that was given to another process meanwhile is not gone.
+        for pid in exited.iter().filter(|pid| !is_alive(**pid)) {
+            self.exiting.remove(pid);
+            self.table.forget(*pid);
+            let _ = self.targets.remove(*pid);
         }
     }
 
@@ -336,13 +353,6 @@ impl<T: Sampled> Recorder<T> {
 fn is_taken_by_layout(sample: &Sample<'_>) -> bool {
     let head = sample.head;
     head.goid != 0 || head.labels != 0 || head.labels_missed != 0 || sample.goroutine.is_some()
-}
-
-/// A process without an executable that is there all the same.
-fn is_kernel_thread(pid: u32) -> bool {
-    std::path::Path::new(&format!("/proc/{pid}/exe"))
-        .symlink_metadata()
-        .is_ok()
 }
 
 #[cfg(test)]
@@ -536,6 +546,29 @@ mod tests {
             (2, 0)
         );
         assert_eq!(recorder.tally.off.len(), 1);
+    }
+
+    #[test]
+    fn samples_of_a_program_that_nobody_saw_are_counted_and_said() {
+        let mut recorder = recorder();
+        recorder.selection = Selection::All;
+        let exec = wire::Header {
+            kind: kind::EXEC,
+            ..PLAIN.header
+        };
+        recorder.take(exec.as_bytes());
+        take(&mut recorder, &PLAIN, &[]);
+        let tally = &recorder.tally;
+        assert_eq!((recorder.window.samples(), tally.vanished), (0, 1));
+        let counts = (tally.unseen, tally.unknown_process, tally.unwanted);
+        assert_eq!(counts, (1, 0, 0));
+        let said = tally.incomplete();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(recorder.targets.0, [(PID, None)]);
+        // The next program of that pid is another.
+        begin(&mut recorder);
+        take(&mut recorder, &PLAIN, &[]);
+        assert_eq!(recorder.window.samples(), 1);
     }
 
     #[test]

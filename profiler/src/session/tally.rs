@@ -13,10 +13,17 @@ pub struct Tally {
     pub kernel: Counters,
     /// How the stacks end, in samples.
     pub ends: BTreeMap<StackEnd, u64>,
+    /// Ticks of the sampler that were due; 0 where the clock does not say.
+    pub ticks_due: u64,
+    /// Those of them that did not come.
+    pub ticks_missed: u64,
     /// Records that could not be read.
     pub undecodable: u64,
     /// Samples of processes that exited before goprof could look at them.
     pub unknown_process: u64,
+    /// Samples of programs that had exited before goprof could look at them:
+    /// whether they were wanted is not known.
+    pub unseen: u64,
     /// Samples of programs that turned out not to be wanted: those that had
     /// just begun when they were taken.
     pub unwanted: u64,
@@ -60,6 +67,14 @@ impl Tally {
     pub fn incomplete(&self) -> Vec<(u64, &'static str)> {
         [
             (
+                // A stray one changes nothing in what is statistics anyhow.
+                match self.ticks_missed * 100 >= self.ticks_due {
+                    true => self.ticks_missed,
+                    false => 0,
+                },
+                "ticks of the sampler missing: the kernel throttled it or held it up",
+            ),
+            (
                 self.kernel.get(Counter::EventsRingFull),
                 "starts and exits of processes and threads not seen: ring buffer full",
             ),
@@ -72,6 +87,10 @@ impl Tally {
                 "samples without their kernel stack",
             ),
             (self.vanished, "processes gone before they were looked at"),
+            (
+                self.unseen,
+                "samples of those, which are left out: wanted or not",
+            ),
             (self.labels_truncated, "labels of samples cut short"),
             (self.labels_missed, "labels of samples left out"),
         ]

@@ -68,7 +68,12 @@ impl<T: Sampled> Recorder<T> {
     pub(super) fn gone(&self) -> Vec<u32> {
         let is_there = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
         let sampled = self.table.pids().filter(|pid| !is_alive(*pid));
-        let others = self.rejected.keys().chain(&self.exiting).copied();
+        let others = self
+            .rejected
+            .keys()
+            .chain(&self.exiting)
+            .chain(&self.unseen);
+        let others = others.copied();
         let others = others.chain(self.excluded.iter().copied());
         sampled
             .chain(others.filter(|pid| !is_there(*pid)))
@@ -79,6 +84,7 @@ impl<T: Sampled> Recorder<T> {
     pub(super) fn forget(&mut self, pid: u32) {
         self.table.forget(pid);
         self.rejected.remove(&pid);
+        self.unseen.remove(&pid);
         self.excluded.remove(&pid);
         self.exiting.remove(&pid);
         self.to_prove.remove(&pid);

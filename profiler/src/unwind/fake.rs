@@ -165,12 +165,12 @@ pub(super) fn program() -> Fake {
 }
 
 /// A call in a function: where it returns to.
-pub(super) fn ret(function: u64) -> u64 {
+pub(super) const fn ret(function: u64) -> u64 {
     function + 0x40
 }
 
 /// The frame of such a call.
-pub(super) fn call(function: u64) -> u64 {
+pub(super) const fn call(function: u64) -> u64 {
     ret(function) - 1
 }
 

@@ -5,7 +5,7 @@ use profiler_ebpf::wire::signal_frame;
 
 use super::StackEnd;
 use crate::{
-    decode::Segment,
+    decode::{FarSlice, Segment},
     process::code::{CodeOf, Site},
 };
 
@@ -36,16 +36,55 @@ impl Program for CodeOf<'_> {
 
 impl Memory for Segment<'_> {
     fn word(&self, address: u64) -> Option<u64> {
-        let within = |start: u64, words: &[u64]| {
-            let offset = address
-                .checked_sub(start)
-                .filter(|offset| offset % 8 == 0)?;
-            words.get(usize::try_from(offset / 8).ok()?).copied()
-        };
-        within(self.sp, self.slice).or_else(|| {
-            let far = self.far?;
-            within(far.address, far.words)
-        })
+        within(self.sp, self.slice, address).or_else(|| self.far?.word(address))
+    }
+}
+
+impl Memory for FarSlice<'_> {
+    fn word(&self, address: u64) -> Option<u64> {
+        within(self.address, self.words, address)
+    }
+}
+
+/// What was recorded of a thread's stacks: of the one that is walked, and of the
+/// system stack for the C between the parts of a goroutine's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Words<'a> {
+    pub segment: &'a Segment<'a>,
+    pub system: Option<FarSlice<'a>>,
+}
+
+impl Memory for Words<'_> {
+    fn word(&self, address: u64) -> Option<u64> {
+        let here = self.segment.word(address);
+        here.or_else(|| self.system?.word(address))
+    }
+}
+
+fn within(start: u64, words: &[u64], address: u64) -> Option<u64> {
+    let offset = address
+        .checked_sub(start)
+        .filter(|offset| offset % 8 == 0)?;
+    words.get(usize::try_from(offset / 8).ok()?).copied()
+}
+
+/// The frames of `cgocallback` on the system stack that a walk comes to, by the
+/// stack pointer in them, innermost first.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Callbacks(Option<u64>);
+
+impl Callbacks {
+    /// From the one at which this slice of the system stack begins.
+    pub fn from(system: FarSlice<'_>) -> Self {
+        Self(Some(system.address))
+    }
+
+    /// The next one. At its bottom the runtime keeps where the system stack was
+    /// entered before, which is where the one after is, higher up.
+    pub fn take(&mut self, memory: &impl Memory) -> Option<u64> {
+        let sp = self.0.take()?;
+        self.0 = memory.word(sp).filter(|older| *older > sp);
+        Some(sp)
     }
 }
 

@@ -5,8 +5,8 @@ use profiler_ebpf::wire::{NO_FRAME, WalkEnd, signal_frame};
 use super::{
     GAP, Stack, StackEnd, broke_at,
     fake::{
-        ASM, ASMCGOCALL, BARE, C_FP, C_INNER, C_OUTER, CALLBACK, CALLER, CROSSCALL, FUNCTION, Fake,
-        GOEXIT, LEAF, MAIN, NEW_STACK, SIGTRAMP, SP, call, go, outer, program, ret, segment,
+        ASM, ASMCGOCALL, BARE, C_FP, C_INNER, C_OUTER, CALLER, FUNCTION, Fake, GOEXIT, LEAF, MAIN,
+        NEW_STACK, SIGTRAMP, SP, call, go, outer, program, ret, segment,
     },
     walk::MAX_FRAMES,
 };
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[track_caller]
-fn check(
+pub(super) fn check(
     program: Fake,
     thread: Segment<'_>,
     goroutine: Option<Segment<'_>>,
@@ -230,47 +230,6 @@ fn a_stale_frame_pointer_of_the_goroutine_is_not_believed() {
 }
 
 #[test]
-fn a_callback_goes_through_c_to_the_outer_go() {
-    let outer_chain = [ret(MAIN), ret(GOEXIT)];
-    // On the goroutine's stack CALLER returns into cgocallback, whose frame on
-    // the system stack begins the far slice: its caller's frame pointer and
-    // return address, crosscall2's frame, and C's.
-    let chain = [ret(CALLBACK), ret(CROSSCALL), 0x5555];
-    let far = [
-        0x6000_0010,
-        ret(CROSSCALL), //
-        0,
-        0xdead,
-        ret(C_OUTER), //
-        0,
-        ret(ASMCGOCALL),
-    ];
-    let thread = Segment {
-        far: Some(FarSlice {
-            address: 0x6000_0000,
-            frames_before: 1,
-            words: &far,
-        }),
-        ..segment(ret(CALLER), SP + 0x10, &chain, &[])
-    };
-    let expected = [
-        ret(CALLER),
-        call(CALLBACK),
-        call(CROSSCALL),
-        call(C_OUTER),
-        call(ASMCGOCALL),
-        call(MAIN),
-    ];
-    check(
-        program(),
-        thread,
-        Some(outer(&outer_chain, &[])),
-        &expected,
-        StackEnd::Whole,
-    );
-}
-
-#[test]
 fn a_signal_goes_on_with_what_it_interrupted() {
     let chain = [ret(MAIN), ret(GOEXIT)];
     // The handler's frame of two words, the address that it returns to, and
@@ -428,6 +387,7 @@ fn random_stacks_end() {
         };
         let (chain, slice, far) = (words(12), words(64), words(24));
         let (outer_chain, outer_slice) = (words(12), words(12));
+        let system = words(24);
         let far = FarSlice {
             address: word(&mut state),
             frames_before: random(&mut state) % 4,
@@ -438,8 +398,14 @@ fn random_stacks_end() {
             lr: (random(&mut state).is_multiple_of(4)).into(),
             ..segment(word(&mut state), word(&mut state), &chain, &slice)
         };
+        let system = FarSlice {
+            address: word(&mut state),
+            frames_before: [NO_FRAME, random(&mut state) % 4][(random(&mut state) % 2) as usize],
+            words: &system,
+        };
         let goroutine = Segment {
             sp: word(&mut state),
+            far: (random(&mut state).is_multiple_of(2)).then_some(system),
             ..segment(
                 word(&mut state),
                 word(&mut state),

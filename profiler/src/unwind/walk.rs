@@ -9,8 +9,8 @@ mod go;
 mod native;
 
 use super::{
-    StackEnd,
-    frame::{Frame, Memory, Program, Stop},
+    GAP, StackEnd,
+    frame::{Callbacks, Frame, Memory, Program, Stop},
 };
 use crate::{
     decode::Segment,
@@ -29,6 +29,10 @@ pub(super) struct Walk<'a, P, M> {
     pub segment: &'a Segment<'a>,
     /// The goroutine's own stack, where the thread left it.
     pub goroutine: Option<&'a Segment<'a>>,
+    /// Those that it comes to.
+    pub callbacks: Callbacks,
+    /// Where it goes on behind the C that it is in: in the Go that called it.
+    pub outer: Option<Frame>,
     pub frames: &'a mut Vec<u64>,
     /// Whether an address lay in no mapping.
     pub unmapped: bool,
@@ -38,7 +42,19 @@ pub(super) struct Walk<'a, P, M> {
 impl<P: Program, M: Memory> Walk<'_, P, M> {
     /// Walks to the end, and appends each frame.
     pub fn run(&mut self) -> Stop {
-        let mut first = true;
+        let mut stop = self.until_stop(true);
+        // Behind each callback there are frames, and they are bounded.
+        while let Some(outer) = self.outer.take() {
+            if stop != Stop::Switch {
+                self.frames.push(GAP);
+            }
+            self.frame = outer;
+            stop = self.until_stop(false);
+        }
+        stop
+    }
+
+    fn until_stop(&mut self, mut first: bool) -> Stop {
         while self.frames.len() < MAX_FRAMES {
             let site = self.program.site(self.frame.at);
             self.unmapped |= site.is_none();

@@ -81,6 +81,11 @@ fn details(recording: &Recording) {
         Clock::CpuClock => "the kernel's cpu-clock (no hardware counter here)",
     };
     eprintln!("  sampled by {clock}");
+    let tally = &recording.tally;
+    if tally.ticks_due > 0 {
+        let (missed, due) = (tally.ticks_missed, tally.ticks_due);
+        eprintln!("  ticks missing: {missed} of {due}");
+    }
     for (end, count) in &recording.tally.ends {
         eprintln!("  stacks {}: {count}", end.describe());
     }

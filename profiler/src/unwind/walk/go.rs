@@ -7,7 +7,7 @@ use profiler_ebpf::wire::FRAME_SOUND_BYTES;
 use super::{
     super::{
         GAP, StackEnd,
-        frame::{Memory, Program, Stop},
+        frame::{Frame, Memory, Program, Stop},
     },
     Walk,
 };
@@ -37,6 +37,8 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             FuncKind::Goexit | FuncKind::Mcall => Some(Stop::Root),
             // The scheduler runs: the goroutine was given up.
             FuncKind::Morestack if !first => Some(Stop::Root),
+            // No Go is between the C that called back and the Go that called it.
+            FuncKind::Asmcgocall if self.outer.is_some() => Some(Stop::Switch),
             FuncKind::Systemstack | FuncKind::Asmcgocall if !first && self.switches_here() => {
                 Some(Stop::Switch)
             }
@@ -181,9 +183,40 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
     }
 
     /// `cgocallback` has two frames of one size: its own on the system stack,
-    /// which the chain goes through, and one that it made on the goroutine's,
-    /// whose return address is where the goroutine had left it.
+    /// which a thread's chain goes through, and one that it made on the
+    /// goroutine's, whose return address is where the goroutine had left it, and
+    /// where a goroutine's chain goes on.
     fn through_callback(&mut self, go: &GoSite) -> Result<(), Stop> {
+        let link = self.frame.link;
+        let next = link.and_then(|link| self.segment.callers.get(link).copied());
+        let has_outer = next.is_some() || self.goroutine.is_some();
+        if let Some(fp) = self.callback_frame(go)
+            && let Some(return_address) = self.memory.word(fp.wrapping_add(8))
+            && has_outer
+        {
+            if next == Some(return_address) {
+                self.frame.fp = Some(fp);
+                return self.along_chain(false);
+            }
+            self.outer = link.zip(next).map(|(link, next)| Frame {
+                at: next.wrapping_sub(1),
+                exact: false,
+                sp: None,
+                fp: None,
+                link: Some(link + 1),
+                joined: false,
+                lr: None,
+                signalled: false,
+            });
+            self.frame.sp = Some(fp.wrapping_add(16));
+            self.set_fp(self.memory.word(fp));
+            return self.go_to(return_address, false);
+        }
+        let before = next.and_then(|next| self.program.site(next.wrapping_sub(1)));
+        if matches!(before, Some(Site::Go(before)) if !before.asm) {
+            // It was not `crosscall2` that called it: the C is missing.
+            self.frames.push(GAP);
+        }
         let outer = self.slot(go);
         let step = self.along_chain(false);
         match (step, outer) {
@@ -199,6 +232,15 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             }
             (step, _) => step,
         }
+    }
+
+    /// The frame pointer of the callback's frame on the system stack.
+    fn callback_frame(&mut self, go: &GoSite) -> Option<u64> {
+        let GoFrameShape::OnStack { slot, .. } = go.frame? else {
+            return None;
+        };
+        let sp = self.callbacks.take(&self.memory)?;
+        Some(sp.wrapping_add(u64::from(slot)).wrapping_sub(8))
     }
 
     /// A function that writes the stack pointer goes over to another stack, and

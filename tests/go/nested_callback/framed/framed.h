@@ -1,0 +1,1 @@
+unsigned long framed_outer(unsigned long depth);

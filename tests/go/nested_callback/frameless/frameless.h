@@ -1,0 +1,1 @@
+unsigned long frameless_outer(unsigned long depth);
