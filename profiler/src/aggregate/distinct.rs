@@ -3,7 +3,7 @@
 
 use std::hash::{BuildHasher as _, Hash};
 
-use foldhash::fast::RandomState;
+use foldhash::quality::RandomState;
 
 /// Bits; a power of two. Good to a percent up to some millions of things.
 const BITS: u64 = 1 << 18;
