@@ -14,7 +14,7 @@ use crate::command;
 
 /// Smaller ones do not show what is asked.
 const MIN_SIZE_BYTES: u64 = 100_000_000;
-const PACKAGES: usize = 36;
+const PACKAGES: usize = 58;
 const FUNCTIONS_PER_PACKAGE: usize = 1_600;
 /// How deep the calls go.
 const DEPTH: usize = 24;
