@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use goprof_tests::agent::Agent;
 use goprof_tests::command::Running;
+use goprof_tests::receivers::Receivers;
 use goprof_tests::target::Target;
 use goprof_tests::{debian, go, http};
 use regex::Regex;
@@ -102,7 +103,6 @@ fn check_panel(file: &str, panel: &Value) {
     let unit = &panel["fieldConfig"]["defaults"]["unit"];
     assert!(unit.is_string(), "{file}: {title}: no unit");
     assert!(!list(panel, "targets").is_empty(), "{file}: {title}");
-    let counters = Regex::new(r"(\w*\()?\w+_total\{[^}]*\}(\[[^]]*\])?").expect("a pattern");
     for target in list(panel, "targets") {
         let source = &target["datasource"];
         assert_eq!(source, &panel["datasource"], "{file}: {title}");
@@ -119,15 +119,21 @@ fn check_panel(file: &str, panel: &Value) {
         }
         assert_eq!(source, METRICS, "{file}: {title}");
         let query = target["expr"].as_str().expect("a query");
-        // A counter by itself says how long the agent has been up.
-        for counter in counters.find_iter(query) {
-            let text = counter.as_str();
-            let is_rate = text.starts_with("rate(") || text.starts_with("increase(");
-            assert!(
-                is_rate && text.ends_with("[$__rate_interval]"),
-                "{file}: {title}: {text}"
-            );
-        }
+        check_counters(query, &format!("{file}: {title}"));
+    }
+}
+
+/// A counter by itself says no more than how long the agent has been up.
+#[track_caller]
+fn check_counters(query: &str, place: &str) {
+    let counters = Regex::new(r"(\w*\()?\w+_total\{[^}]*\}(\[[^]]*\])?").expect("a pattern");
+    for counter in counters.find_iter(query) {
+        let text = counter.as_str();
+        let is_rate = text.starts_with("rate(") || text.starts_with("increase(");
+        assert!(
+            is_rate && text.ends_with("[$__rate_interval]"),
+            "{place}: {text}"
+        );
     }
 }
 
@@ -271,13 +277,64 @@ fn selectors() -> BTreeSet<String> {
         .collect()
 }
 
+/// Names of labels that the flame graphs choose or group by.
+fn profile_labels() -> BTreeSet<String> {
+    let chosen = Regex::new(r"(\w+)=").expect("a pattern");
+    let mut names = BTreeSet::new();
+    for (file, _) in DASHBOARDS {
+        let dashboard = dashboard(file);
+        let targets = panels(&dashboard);
+        for target in targets.iter().flat_map(|panel| list(panel, "targets")) {
+            let selector = target["labelSelector"].as_str().unwrap_or_default();
+            names.extend(
+                chosen
+                    .captures_iter(selector)
+                    .map(|found| found[1].to_owned()),
+            );
+            let groups = list(target, "groupBy").iter();
+            names.extend(groups.flat_map(|name| name.as_str()).map(str::to_owned));
+        }
+    }
+    names
+}
+
+/// What Pyroscope's own code reads of what is pushed is what the flame graphs ask
+/// for.
+#[track_caller]
+fn check_pushed(receivers: &Receivers) {
+    let received = receivers.received();
+    let found = received.iter().find(|profile| profile.service() == SERVICE);
+    let profile = found.unwrap_or_else(|| panic!("{received:?}"));
+    let names = profile_labels();
+    assert!(
+        names.contains("service_name") && names.contains("node"),
+        "{names:?}"
+    );
+    for name in names {
+        assert_ne!(profile.label(&name), "", "{name}: {profile:?}");
+    }
+    assert_eq!(profile.label("node"), NODE);
+    // CPU is NAME:TYPE:UNIT:PERIOD:UNIT.
+    let name = profile.label("__name__");
+    let kinds = profile.types.iter().map(|kind| kind.replace('/', ":"));
+    let period = profile.period.replace('/', ":");
+    let mut ids = kinds.map(|kind| format!("{name}:{kind}:{period}"));
+    assert!(ids.any(|id| id == CPU), "{profile:?}");
+}
+
 #[test]
 fn a_live_agent_has_what_dashboards_and_alerts_ask_for() {
     let _busy = Target::start(&go::build(SERVICE), &[]);
     let folder = tempfile::tempdir().expect("make a folder");
-    let agent = Agent::start(folder.path(), &["--flush", "1s", "--node", NODE]);
-    let uploaded = "goprof_uploads_total{result=\"success\"}";
-    agent.wait_for(uploaded, 2.0, LIMIT);
+    let receivers = Receivers::start(folder.path(), &[]);
+    let [pyroscope, ..] = receivers.urls("http");
+    let mut args = vec!["--flush", "1s", "--node", NODE];
+    args.extend(["--push-pyroscope", &pyroscope]);
+    let agent = Agent::start(folder.path(), &args);
+    agent.wait_for("goprof_uploads_total{result=\"success\"}", 2.0, LIMIT);
+    let pushed = "goprof_push_total{receiver=\"pyroscope\",result=\"success\"}";
+    agent.wait_for(pushed, 2.0, LIMIT);
+    check_pushed(&receivers);
     let prometheus = Prometheus::start(folder.path(), &agent);
     // Two scrapes with windows in between, so that rates are there.
     prometheus.wait_for("rate(goprof_samples_total[20s]) > 0");

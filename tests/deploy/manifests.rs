@@ -193,6 +193,35 @@ fn what_can_be_switched_off_is_gone() {
     assert_eq!(volumes.len(), 2, "{volumes:?}");
 }
 
+#[test]
+fn tls_and_tokens_reach_probes_and_prometheus() {
+    let manifests = helm(&[
+        "--set",
+        "tls=true,podMonitor.enabled=true",
+        "--set",
+        "podMonitor.endpoint.authorization.credentials.name=goprof-http",
+        "--set",
+        "podMonitor.endpoint.authorization.credentials.key=token",
+        "--set",
+        "podMonitor.endpoint.tlsConfig.ca.secret.name=goprof-http",
+        "--set",
+        "podMonitor.endpoint.tlsConfig.ca.secret.key=ca.crt",
+    ]);
+    let (daemonset, monitor) = (
+        of_kind(&manifests, "DaemonSet"),
+        of_kind(&manifests, "PodMonitor"),
+    );
+    tools::validate(&KUBERNETES, &[daemonset]).succeeded();
+    tools::inspect("operator", &monitor.to_string()).succeeded();
+    let container = &daemonset["spec"]["template"]["spec"]["containers"][0];
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS", "{probe}");
+    }
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!(endpoint["scheme"], "https");
+    assert_eq!(endpoint["authorization"]["credentials"]["key"], "token");
+}
+
 /// What the agent makes of the configuration of a ConfigMap.
 #[track_caller]
 fn configuration(manifests: &[Value]) -> toml::Table {
