@@ -138,7 +138,7 @@ fn a_reload_leaves_out_next_to_nothing_and_counts_nothing_twice() {
         reloads.set(reloads.get() + 1.0);
         let success = "goprof_config_reloads_total{result=\"success\"}";
         agent.wait_for(success, reloads.get(), LIMIT);
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(1));
     };
     let text = |rate_hz: u32, excluded: &str| {
         let rule = format!("[[rules]]\nexclude = [{{ name = \"{excluded}\" }}]\n");
@@ -147,7 +147,7 @@ fn a_reload_leaves_out_next_to_nothing_and_counts_nothing_twice() {
     write(&text(97, "x"));
     let arg = path.to_str().expect("a UTF-8 path");
     let agent = Agent::start(dir.path(), &["--config", arg]);
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     // Samplers that do for both go on in their window.
     reload(&agent, &text(97, "y"));
     assert_eq!(agent::rows(dir.path()), []);

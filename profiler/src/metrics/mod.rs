@@ -14,10 +14,11 @@ pub use push::{Push, Pushed};
 pub use targets::{Observed, Service, Targets};
 
 /// Why the HTTP server refuses.
-const REFUSALS: [&str; 7] = [
+const REFUSALS: [&str; 8] = [
     "accept",
     "certificate",
     "connections",
+    "host",
     "network",
     "timeout",
     "tls",

@@ -1,11 +1,11 @@
 //! Who may have which answer: judges a request by what its client shows and by
 //! whom the server can be reached. Answers nothing itself but refusals.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header, uri::Authority},
     middleware::Next,
     response::Response,
 };
@@ -42,6 +42,7 @@ pub(super) enum Refusal {
     Certificate,
     Token,
     Network,
+    Host,
 }
 
 /// Lets a request through, or refuses it.
@@ -65,11 +66,26 @@ impl Access {
                 true => Ok(()),
                 false => Err(Refusal::Token),
             },
-            None if self.wants_certificate || self.is_local || self.is_open => Ok(()),
+            None if self.wants_certificate || self.is_open => Ok(()),
             None if FOR_NETWORK.contains(&path) => Ok(()),
-            None => Err(Refusal::Network),
+            None if !self.is_local => Err(Refusal::Network),
+            None if !is_own_name(headers) => Err(Refusal::Host),
+            None => Ok(()),
         }
     }
+}
+
+/// Whether a client took the server for one of this machine: a web page that had
+/// its own name lead here (DNS rebinding) did not.
+fn is_own_name(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST) else {
+        return true;
+    };
+    let authority = host.to_str().ok().and_then(|host| host.parse().ok());
+    authority.is_some_and(|authority: Authority| {
+        let host = authority.host().trim_matches(['[', ']']);
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+    })
 }
 
 /// The token that a client shows: as such, or as a password with any name, which
@@ -96,6 +112,7 @@ impl Refusal {
             Refusal::Certificate => "certificate",
             Refusal::Token => "token",
             Refusal::Network => "network",
+            Refusal::Host => "host",
         }
     }
 
@@ -117,6 +134,11 @@ impl Refusal {
                 }
                 response
             }
+            Refusal::Host => plain(
+                StatusCode::MISDIRECTED_REQUEST,
+                "ask by localhost or an address, as other names may be a web page's: \
+                 else set http.token_file or http.insecure = true\n",
+            ),
             Refusal::Network => plain(
                 StatusCode::FORBIDDEN,
                 "closed, as other machines reach this and nobody shows who they are: \
@@ -135,6 +157,33 @@ mod tests {
         let value = HeaderValue::from_bytes(authorization.as_bytes()).unwrap();
         headers.insert(header::AUTHORIZATION, value);
         headers
+    }
+
+    #[test]
+    fn addresses_and_localhost_are_this_machine() {
+        let is_own = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+            is_own_name(&headers)
+        };
+        for own in [
+            "localhost:7071",
+            "LOCALHOST",
+            "127.0.0.1:7071",
+            "[::1]:7071",
+            "10.0.0.1",
+        ] {
+            assert!(is_own(own), "{own}");
+        }
+        for other in [
+            "evil.example:7071",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+        ] {
+            assert!(!is_own(other), "{other}");
+        }
+        assert!(is_own_name(&HeaderMap::new()));
     }
 
     #[test]

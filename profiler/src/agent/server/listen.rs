@@ -37,7 +37,7 @@ const ALL_WITHIN: Duration = Duration::from_secs(MAX_SECONDS + 60);
 /// Longest request line with its headers.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 /// How often the files of certificates and token are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Pause when no connection can be accepted, as when files run out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
