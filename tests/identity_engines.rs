@@ -195,6 +195,7 @@ fn dockers_containers_have_their_name() {
 struct Podman {
     folder: tempfile::TempDir,
     cgroup: CgroupName,
+    libraries: String,
 }
 
 impl Podman {
@@ -217,7 +218,7 @@ impl Podman {
             .arg(runc);
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
         command.args(["--storage-driver", "vfs"]);
-        command.env("LD_LIBRARY_PATH", debian::libraries("podman"));
+        command.env("LD_LIBRARY_PATH", &self.libraries);
         command
     }
 
@@ -265,6 +266,7 @@ fn podmans_containers_have_their_name_with_a_service_and_without() {
     let podman = Podman {
         folder: tempfile::tempdir().unwrap(),
         cgroup: CgroupName::new(),
+        libraries: debian::libraries("podman"),
     };
     let kept = podman.run("shop-web", &[]);
     // Newer ones list those that go with their end in a file of their own.
