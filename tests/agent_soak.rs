@@ -20,6 +20,8 @@ const A_SECOND: u32 = 10;
 /// Files of whatever else the machine runs meanwhile.
 const SOME_FDS: usize = 256;
 const SOME_BYTES: u64 = 12 << 20;
+/// Of a window that happens to be large.
+const SOME_OWN_KB: u64 = 8 << 10;
 
 #[derive(Debug, Clone, Copy)]
 struct Size {
@@ -127,6 +129,8 @@ fn processes_that_come_and_go_leave_nothing_behind() {
         assert!(size.maps <= before.maps + SOME_FDS, "mappings grew");
         let most = before.resident_bytes + SOME_BYTES;
         assert!(size.resident_bytes <= most, "memory grew");
+        let most = before.anonymous_kb + SOME_OWN_KB;
+        assert!(size.anonymous_kb <= most, "own memory grew");
     }
     assert_eq!(rest.own_fds, 0, "files of programs that are gone are held");
     let windows = agent.metric("goprof_windows_total{result=\"spooled\"}");
