@@ -2,7 +2,9 @@
 //! knows them all; it does the work of none.
 
 mod breaks;
+mod heap;
 mod looks;
+mod mem_profile;
 mod recorder;
 mod tally;
 mod window;
@@ -23,6 +25,7 @@ use crate::{
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
 pub use breaks::Break;
+pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;

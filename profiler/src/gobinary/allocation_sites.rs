@@ -141,7 +141,7 @@ impl<'b> AllocationSites<'b> {
     fn decode(&self, code: &[u8], vaddr: u64) -> Calls {
         // Where code is jumped to, nothing is known of registers.
         let targets: HashSet<u64> = instructions(code, vaddr)
-            .filter(|i| is_jump(i))
+            .filter(is_jump)
             .map(|i| i.near_branch_target())
             .collect();
         let mut factory = InstructionInfoFactory::new();
