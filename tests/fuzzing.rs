@@ -44,11 +44,10 @@ fn seeds_of_gomemory_have_a_heap_profile() {
     for seed in seeds_of("gomemory") {
         let words = words(&seed);
         let input = MemoryInput::of(&words).unwrap();
-        let binary = input.known.process.go_object().unwrap().go().unwrap();
         let memory = Made::by(|address| Some(input.word(address)));
         let variables = variables();
-        let profile = program(&memory, binary, &variables).heap().unwrap();
-        assert_eq!(profile.buckets.len(), 1, "{}", input.known.name);
+        let profile = program(&memory, input.binary, &variables).heap().unwrap();
+        assert_eq!(profile.buckets.len(), 1, "{}", input.binary.version());
     }
 }
 

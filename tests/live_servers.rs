@@ -223,10 +223,18 @@ fn wait_for_scrapes(url: &str) {
     }
 }
 
-#[test]
-fn prometheus_under_load_is_named() {
+/// Prometheus that scrapes itself and answers a query without end.
+struct Prometheus {
+    target: Target,
+    load: Load,
+    url: String,
+    #[expect(dead_code, reason = "dropping it removes the data")]
+    dir: tempfile::TempDir,
+}
+
+#[track_caller]
+fn prometheus() -> Prometheus {
     let server = debian::package("prometheus").join("usr/bin/prometheus");
-    let _turn = quiet::measuring();
     let dir = tempfile::tempdir().expect("make a directory");
     let port = free_port();
     let config = dir.path().join("prometheus.yml");
@@ -254,7 +262,19 @@ fn prometheus_under_load_is_named() {
          sum(rate(prometheus_http_request_duration_seconds_bucket[10s]))by(job,handler)"
     );
     let load = Load::start(move |_| http::request("GET", &query, b"", LIMIT).map(drop));
-    let profile = record(&target, &load, "prometheus");
+    Prometheus {
+        target,
+        load,
+        url,
+        dir,
+    }
+}
+
+#[test]
+fn prometheus_under_load_is_named() {
+    let _turn = quiet::measuring();
+    let Prometheus { target, load, .. } = &prometheus();
+    let profile = record(target, load, "prometheus");
     assert_present(
         &profile,
         &[
@@ -263,6 +283,81 @@ fn prometheus_under_load_is_named() {
             "github.com/prometheus/prometheus/promql.(*evaluator).eval",
             "github.com/prometheus/prometheus/scrape.(*scrapeLoop).run",
         ],
+    );
+}
+
+/// A heap profile's values by site: frames with their lines, and the size of blocks.
+fn heap_sites(profile: &Profile) -> BTreeMap<String, [i64; 4]> {
+    let mut sites: BTreeMap<String, [i64; 4]> = BTreeMap::new();
+    for stack in &profile.stacks {
+        let frames = stack.frames.iter();
+        let frames: Vec<String> = frames
+            .map(|f| format!("{}:{}", f.function, f.line))
+            .collect();
+        let size = stack.labels.get("bytes").map_or("", String::as_str);
+        let sums = sites
+            .entry(format!("{size} {}", frames.join(" < ")))
+            .or_default();
+        for (sum, value) in sums.iter_mut().zip(&stack.values) {
+            *sum += value;
+        }
+    }
+    sites
+}
+
+#[test]
+fn prometheus_has_the_heap_that_it_says_itself() {
+    let _turn = quiet::measuring();
+    let Prometheus { target, url, .. } = &prometheus();
+    // Until some collections are over.
+    std::thread::sleep(Duration::from_secs(5));
+    let own = || {
+        heap_sites(&Profile::decode(&http::get(&format!(
+            "{url}/debug/pprof/heap"
+        ))))
+    };
+    let before = own();
+    let ours = goprof::record(&["-e", "heap", "-p", &target.pid_arg()]);
+    let after = own();
+    println!("{}", ours.outcome.stderr);
+    let (mut known, mut outside) = (0, Vec::new());
+    for (site, values) in &heap_sites(&ours.profile) {
+        // What was allocated only grows: ours lies between its own.
+        let least = before.get(site).copied().unwrap_or_default();
+        let Some(most) = after.get(site) else {
+            outside.push(format!("{site}: it has no such site"));
+            continue;
+        };
+        known += 1;
+        let within = |index: usize| {
+            let slack = most[index] / 100 + 1;
+            (least[index] - slack..=most[index] + slack).contains(&values[index])
+        };
+        if !within(0) || !within(1) {
+            outside.push(format!("{site}: {values:?}, not {least:?} to {most:?}"));
+        }
+    }
+    println!(
+        "{known} sites, {} outside: {:#?}",
+        outside.len(),
+        &outside[..outside.len().min(3)]
+    );
+    assert!(known > 300, "{known} sites");
+    assert!(
+        outside.is_empty(),
+        "{:#?}",
+        &outside[..outside.len().min(5)]
+    );
+    let missing = before.iter().filter(|(_, values)| **values != [0; 4]);
+    let ours = heap_sites(&ours.profile);
+    let missing: Vec<_> = missing
+        .filter(|(site, _)| !ours.contains_key(*site))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{} missing: {:#?}",
+        missing.len(),
+        missing.first()
     );
 }
 

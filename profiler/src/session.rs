@@ -3,7 +3,9 @@
 
 mod begun;
 mod breaks;
+mod heap;
 mod looks;
+mod mem_profile;
 mod recorder;
 mod tally;
 mod window;
@@ -26,6 +28,7 @@ use crate::{
 };
 use begun::Begun;
 pub use breaks::Break;
+pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;

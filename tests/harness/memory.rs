@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use goprof::gobinary::{AllGoroutines, GoBinary, Variables};
 use goprof::gomemory::{Memory, Program, Request};
 
-use crate::fuzzing::{Known, known};
+use crate::fuzzing::known;
 
 /// Where the variables of [`variables`] are.
 pub mod at {
@@ -87,8 +87,8 @@ impl<F: Fn(u64) -> Option<u64>> Memory for Made<F> {
 /// An input of the fuzz target `gomemory`: the case whose binary it is, and words
 /// that stand everywhere in memory, again and again.
 pub struct MemoryInput<'a> {
-    /// The case.
-    pub known: &'static Known,
+    /// The binary of the case.
+    pub binary: &'static GoBinary,
     pattern: &'a [u64],
 }
 
@@ -97,14 +97,18 @@ impl<'a> MemoryInput<'a> {
     pub fn of(words: &'a [u64]) -> Option<Self> {
         let (case, pattern) = words.split_first()?;
         let known = &known()[(case % known().len() as u64) as usize];
-        (!pattern.is_empty() && !known.code.is_empty()).then_some(Self { known, pattern })
+        let binary = known.process.go_object()?.go()?;
+        (!pattern.is_empty()).then_some(Self { binary, pattern })
     }
 
     /// The word at an address. Those with a mark are addresses of code.
     pub fn word(&self, address: u64) -> u64 {
         let word = self.pattern[(address / 8 % self.pattern.len() as u64) as usize];
         match word >> 56 {
-            CODE_MARK => self.known.code[(word as u32 as usize) % self.known.code.len()],
+            CODE_MARK => {
+                let code = self.binary.text();
+                code.start + u64::from(word as u32) % (code.end - code.start)
+            }
             _ => word,
         }
     }

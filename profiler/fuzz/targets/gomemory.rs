@@ -15,12 +15,8 @@ fuzz_target!(|data: &[u8]| {
     let Some(input) = MemoryInput::of(&words) else {
         return;
     };
-    let object = input.known.process.go_object();
-    let Some(binary) = object.and_then(|object| object.go()) else {
-        return;
-    };
     let memory = Made::by(|address| Some(input.word(address)));
     let variables = variables();
-    ask_all(&program(&memory, binary, &variables));
+    ask_all(&program(&memory, input.binary, &variables));
     assert!(memory.read.get() < MAX_READ, "reads without an end");
 });

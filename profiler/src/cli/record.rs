@@ -2,6 +2,7 @@
 //! and the words around it.
 
 mod args;
+mod memory;
 mod report;
 mod target;
 
@@ -71,17 +72,12 @@ fn refuse_binary_on_a_terminal(plan: &Plan) -> Result<(), Failure> {
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
     Target::look_for(&plan)?;
+    if matches!(plan.event, Event::Heap | Event::Allocs) {
+        return memory::record(plan).await;
+    }
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
-    let output = plan.output.clone().unwrap_or_else(|| {
-        let name = default_name(
-            target.file_subject(),
-            SystemTime::now(),
-            Event::Cpu,
-            plan.format,
-        );
-        PathBuf::from(name)
-    });
+    let output = output(&plan, &target);
     let sink = FileSink::prepare(&output)?;
     let config = Config {
         selection: target.selection(),
@@ -126,6 +122,15 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Where to write.
+fn output(plan: &Plan, target: &Target) -> PathBuf {
+    plan.output.clone().unwrap_or_else(|| {
+        let subject = target.file_subject();
+        let name = default_name(subject, SystemTime::now(), plan.event, plan.format);
+        PathBuf::from(name)
+    })
+}
+
 /// Encodes the profile, writes it and says what it holds.
 async fn publish(
     plan: &Plan,
@@ -141,7 +146,7 @@ async fn publish(
     let options = profile::Options {
         subject: target.subject(),
         notes: report::notes(&recording),
-        value: None,
+        value: plan.value,
     };
     let format = plan.format;
     let (recording, bytes) = aside(move || {
@@ -151,14 +156,19 @@ async fn publish(
     })
     .await?;
     let size = bytes.len();
+    write(sink, bytes).await?;
+    if !plan.quiet {
+        report::print(plan, &recording, kept, output, size);
+    }
+    Ok(())
+}
+
+async fn write(sink: FileSink, bytes: Vec<u8>) -> Result<(), Failure> {
     if sink.is_file() {
         sink.finish(&bytes)?;
     } else {
         // A pipe's reader may never come.
         aside(move || sink.finish(&bytes)).await?;
-    }
-    if !plan.quiet {
-        report::print(plan, &recording, kept, output, size);
     }
     Ok(())
 }

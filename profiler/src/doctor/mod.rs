@@ -3,6 +3,7 @@
 //! knows no stage of the pipeline.
 
 mod kernel;
+mod memory;
 mod place;
 mod process;
 mod program;

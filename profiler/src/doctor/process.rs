@@ -5,7 +5,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use serde::Serialize;
 
-use super::{Check, place::status_field, program};
+use super::{Check, memory, place::status_field, program};
 use crate::process::{Objects, Process, is_alive, process_of_thread};
 
 /// What was found about one process.
@@ -66,6 +66,11 @@ fn checks(pid: u32, status: &str) -> Vec<Check> {
     checks.push(file(pid, &object.path));
     let mapped = Process::read(pid, &mut objects);
     checks.extend(program::checks(&object, mapped.as_ref().ok()));
+    if let Ok(process) = &mapped
+        && process.go_object().is_some()
+    {
+        checks.push(memory::heap_profile(process));
+    }
     checks
 }
 

@@ -65,7 +65,9 @@ pub(super) fn anchors(version: &GoVersion) -> [(&'static str, Anchor); 6] {
     ]
 }
 
-/// What `MemProfileRate` is in the file, all versions (`runtime/mprof.go`).
+/// What `MemProfileRate` is in the file since 1.20 (`runtime/mprof.go`). Before it
+/// is set as the program begins, and is what `runtime.profilealloc` loads last:
+/// after `mcache0`, which is a pointer or 0.
 const FIRST_RATE: u64 = 512 * 1024;
 
 /// Addresses taken in one function before giving up.
@@ -103,9 +105,14 @@ impl Variables {
                 }
             }
             Anchor::ProfileAlloc => {
-                let mut loads = references.iter().filter(|r| r.access == Access::Load64);
-                let rate = loads.find(|load| contents.word(load.target) == Some(FIRST_RATE));
-                self.mem_profile_rate = rate.map(|rate| rate.target);
+                let loads = references.iter().filter(|r| r.access == Access::Load64);
+                let loads: Vec<u64> = loads.map(|load| load.target).collect();
+                let is_rate = |at: &&u64| contents.word(**at) == Some(FIRST_RATE);
+                let by_order = match (version.major_minor(), loads.as_slice()) {
+                    ((1, ..=19), [cache, .., rate]) if cache != rate => Some(rate),
+                    _ => None,
+                };
+                self.mem_profile_rate = loads.iter().find(is_rate).or(by_order).copied();
             }
             Anchor::GcMarkTermination => self.num_gc = num_gc(references),
             Anchor::GcControllerCommit => self.gc_controller = addresses().next(),
@@ -247,7 +254,7 @@ pub struct SchedFields {
     pub time_to_run: u64,
     /// How the histogram is laid out.
     pub histogram: TimeHistogram,
-    /// `totalMutexWaitTime atomic.Int64`, in nanoseconds (1.21 and later).
+    /// `totalMutexWaitTime atomic.Int64`, in nanoseconds (1.20 and later).
     pub mutex_wait: Option<u64>,
     /// `totalRuntimeLockWaitTime atomic.Int64`, likewise (1.22 and later).
     pub runtime_lock_wait: Option<u64>,
@@ -258,8 +265,8 @@ impl SchedFields {
     /// its memory then has to bear out.
     pub fn of(version: &GoVersion) -> SchedFields {
         let (lock, time_to_run, waits) = match version.major_minor() {
-            (1, ..=20) => (24, 312, (None, None)),
-            (1, 21) => (24, 320, (Some(1624), None)),
+            (1, ..=19) => (24, 312, (None, None)),
+            (1, 20..=21) => (24, 320, (Some(1624), None)),
             (1, 22..=24) => (24, 320, (Some(1624), Some(6816))),
             (1, 25) => (32, 344, (Some(1648), Some(6840))),
             _ => (32, 360, (Some(1664), Some(6856))),
@@ -303,7 +310,7 @@ pub struct TimeHistogram {
 impl TimeHistogram {
     fn of(version: &GoVersion) -> TimeHistogram {
         match version.major_minor() {
-            (1, ..=20) => TimeHistogram {
+            (1, ..=19) => TimeHistogram {
                 buckets: 45,
                 parts: 16,
                 min_bits: 4,
@@ -369,6 +376,14 @@ mod tests {
         let rate = |loads: &[_]| noted(Anchor::ProfileAlloc, loads, "go1.26.1").mem_profile_rate;
         assert_eq!(rate(&loads), Some(0x9000));
         assert_eq!(rate(&loads[..3]), None);
+        let by_order = |loads: &[_]| {
+            let anchor = Anchor::ProfileAlloc;
+            noted(anchor, loads, "go1.19.13").mem_profile_rate
+        };
+        let two = [(Access::Load64, 0x10_0000), (Access::Load64, 0x10_0008)];
+        assert_eq!(by_order(&two), Some(0x10_0008));
+        assert_eq!(by_order(&two[..1]), None);
+        assert_eq!(rate(&two), None);
     }
 
     #[test]
@@ -435,6 +450,6 @@ mod tests {
         assert_eq!(fields("go1.27.1"), Some((104, 72)));
         assert_eq!(fields("go1.28.1"), None);
         assert_eq!(SchedFields::of(&version("go1.19.1")).histogram.words(), 721);
-        assert_eq!(SchedFields::of(&version("go1.21.1")).histogram.words(), 162);
+        assert_eq!(SchedFields::of(&version("go1.20.1")).histogram.words(), 162);
     }
 }

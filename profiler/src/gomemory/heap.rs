@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::{blocks::Blocks, program::Program};
 use crate::gobinary::{
-    BUCKET_BYTES, BucketCounts, BucketHead, CountsLayout, MAX_BUCKET_FRAMES, Machine, bucket_kind,
-    is_hidden_allocator,
+    BUCKET_BYTES, BucketCounts, BucketHead, CountsLayout, FuncKind, MAX_BUCKET_FRAMES, Machine,
+    bucket_kind, is_hidden_allocator,
 };
 
 /// Buckets read before giving up: large servers have some thousands.
@@ -20,8 +20,9 @@ const MAX_BYTES: usize = 64 << 20;
 const MAX_WALKS: usize = 6;
 /// How often counts are read again that contradict themselves.
 const MAX_READS_AGAIN: usize = 4;
-/// Rates beyond are no rates, in bytes.
-const MAX_RATE: u64 = 1 << 48;
+/// Rates beyond are no rates, in bytes: where Go's heap begins
+/// (`runtime.mallocinit`), so that a pointer is not taken for one.
+const MAX_RATE: u64 = 0xc0_0000_0000;
 /// Sampled once in `rate` bytes, a program that has allocated so many times that
 /// has a sample.
 const SURELY_SAMPLED: u64 = 100;
@@ -241,7 +242,8 @@ impl Program<'_> {
 
     /// The addresses of the instructions that call, leaf first, of a stack as Go
     /// lists it: without the allocator's own functions at its begin, and once for
-    /// all calls that are inlined into one another.
+    /// all calls that are inlined into one another. Go's profiles leave out what
+    /// every goroutine ends in.
     pub fn physical(&self, stack: &[u64]) -> Vec<u64> {
         let calls: Vec<u64> = stack.iter().map(|pc| pc.wrapping_sub(1)).collect();
         let is_allocator = |call: &u64| {
@@ -254,7 +256,10 @@ impl Program<'_> {
         let mut rest = &calls[first..];
         let mut physical = Vec::with_capacity(rest.len());
         while let Some((call, outer)) = rest.split_first() {
-            physical.push(*call);
+            let function = self.binary.function(self.vaddr(*call));
+            if function.is_none_or(|function| function.kind != FuncKind::Goexit) {
+                physical.push(*call);
+            }
             rest = outer;
             let chain = self.binary.inlined_calls(self.vaddr(*call));
             for vaddr in chain.iter().flatten().skip(1) {

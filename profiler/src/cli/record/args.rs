@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
 
-use crate::{cli::Failure, profile::Format, symbolize::Filter};
+use crate::{
+    cli::Failure,
+    profile::Format,
+    symbolize::{Event, Filter},
+};
 
 /// How often to sample where nobody says, in samples a second and CPU. Odd, so
 /// as not to run in step with what happens a hundred times a second.
@@ -23,6 +27,8 @@ Examples:
   goprof record -a -d 10 -f flamegraph -o all.html
   goprof record -n '^etcd' -r 199 -d 1m
   goprof record -o default.pgo -- ./server -load test
+  goprof record -e heap -p 1234
+  goprof record -e allocs -p 1234 -d 30
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -40,8 +46,17 @@ pub struct Args {
     #[arg(last = true, value_name = "CMD", group = "who")]
     pub command: Vec<String>,
 
+    /// What to record
+    #[arg(short, long, value_enum, value_name = "EVENT", default_value_t = EventArg::Cpu)]
+    pub event: EventArg,
+    /// Turn the heap profile on in programs that take none, by writing the word
+    /// runtime.MemProfileRate in their memory, and off again at the end (if goprof
+    /// is killed it stays on); for -e heap and -e allocs
+    #[arg(long)]
+    pub enable_memprofile: bool,
+
     /// How long to sample: 10, 10s, 500ms, 1m30s (default: until Ctrl-C, or
-    /// until the processes exit)
+    /// until the processes exit; -e heap without it is taken at once)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Samples a second on each CPU, 1 to 10000
@@ -49,12 +64,16 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
     pub rate: u32,
 
-    /// Where to write; - is stdout (default: NAME-PID-TIME.cpu.EXT)
+    /// Where to write; - is stdout (default: NAME-PID-TIME.EVENT.EXT)
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// What to write (default: by the output's extension, else pprof)
     #[arg(short, long, value_enum)]
     pub format: Option<FormatArg>,
+    /// The value that formats show which have one, such as alloc_space of -e heap
+    /// (default: as `go tool pprof` does; pprof files have all of them)
+    #[arg(long, value_name = "NAME")]
+    pub sample_type: Option<String>,
 
     /// Leave out kernel frames
     #[arg(long, overrides_with = "kernel")]
@@ -86,6 +105,27 @@ pub struct Args {
     /// Say more: how stacks end, why frames have no name, what was counted
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What can be recorded, as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EventArg {
+    /// CPU time
+    Cpu,
+    /// Memory in use, and all that was allocated since the program began
+    Heap,
+    /// Memory allocated during the recording
+    Allocs,
+}
+
+impl From<EventArg> for Event {
+    fn from(arg: EventArg) -> Self {
+        match arg {
+            EventArg::Cpu => Event::Cpu,
+            EventArg::Heap => Event::Heap,
+            EventArg::Allocs => Event::Allocs,
+        }
+    }
 }
 
 /// The formats, as the command line names them.
@@ -124,6 +164,10 @@ pub(super) enum Who {
 /// What to do, validated as far as the words alone allow.
 pub(super) struct Plan {
     pub who: Who,
+    pub event: Event,
+    pub enable_memprofile: bool,
+    /// Which value is shown where a format has one, if somebody asked.
+    pub value: Option<usize>,
     pub duration: Option<Duration>,
     pub rate_hz: u32,
     pub output: Option<PathBuf>,
@@ -155,8 +199,30 @@ impl Args {
                 .and_then(Format::from_path)
                 .unwrap_or(Format::Pprof),
         };
+        let event = Event::from(self.event);
+        let value = match &self.sample_type {
+            Some(name) => Some(value_named(event, name)?),
+            None => None,
+        };
+        let is_memory = matches!(event, Event::Heap | Event::Allocs);
+        check_event(
+            event,
+            &[
+                (is_memory && self.threads, "--threads"),
+                (!is_memory && self.enable_memprofile, "--enable-memprofile"),
+            ],
+        )?;
+        if is_memory && matches!(who, Who::Command(_)) && self.duration.is_none() {
+            return Err(Failure::Usage(format!(
+                "-e {} of a command needs -d TIME: its memory is gone when it ends",
+                event.name()
+            )));
+        }
         Ok(Plan {
             who,
+            event,
+            enable_memprofile: self.enable_memprofile,
+            value,
             duration: self.duration,
             rate_hz: self.rate,
             output: self.output,
@@ -172,6 +238,29 @@ impl Args {
             quiet: self.quiet,
             verbose: self.verbose > 0,
         })
+    }
+}
+
+/// The index of a value of an event.
+fn value_named(event: Event, name: &str) -> Result<usize, Failure> {
+    event.value_named(name).ok_or_else(|| {
+        let names: Vec<&str> = event.value_types().iter().map(|kind| kind.name).collect();
+        Failure::Usage(format!(
+            "--sample-type {name:?}: -e {} has {}",
+            event.name(),
+            names.join(", ")
+        ))
+    })
+}
+
+/// Refuses what is asked and means nothing for the event.
+fn check_event(event: Event, flags: &[(bool, &str)]) -> Result<(), Failure> {
+    match flags.iter().find(|(is_meaningless, _)| *is_meaningless) {
+        Some((_, flag)) => Err(Failure::Usage(format!(
+            "{flag} means nothing with -e {}",
+            event.name()
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -69,6 +69,11 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
         percent(cpu.as_secs_f64() / seconds.max(0.001)),
         memory_bytes / 1_000_000,
     );
+    written(plan, output, bytes);
+}
+
+/// Says where the profile is, unless it went to stdout.
+pub(super) fn written(plan: &Plan, output: &Path, bytes: usize) {
     if output != Path::new("-") {
         eprintln!("Wrote {} ({bytes} bytes). Open it with:", output.display());
         eprintln!("  {}", open_command(plan.format, output));
@@ -129,7 +134,7 @@ fn whole_share(recording: &Recording) -> f64 {
 }
 
 /// Rounded down: 100% means all of them.
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1}%", (share * 1000.0).floor() / 10.0)
 }
 

@@ -1,0 +1,361 @@
+//! `goprof record -e heap` and `-e allocs`: what programs allocated and have in
+//! use, as they keep it themselves, into a profile, and the words around it.
+
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+
+use super::{StopSignals, args::Plan, aside, output, report, target::Target, write};
+use crate::{
+    cli::Failure,
+    gomemory::NoHeap,
+    profile,
+    session::{HeapRecording, HeapSession, Stopped, WithoutHeap},
+    sink::FileSink,
+    symbolize::Event,
+};
+
+/// How often processes are looked at that may have ended.
+const LIVENESS_EVERY: Duration = Duration::from_millis(250);
+/// Processes named of those that have no profile, without `--verbose`.
+const MAX_NAMED: usize = 3;
+
+/// What to do where a program takes no profile.
+const REMEDY: &str = "--enable-memprofile turns it on while goprof records, by writing one word \
+     of its memory; or import net/http/pprof or runtime/pprof in it, which links it in";
+
+/// Records memory and writes a profile.
+///
+/// # Errors
+/// Why that could not be done; nothing is written then.
+pub(super) async fn record(plan: Plan) -> Result<ExitCode, Failure> {
+    let mut target = Target::prepare(&plan)?;
+    let output = output(&plan, &target);
+    let sink = FileSink::prepare(&output)?;
+    let mut stop = StopSignals::new()?;
+    target.start()?;
+    if let (Some(_), Some(started)) = (target.child(), plan.duration) {
+        wait_for_go(&mut stop, started).await;
+    }
+    let session = HeapSession::start(plan.event, target.selection(), plan.enable_memprofile);
+    if session.enabled() > 0 && !plan.quiet {
+        eprintln!(
+            "goprof: wrote runtime.MemProfileRate in {} until this recording ends",
+            programs(session.enabled())
+        );
+    }
+    let stopped = wait(&plan, &mut target, &mut stop, &session).await;
+    // Here and not aside: what was written in programs is put back, whatever
+    // comes.
+    let recording = session.finish();
+    let published = tokio::select! {
+        biased;
+        () = stop.second() => return Err(Failure::Code(130, "aborted: nothing was written".into())),
+        published = publish(&plan, &target, recording, sink, &output) => published,
+    };
+    published?;
+    tokio::select! {
+        biased;
+        code = target.exit_code(stopped, plan.quiet) => code,
+        () = stop.next() => Ok(ExitCode::from(130)),
+    }
+}
+
+/// A command is nothing to look at before its program has begun.
+async fn wait_for_go(stop: &mut StopSignals, most: Duration) {
+    tokio::select! {
+        () = stop.first() => {}
+        () = tokio::time::sleep(most.min(LIVENESS_EVERY)) => {}
+    }
+}
+
+/// Waits until there is something to be read.
+async fn wait(
+    plan: &Plan,
+    target: &mut Target,
+    stop: &mut StopSignals,
+    session: &HeapSession,
+) -> Stopped {
+    let duration = match (plan.event, plan.duration) {
+        (Event::Heap, None) => return Stopped::Duration,
+        (_, duration) => duration,
+    };
+    let deadline = duration.map(|duration| tokio::time::Instant::now() + duration);
+    loop {
+        let next = tokio::time::Instant::now() + LIVENESS_EVERY;
+        let until = deadline.map_or(next, |deadline| deadline.min(next));
+        tokio::select! {
+            () = stop.first() => return Stopped::Asked,
+            () = tokio::time::sleep_until(until) => {}
+        }
+        if deadline.is_some_and(|deadline| tokio::time::Instant::now() >= deadline) {
+            return Stopped::Duration;
+        }
+        let is_over = matches!(target, Target::Pids(_) | Target::Command { .. });
+        if is_over && !session.is_any_left() {
+            return Stopped::TargetsGone;
+        }
+    }
+}
+
+/// Encodes the profile, writes it and says what it holds.
+async fn publish(
+    plan: &Plan,
+    target: &Target,
+    mut recording: HeapRecording,
+    sink: FileSink,
+    output: &Path,
+) -> Result<(), Failure> {
+    if recording.read.is_empty() {
+        return Err(Failure::Failed(anyhow::anyhow!(nothing(
+            target, &recording
+        ))));
+    }
+    plan.filter.apply(&mut recording.window);
+    let options = profile::Options {
+        subject: target.subject(),
+        notes: notes(plan, &recording),
+        value: plan.value,
+    };
+    let format = plan.format;
+    let (recording, bytes) = aside(move || {
+        let bytes = profile::encode(&recording.window, format, &options)
+            .context("cannot encode the profile")?;
+        Ok((recording, bytes))
+    })
+    .await?;
+    let size = bytes.len();
+    write(sink, bytes).await?;
+    if !plan.quiet {
+        print(plan, &recording);
+        report::written(plan, output, size);
+    }
+    Ok(())
+}
+
+/// Why nothing was recorded, on one line.
+fn nothing(target: &Target, recording: &HeapRecording) -> String {
+    match recording.without.as_slice() {
+        [] if recording.gone > 0 => {
+            format!(
+                "{} exited before its memory could be read",
+                target.subject()
+            )
+        }
+        [] => format!("no Go program runs: {}", target.subject()),
+        [one] => format!(
+            "process {} ({}): {}",
+            one.pid,
+            one.comm,
+            with_remedy(&one.why)
+        ),
+        all => format!(
+            "none of {} has a heap profile; the first, process {} ({}): {}",
+            programs(all.len()),
+            all[0].pid,
+            all[0].comm,
+            with_remedy(&all[0].why)
+        ),
+    }
+}
+
+fn with_remedy(why: &NoHeap) -> String {
+    match why {
+        NoHeap::Off { .. } => format!("{why}; {REMEDY}"),
+        NoHeap::Unknown(_) => why.to_string(),
+    }
+}
+
+/// What a reader of the profile must know, one sentence each.
+fn notes(plan: &Plan, recording: &HeapRecording) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut rates: BTreeMap<u64, usize> = BTreeMap::new();
+    for facts in &recording.read {
+        *rates.entry(facts.rate).or_default() += 1;
+        let who = format!("{} (pid {})", facts.comm, facts.pid);
+        if facts.torn > 0 {
+            notes.push(format!(
+                "{who}: {} buckets could not be read whole",
+                facts.torn
+            ));
+        }
+        if facts.is_cut {
+            notes.push(format!("{who}: has more buckets than were read"));
+        }
+        if !facts.is_settled {
+            notes.push(format!("{who}: collected garbage each time it was read"));
+        }
+    }
+    if rates.len() > 1 {
+        let rates: Vec<String> = rates
+            .iter()
+            .map(|(rate, count)| format!("{} once in {rate} bytes", programs(*count)))
+            .collect();
+        notes.push(format!("sampled at several rates: {}", rates.join(", ")));
+    }
+    if recording.gone > 0 {
+        notes.push(format!(
+            "{} exited during the recording: what they allocated is not in it",
+            programs(recording.gone)
+        ));
+    }
+    if recording.enabled > 0 {
+        notes.push(format!(
+            "in {} the heap profile was turned on by goprof: what was allocated before is not in it",
+            programs(recording.enabled)
+        ));
+    }
+    let index = plan.value.unwrap_or(plan.event.default_value());
+    let shrunk = recording
+        .window
+        .samples
+        .iter()
+        .filter(|sample| sample.values[index] < 0);
+    let shrunk = shrunk.count();
+    if shrunk > 0 && plan.format != profile::Format::Pprof {
+        notes.push(format!(
+            "{shrunk} stacks have less in use than before, and no place in this format"
+        ));
+    }
+    let without = without_by_reason(&recording.without);
+    for (why, who) in without {
+        let names: Vec<String> = who
+            .iter()
+            .take(MAX_NAMED)
+            .map(|one| format!("{} (pid {})", one.comm, one.pid))
+            .collect();
+        let more = if who.len() > MAX_NAMED { ", ..." } else { "" };
+        notes.push(format!(
+            "without a heap profile: {}: {}{more}: {why}",
+            programs(who.len()),
+            names.join(", ")
+        ));
+    }
+    notes
+}
+
+fn without_by_reason(without: &[WithoutHeap]) -> BTreeMap<String, Vec<&WithoutHeap>> {
+    let mut by_reason: BTreeMap<String, Vec<&WithoutHeap>> = BTreeMap::new();
+    for one in without {
+        by_reason.entry(one.why.to_string()).or_default().push(one);
+    }
+    by_reason
+}
+
+/// Writes the summary to stderr.
+fn print(plan: &Plan, recording: &HeapRecording) {
+    let window = &recording.window;
+    let sum = |index: usize| -> i64 { window.samples.iter().map(|s| s.values[index]).sum() };
+    let rate = recording.window.period;
+    match plan.event {
+        Event::Heap => eprintln!(
+            "{} in use in {} objects, {} allocated since the start in {} objects",
+            bytes(sum(3)),
+            sum(2),
+            bytes(sum(1)),
+            sum(0)
+        ),
+        _ => eprintln!(
+            "{} allocated in {} objects in {:.1} s; in use {}{} as of the last collections",
+            bytes(sum(1)),
+            sum(0),
+            window.duration.as_secs_f64(),
+            if sum(3) < 0 { "-" } else { "+" },
+            bytes(sum(3).saturating_abs())
+        ),
+    }
+    let buckets: usize = recording.read.iter().map(|facts| facts.buckets).sum();
+    eprintln!(
+        "estimated from {buckets} buckets of {}, which sample once in {rate} bytes",
+        programs(recording.read.len())
+    );
+    for note in notes(plan, recording) {
+        eprintln!("  {note}");
+    }
+    let typed = window
+        .samples
+        .iter()
+        .filter(|sample| !sample.labels.is_empty());
+    eprintln!(
+        "{} of frames named, the type known at {} of {} sites",
+        report::percent(recording.naming.share()),
+        typed.count(),
+        window.samples.len()
+    );
+    if plan.verbose {
+        for facts in &recording.read {
+            eprintln!(
+                "  pid {} {}: {} buckets, once in {} bytes, {} with their type",
+                facts.pid, facts.comm, facts.buckets, facts.rate, facts.typed
+            );
+        }
+    }
+}
+
+fn programs(count: usize) -> String {
+    match count {
+        1 => "1 program".to_owned(),
+        count => format!("{count} programs"),
+    }
+}
+
+/// An amount of memory, for people.
+fn bytes(amount: i64) -> String {
+    let amount = amount as f64;
+    let units = [
+        (1_f64, "B"),
+        (1e3, "kB"),
+        (1e6, "MB"),
+        (1e9, "GB"),
+        (1e12, "TB"),
+    ];
+    let (scale, unit) = units
+        .into_iter()
+        .rev()
+        .find(|(scale, _)| amount >= *scale)
+        .unwrap_or(units[0]);
+    let digits = usize::from(scale > 1.0);
+    format!("{:.digits$} {unit}", amount / scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_for_people() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500), "1.5 kB");
+        assert_eq!(bytes(12_345_678), "12.3 MB");
+        assert_eq!(bytes(i64::MAX), "9223372.0 TB");
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_one_line_with_what_to_do() {
+        let off = NoHeap::Off { is_linked: false };
+        let line = with_remedy(&off);
+        assert!(line.contains("linker left it out") && line.contains("--enable-memprofile"));
+        assert_eq!(line.lines().count(), 1);
+        let unknown = NoHeap::Unknown("it is strange".to_owned());
+        assert_eq!(with_remedy(&unknown), "it is strange");
+    }
+
+    #[test]
+    fn programs_without_a_profile_are_grouped_by_why() {
+        let one = |pid, why| WithoutHeap {
+            pid,
+            comm: format!("p{pid}"),
+            why,
+        };
+        let off = NoHeap::Off { is_linked: false };
+        let without = [
+            one(1, off.clone()),
+            one(2, NoHeap::Unknown("x".to_owned())),
+            one(3, off),
+        ];
+        let by_reason = without_by_reason(&without);
+        let counts: Vec<usize> = by_reason.values().map(Vec::len).collect();
+        assert_eq!(counts, [2, 1]);
+    }
+}
