@@ -26,7 +26,6 @@ const SOME_OWN_KB: u64 = 8 << 10;
 #[derive(Debug, Clone, Copy)]
 struct Size {
     /// Of the agent's own, without pages of mapped files.
-    #[expect(dead_code, reason = "printed")]
     anonymous_kb: u64,
     /// Descriptors of files that only this test runs.
     own_fds: usize,
