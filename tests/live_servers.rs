@@ -233,8 +233,7 @@ struct Prometheus {
 }
 
 #[track_caller]
-fn prometheus() -> Prometheus {
-    let server = debian::package("prometheus").join("usr/bin/prometheus");
+fn prometheus(package: &Path) -> Prometheus {
     let dir = tempfile::tempdir().expect("make a directory");
     let port = free_port();
     let config = dir.path().join("prometheus.yml");
@@ -246,7 +245,7 @@ fn prometheus() -> Prometheus {
     let jobs: String = jobs.collect();
     let text = format!("global:\n  scrape_interval: 100ms\nscrape_configs:\n{jobs}");
     std::fs::write(&config, text).expect("write the configuration");
-    let mut command = Command::new(server);
+    let mut command = Command::new(package.join("usr/bin/prometheus"));
     command
         .arg(format!("--config.file={}", config.display()))
         .arg(format!(
@@ -272,8 +271,9 @@ fn prometheus() -> Prometheus {
 
 #[test]
 fn prometheus_under_load_is_named() {
+    let package = debian::package("prometheus");
     let _turn = quiet::measuring();
-    let Prometheus { target, load, .. } = &prometheus();
+    let Prometheus { target, load, .. } = &prometheus(&package);
     let profile = record(target, load, "prometheus");
     assert_present(
         &profile,
@@ -307,8 +307,9 @@ fn heap_sites(profile: &Profile) -> BTreeMap<String, [i64; 4]> {
 
 #[test]
 fn prometheus_has_the_heap_that_it_says_itself() {
+    let package = debian::package("prometheus");
     let _turn = quiet::measuring();
-    let Prometheus { target, url, .. } = &prometheus();
+    let Prometheus { target, url, .. } = &prometheus(&package);
     // Until some collections are over.
     std::thread::sleep(Duration::from_secs(5));
     let own = || {
@@ -342,7 +343,7 @@ fn prometheus_has_the_heap_that_it_says_itself() {
         outside.len(),
         &outside[..outside.len().min(3)]
     );
-    assert!(known > 300, "{known} sites");
+    assert!(known > 100, "{known} sites");
     assert!(
         outside.is_empty(),
         "{:#?}",
