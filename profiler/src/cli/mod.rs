@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Sample CPU stacks of Go processes and write a profile
-    Record(record::Args),
+    Record(Box<record::Args>),
     /// Profile every Go process all the time, into a store
     #[cfg(feature = "agent")]
     Agent(agent::Args),
@@ -84,7 +84,7 @@ impl From<anyhow::Error> for Failure {
 /// Why it could not be done, with the exit code for it.
 pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
-        Command::Record(args) => record::run(args),
+        Command::Record(args) => record::run(*args),
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
