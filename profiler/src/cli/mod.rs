@@ -33,7 +33,7 @@ enum Command {
     Record(Box<record::Args>),
     /// Profile every Go process all the time, into a store
     #[cfg(feature = "agent")]
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -86,7 +86,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Record(args) => record::run(*args),
         #[cfg(feature = "agent")]
-        Command::Agent(args) => agent::run(args),
+        Command::Agent(args) => agent::run(*args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }
