@@ -2,7 +2,14 @@
 // -buildmode=plugin, it has one function that works for a moment.
 package main
 
-func mix(x uint64) uint64 { return x*6364136223846793005 + 1442695040888963407 }
+// mix is all that the loop waits for, on any processor: of one that is shorter, some
+// show no instruction but the loop's own.
+func mix(x uint64) uint64 {
+	x ^= x >> 33
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 29
+	return x*0xc4ceb9fe1a85ec53 + 1
+}
 
 //go:noinline
 func burn(x uint64) uint64 {
