@@ -16,13 +16,18 @@ impl Talker {
     /// Starts a program and waits for its ready line.
     #[track_caller]
     pub fn start(binary: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(binary)
+        Self::start_command(Command::new(binary).args(args))
+    }
+
+    /// The same for a command with more than arguments.
+    #[track_caller]
+    pub fn start_command(command: &mut Command) -> Self {
+        let mut child = command
             .args(["-duration", "5m"])
-            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|e| panic!("start {}: {e}", binary.display()));
+            .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
         let output = child.stdout.take().expect("a pipe was asked for");
         let mut talker = Talker {
             input: child.stdin.take(),
