@@ -123,7 +123,10 @@ fn ticks_that_the_kernel_throttles_are_counted_and_said() {
     let ((ticks, missed), (_, before)) = (of(&throttled), of(&free));
     assert!(ticks * 2 < second, "{ticks} ticks: it was not throttled");
     // Without the limit the kernel throttles what takes it too long.
-    assert!(missed > before + second / 4, "{missed} missed, {before} before");
+    assert!(
+        missed > before + second / 4,
+        "{missed} missed, {before} before"
+    );
     let lines = throttled.tally.incomplete();
     let said = lines
         .iter()
