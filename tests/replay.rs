@@ -45,6 +45,7 @@ cases! {
     leaf_prologue,
     map_access,
     memmove,
+    nested_callback,
     pie_stripped,
     sha256_asm,
     signal_handler,
