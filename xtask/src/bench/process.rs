@@ -237,9 +237,11 @@ pub fn number(info: &str, key: &str) -> Option<u64> {
 
 /// The kilobytes under `key` in a `/proc/PID/status`; NaN where there are none.
 pub fn number_kb(status: &str, key: &str) -> f64 {
-    let line = status.lines().find_map(|line| line.strip_prefix(key));
-    let value = line.and_then(|rest| rest.strip_prefix(':')?.split_whitespace().next());
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     value
+        .and_then(|value| value.split_whitespace().next())
         .and_then(|value| value.parse().ok())
         .unwrap_or(f64::NAN)
 }
