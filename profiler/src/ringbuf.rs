@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// How long records may wait that did not wake us. To sleep and wake is dear, some
-/// 60 us on a virtual machine, and tokio wakes twice for a time this far off: at
-/// ten times a second that was half of what a minute's recording took.
+/// How long records may wait that did not wake us. To sleep and wake is dear on a
+/// virtual machine, and tokio wakes twice for a time this far off: ten looks a second
+/// were 27 wake-ups.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What the ring keeps before each record (`BPF_RINGBUF_HDR_SZ`).
