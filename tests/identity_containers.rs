@@ -46,13 +46,14 @@ fn new_id() -> String {
 }
 
 /// What the process of a container runs, once its runtime is done with it: a
-/// container counts as started before it runs its own program.
+/// container counts as started before it runs its own program, and a program has
+/// its name before its file is mapped.
 #[track_caller]
 fn program(pid: u32) -> Program {
     let deadline = Instant::now() + LIMIT;
     loop {
         let program = identity::program(pid);
-        if program.exe == "/waits" {
+        if program.exe == "/waits" && !program.go_version.is_empty() {
             return program;
         }
         assert!(Instant::now() < deadline, "it still runs {program:?}");
