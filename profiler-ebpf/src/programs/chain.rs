@@ -23,15 +23,18 @@ const STEPS: usize = 4;
 /// anything: one that a thread of C lends its stack to (`runtime.oneNewExtraM`).
 const LEAST_OUTER_BYTES: u64 = 64;
 
-/// What the steps of a walk share.
-struct Walk {
-    scratch: *mut Scratch,
+/// What the steps of a walk share. In the map and not on the stack, where the
+/// verifier would know what each step wrote, and look at the next one anew for each
+/// thing that it can be.
+#[repr(C)]
+pub struct Walk {
     /// What C calls Go through.
     callback: Code,
     cgocall_frame: u64,
     signal_handlers: Code,
     fp: u64,
-    end: WalkEnd,
+    /// A [`WalkEnd`].
+    end: u64,
     callbacks: Callbacks,
     signal_slot: u64,
 }
@@ -126,7 +129,7 @@ extern "C" fn walk_chain(
     let before = scratch.used();
     // Of another stack, or of what this one was.
     scratch.block.clear();
-    let mut walk = Walk {
+    scratch.state.walk = Walk {
         callbacks: Callbacks {
             callback_delta: layout.callback_delta as u64,
             g: scratch.state.goroutine.g,
@@ -135,28 +138,29 @@ extern "C" fn walk_chain(
             passed: 0,
             into_c: IntoC::default(),
         },
-        scratch,
         callback: layout.callback,
         cgocall_frame: layout.cgocall_frame as u64,
         signal_handlers: layout.signal_handlers,
         fp,
-        end: WalkEnd::DepthLimit,
+        end: WalkEnd::DepthLimit as u64,
         signal_slot: 0,
     };
     const { assert!(MAX_USER_FRAMES.is_multiple_of(STEPS)) };
-    let callback: extern "C" fn(u64, *mut Walk) -> i64 = walk_steps;
+    let callback: extern "C" fn(u64, *mut *mut Scratch) -> i64 = walk_steps;
+    let mut context = &raw mut *scratch;
     // SAFETY: the callback's context outlives the loop.
     unsafe {
         bpf_loop(
             (MAX_USER_FRAMES / STEPS) as u32,
             callback as *mut c_void,
-            (&raw mut walk).cast::<c_void>(),
+            (&raw mut context).cast::<c_void>(),
             0,
         );
     }
+    let walk = &scratch.state.walk;
     scratch.state.walked = Walked {
         frames: (scratch.used() - before) as u64,
-        end: walk.end as u64,
+        end: walk.end,
         callback_fp: walk.callbacks.fp,
         into_c: walk.callbacks.into_c,
         signal_slot: walk.signal_slot,
@@ -165,23 +169,24 @@ extern "C" fn walk_chain(
 }
 
 /// Takes steps; not zero to stop.
-extern "C" fn walk_steps(index: u64, walk: *mut Walk) -> i64 {
+extern "C" fn walk_steps(index: u64, context: *mut *mut Scratch) -> i64 {
     // SAFETY: the loop passes the context that it was given, and the slot of
     // this CPU outlives it.
-    let (walk, scratch) = unsafe { (&mut *walk, &mut *(*walk).scratch) };
+    let scratch = unsafe { &mut **context };
     // A word more for a callback in the last of them.
     let Some(room) = scratch.room(STEPS + 1) else {
         return 1;
     };
     // SAFETY: the block lies in the same slot; nobody else uses it meanwhile.
     let stack = unsafe { Stack::new(&raw mut scratch.block) };
+    let walk = &mut scratch.state.walk;
     let mut fp = walk.fp;
     let mut taken = 0;
     let mut goes_on = 0;
     while taken < STEPS {
         match step(&stack, fp) {
             Step::End(end) => {
-                walk.end = end;
+                walk.end = end as u64;
                 break;
             }
             Step::Frame {

@@ -60,8 +60,6 @@ struct Labels {
     overflow: u64,
     /// Not zero where the block holds the pairs or the bucket of this step.
     filled: u64,
-    taken: u64,
-    words: u64,
 }
 
 /// Appends the labels at `set` (the value of `g.labels`, not 0).
@@ -69,7 +67,7 @@ struct Labels {
 pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
     let before = scratch.used();
     let mut state = Labels {
-        scratch,
+        scratch: &raw mut *scratch,
         count: 0,
         array: 0,
         old_array: 0,
@@ -77,16 +75,17 @@ pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
         old_buckets: 0,
         overflow: 0,
         filled: 0,
-        taken: 0,
-        words: before as u64 + MAX_LABELS_WORDS as u64,
     };
+    scratch.state.labels = 0;
+    scratch.state.labels_end = before as u64 + MAX_LABELS_WORDS as u64;
     if form == labels::SLICE {
         slice(&mut state, set);
     } else {
         map(&mut state, set);
     }
-    let missed = state.count.saturating_sub(state.taken).min(255);
-    scratch.sample.labels = state.taken as u8;
+    let taken = scratch.state.labels;
+    let missed = state.count.saturating_sub(taken).min(255);
+    scratch.sample.labels = taken as u8;
     scratch.sample.labels_missed = missed as u8;
     scratch.sample.labels_words = (scratch.used() - before) as u16;
 }
@@ -118,8 +117,8 @@ extern "C" fn slice_step(index: u64, state: *mut Labels) -> i64 {
     if state.filled == 0 {
         return 0;
     }
-    let [key, key_bytes, value, value_bytes] = scratch.block.words(within as usize * PAIR_WORDS);
-    append(state, scratch, [key, key_bytes], [value, value_bytes])
+    let at = within * PAIR_WORDS as u64;
+    step_result(append_label(scratch, at, at + PAIR_WORDS as u64 / 2))
 }
 
 /// Up to Go 1.23: a pointer to a map of strings.
@@ -148,7 +147,7 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
     // SAFETY: the loop passes the context that it was given, and the slot of
     // this CPU outlives it.
     let (state, scratch) = unsafe { (&mut *state, &mut *(*state).scratch) };
-    if state.taken >= state.count {
+    if scratch.state.labels >= state.count {
         return 1;
     }
     let slot = index as usize % gomap::SLOTS;
@@ -169,9 +168,8 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
         return 0;
     }
     let at = slot * gomap::STRING;
-    let key = scratch.block.words(gomap::KEYS + at);
-    let value = scratch.block.words(gomap::VALUES + at);
-    append(state, scratch, key, value)
+    let (key, value) = (gomap::KEYS + at, gomap::VALUES + at);
+    step_result(append_label(scratch, key as u64, value as u64))
 }
 
 /// The address of the bucket of this number; 0 where there is none.
@@ -209,32 +207,57 @@ fn run(steps: u32, callback: extern "C" fn(u64, *mut Labels) -> i64, state: &mut
     }
 }
 
-/// Appends the label with these Go strings, an address and a length each; not
-/// zero when there is no more room.
+/// What a step of a loop returns to stop, where `full` is not zero, or go on. The
+/// verifier must see that it is one or zero, which the compiler knows of itself.
 #[inline(always)]
-fn append(
-    state: &mut Labels,
-    scratch: &mut Scratch,
-    [key, key_bytes]: [u64; 2],
-    [value, value_bytes]: [u64; 2],
-) -> i64 {
+fn step_result(full: u64) -> i64 {
+    i64::from(core::hint::black_box(full) != 0)
+}
+
+/// Appends the label whose strings, an address and a length each, lie in the block
+/// at these words; not zero when there is no more room.
+///
+/// A global function, as the next: the verifier looks at each once, and not anew
+/// from every step and form.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn append_label(scratch: *mut Scratch, key_at: u64, value_at: u64) -> u64 {
+    // SAFETY: null, or what the steps have.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return 1;
+    };
     let before = scratch.used();
-    if state.taken >= MAX_LABELS as u64 || before as u64 + MAX_LABEL_WORDS as u64 > state.words {
+    let end = before as u64 + MAX_LABEL_WORDS as u64;
+    if scratch.state.labels >= MAX_LABELS as u64 || end > scratch.state.labels_end {
         return 1;
     }
+    let [key, key_bytes] = scratch.block.words(key_at as usize);
+    let [value, value_bytes] = scratch.block.words(value_at as usize);
     let most = MAX_LABEL_BYTES as u64;
     let truncated = u32::from(key_bytes > most || value_bytes > most);
-    let key_bytes = key_bytes.min(most) as usize;
-    let value_bytes = value_bytes.min(most) as usize;
-    let header = key_bytes as u64 | (value_bytes as u64) << 16 | (truncated as u64) << 32;
+    let key_bytes = key_bytes.min(most);
+    let value_bytes = value_bytes.min(most);
+    let header = key_bytes | value_bytes << 16 | (truncated as u64) << 32;
     const { assert!(size_of::<Label>() == 8) };
     if scratch.push(header)
-        && scratch.copy_text::<MAX_LABEL_BYTES>(key, key_bytes)
-        && scratch.copy_text::<MAX_LABEL_BYTES>(value, value_bytes)
+        && copy_label_text(scratch, key, key_bytes) != 0
+        && copy_label_text(scratch, value, value_bytes) != 0
     {
-        state.taken += 1;
+        scratch.state.labels += 1;
     } else {
         scratch.rewind(before);
     }
     0
+}
+
+/// Appends so many bytes at `address`, at most [`MAX_LABEL_BYTES`]; zero where they
+/// cannot be read or there is no room.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn copy_label_text(scratch: *mut Scratch, address: u64, bytes: u64) -> u64 {
+    // SAFETY: null, or what `append_label` has.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else {
+        return 0;
+    };
+    scratch.copy_text::<MAX_LABEL_BYTES>(address, bytes as usize) as u64
 }

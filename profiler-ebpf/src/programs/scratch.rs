@@ -7,7 +7,7 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
 
 use super::{
-    chain::{IntoC, Walked},
+    chain::{IntoC, Walk, Walked},
     goroutine::Goroutine,
     memory::{self, Block},
 };
@@ -39,6 +39,8 @@ pub struct Scratch {
 pub struct State {
     /// The goroutine.
     pub goroutine: Goroutine,
+    /// The walk under way.
+    pub walk: Walk,
     /// What was walked last.
     pub walked: Walked,
     /// Not zero where the goroutine's own stack is another than the one that
@@ -48,6 +50,10 @@ pub struct State {
     pub callback_fp: u64,
     /// The frame behind it, if words from there are to be copied yet.
     pub into_c: IntoC,
+    /// How many labels were taken.
+    pub labels: u64,
+    /// How many words may be in use after the last of them.
+    pub labels_end: u64,
 }
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
