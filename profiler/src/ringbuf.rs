@@ -9,8 +9,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// How long records may wait that did not wake us. To sleep and wake is dear on a
 /// virtual machine, and tokio wakes twice for a time this far off: ten looks a second
-/// were 27 wake-ups.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// were 27 wake-ups. What fills the ring faster wakes us.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What the ring keeps before each record (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEAD_BYTES: usize = 8;

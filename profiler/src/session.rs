@@ -226,7 +226,7 @@ impl Session {
     }
 
     /// Samples until the time is over, `stop` resolves, `child` exits or no
-    /// process is left. `progress` is called several times a second.
+    /// process is left. `progress` is called twice a second or more.
     pub async fn run(
         &mut self,
         stop: impl Future<Output = ()>,
