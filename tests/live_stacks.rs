@@ -27,6 +27,8 @@ use goprof_tests::{fixture, go, quiet, target::Target};
 
 const RATE_HZ: u32 = 499;
 const SECONDS: u64 = 4;
+/// How many times as long samples are taken at most.
+const MOST_TIMES: u32 = 4;
 /// Fewer samples of something say nothing about it.
 const LEAST_SAMPLES: u64 = 40;
 
@@ -97,7 +99,8 @@ fn watch(program: &str, version: &str) -> Watched {
     watched
 }
 
-/// Takes samples for some seconds.
+/// Takes samples for some seconds, and goes on while other work on the machine keeps
+/// the program from being sampled as often as one busy thread is.
 fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -117,12 +120,17 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
             .insert(target.pid(), layout.go)
             .expect("add the target");
         probes.attach_cpu(RATE_HZ).expect("attach the sampler");
-        tokio::time::sleep(Duration::from_secs(SECONDS)).await;
         let mut records = Vec::new();
-        ring.drain(usize::MAX, |record| {
-            let words = record.as_chunks::<8>().0.iter();
-            records.push(words.map(|word| u64::from_ne_bytes(*word)).collect());
-        });
+        for _ in 0..MOST_TIMES {
+            tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+            ring.drain(usize::MAX, |record| {
+                let words = record.as_chunks::<8>().0.iter();
+                records.push(words.map(|word| u64::from_ne_bytes(*word)).collect());
+            });
+            if records.len() as u64 * 10 >= u64::from(RATE_HZ) * SECONDS * 9 {
+                break;
+            }
+        }
         records
     })
 }
