@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use goprof_tests::agent::{self, Agent, Row};
 use goprof_tests::command::{self, Outcome};
-use goprof_tests::pprof::Profile;
+use goprof_tests::pprof::{Profile, Stack};
+use goprof_tests::talker::Talker;
 use goprof_tests::target::Target;
 use goprof_tests::{debian, go, http};
 
@@ -262,12 +263,7 @@ fn a_profile_by_http_is_one_that_pprof_reads() {
     let target = busy();
     let dir = folder();
     let agent = Agent::start(dir.path(), &[]);
-    let seen = format!("\"pid\": {},", target.pid());
-    let deadline = Instant::now() + LIMIT;
-    while !agent.get("/targets").contains(&seen) {
-        assert!(Instant::now() < deadline, "never seen");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_until_seen(&agent, target.pid());
     let url = format!(
         "{}/debug/goprof/profile?pid={}&seconds=2",
         agent.url,
@@ -294,6 +290,61 @@ fn a_profile_by_http_is_one_that_pprof_reads() {
     agent.stop().succeeded();
 }
 
+#[track_caller]
+fn wait_until_seen(agent: &Agent, pid: u32) {
+    let seen = format!("\"pid\": {pid},");
+    let deadline = Instant::now() + LIMIT;
+    while !agent.get("/targets").contains(&seen) {
+        assert!(Instant::now() < deadline, "never seen");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn memory_by_http_is_what_a_program_has() {
+    let mut program = Talker::start(&go::build("alloc_sites"), &[]);
+    let unread = Target::start(&go::build("alloc_unread"), &[]);
+    for words in ["round", "round", "round", "settle"] {
+        program.tell(words);
+    }
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &[]);
+    wait_until_seen(&agent, program.pid());
+    wait_until_seen(&agent, unread.pid());
+    let url = |query: &str| format!("{}/debug/goprof/profile?{query}", agent.url);
+    let profile = |query: &str| Profile::decode(&http::get(&url(query)));
+    let bytes_of = |profile: &Profile, index: usize| -> i64 {
+        let of_program = |stack: &&Stack| stack.frames.iter().any(|f| f.function == "main.round");
+        let stacks = profile.stacks.iter().filter(of_program);
+        stacks.map(|stack| stack.values[index]).sum()
+    };
+    let heap = profile(&format!("pid={}&event=heap", program.pid()));
+    // Three rounds of some megabytes each, sampled once in half of one.
+    assert!(bytes_of(&heap, 3) > 1 << 20, "{}", bytes_of(&heap, 3));
+
+    // What is allocated meanwhile, and nothing before.
+    let query = format!("pid={}&event=allocs&seconds=4", program.pid());
+    let allocs = std::thread::scope(|scope| {
+        let taken = scope.spawn(|| profile(&query));
+        let rounds = Instant::now();
+        while rounds.elapsed() < Duration::from_secs(3) {
+            program.tell("round");
+            program.tell("free");
+        }
+        program.tell("settle");
+        taken.join().expect("no thread panics")
+    });
+    assert_eq!(allocs.text(allocs.raw.default_sample_type), "alloc_space");
+    assert!(bytes_of(&allocs, 1) > 1 << 20, "{}", bytes_of(&allocs, 1));
+
+    let refused = |query: String| http::request("GET", &url(&query), b"", LIMIT).map(drop);
+    let why = refused(format!("pid={}&event=heap", unread.pid()));
+    assert!(why.expect_err("it keeps no heap profile").contains("404"));
+    let why = refused(format!("pid={}&event=heap&seconds=3", program.pid()));
+    assert!(why.expect_err("heap is as it is now").contains("400"));
+    agent.stop().succeeded();
+}
+
 /// What cannot be answered has the status that says why.
 #[track_caller]
 fn refusals(agent: &Agent, pid: u32) {
@@ -306,7 +357,7 @@ fn refusals(agent: &Agent, pid: u32) {
     assert!(ask("pid=999999999").contains("404"));
     assert!(ask("").contains("400"));
     assert!(ask(&format!("pid={pid}&seconds=9999")).contains("400"));
-    assert!(ask(&format!("pid={pid}&event=heap")).contains("400"));
+    assert!(ask(&format!("pid={pid}&event=mutex")).contains("400"));
     // Two at a time.
     let query = format!("pid={pid}&seconds=3");
     std::thread::scope(|scope| {

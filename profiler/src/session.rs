@@ -4,6 +4,7 @@
 mod begun;
 mod breaks;
 mod heap;
+mod heap_notes;
 mod looks;
 mod mem_profile;
 mod recorder;
@@ -29,6 +30,7 @@ use crate::{
 use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
+pub use heap_notes::programs;
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;

@@ -21,7 +21,8 @@ use crate::{
     identity::label,
     process::Selection,
     profile::{self, Format},
-    session::{self, Session, Stopped},
+    session::{self, HeapSession, Session, Stopped},
+    symbolize::Event,
 };
 
 /// Most profiles taken at a time, beside the agent's own sampling.
@@ -33,6 +34,9 @@ const DEFAULT_SECONDS: u64 = 30;
 const RATE_HZ: u32 = 99;
 /// Most processes of a pod or service sampled together.
 const MAX_PIDS: usize = 256;
+
+/// What can be asked for.
+const EVENTS: [Event; 3] = [Event::Cpu, Event::Heap, Event::Allocs];
 
 /// The profiles under way.
 pub(super) struct Profiles(Arc<Semaphore>);
@@ -86,13 +90,8 @@ async fn take(
 ) -> Result<Vec<u8>, Refusal> {
     let bad = |why: String| (StatusCode::BAD_REQUEST, why);
     let Query(request) = request.map_err(|why| bad(why.body_text()))?;
-    if let Some(event) = request.event.as_deref().filter(|event| *event != "cpu") {
-        return Err(bad(format!("no event {event:?}: there is cpu")));
-    }
-    let seconds = request.seconds.unwrap_or(DEFAULT_SECONDS);
-    if !(1..=MAX_SECONDS).contains(&seconds) {
-        return Err(bad(format!("seconds must be from 1 to {MAX_SECONDS}")));
-    }
+    let event = event(&request).map_err(bad)?;
+    let duration = duration(event, request.seconds).map_err(bad)?;
     let pids = wanted(&lock(&served.state.view), &request)?;
     let Ok(permit) = Arc::clone(&served.profiles.0).try_acquire_owned() else {
         let why = format!("{MAX_PROFILES} profiles are being taken already: try again later");
@@ -103,19 +102,50 @@ async fn take(
     let (_asking, asked) = oneshot::channel::<()>();
     let memory = Shares::of(&served.state.config());
     let record = move || {
-        let recorded = record(pids, Duration::from_secs(seconds), memory, asked);
+        let recorded = match event {
+            Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
+            event => record_memory(event, pids, duration, asked),
+        };
         drop(permit);
         let _ = done.send(recorded);
     };
-    let failed = |error: anyhow::Error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"));
     std::thread::Builder::new()
         .name("goprof-profile".into())
         .spawn(record)
         .map_err(|error| failed(error.into()))?;
     match result.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => Err(failed(error)),
+        Ok(recorded) => recorded,
         Err(_) => Err(failed(anyhow::anyhow!("the recording ended by itself"))),
+    }
+}
+
+fn failed(error: anyhow::Error) -> Refusal {
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
+}
+
+fn event(request: &Request) -> Result<Event, String> {
+    let name = request.event.as_deref().unwrap_or(Event::Cpu.name());
+    let event = EVENTS.into_iter().find(|event| event.name() == name);
+    event.ok_or_else(|| {
+        let names = EVENTS.map(Event::name).join(", ");
+        format!("no event {name:?}: there are {names}")
+    })
+}
+
+fn duration(event: Event, seconds: Option<u64>) -> Result<Duration, String> {
+    match (event, seconds) {
+        (Event::Heap, None) => Ok(Duration::ZERO),
+        (Event::Heap, Some(_)) => {
+            Err("heap is memory as it is now: seconds are for cpu and allocs".to_owned())
+        }
+        (_, seconds) => {
+            let seconds = seconds.unwrap_or(DEFAULT_SECONDS);
+            let allowed = (1..=MAX_SECONDS).contains(&seconds);
+            let too = || format!("seconds must be from 1 to {MAX_SECONDS}");
+            allowed
+                .then(|| Duration::from_secs(seconds))
+                .ok_or_else(too)
+        }
     }
 }
 
@@ -216,6 +246,42 @@ fn record(
     profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")
 }
 
+/// Reads the profiles that programs keep of their memory: as they are, or what
+/// they gain until the time is over or nobody asks any more.
+fn record_memory(
+    event: Event,
+    pids: Vec<u32>,
+    duration: Duration,
+    asked: oneshot::Receiver<()>,
+) -> Result<Vec<u8>, Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("start a runtime to wait on")
+        .map_err(failed)?;
+    let session = HeapSession::start(event, Selection::Pids(pids), false);
+    runtime.block_on(async {
+        // Over time is what is wanted, and nobody asking any more is as good.
+        let _ = tokio::time::timeout(duration, asked).await;
+    });
+    let recording = session.finish();
+    if recording.read.is_empty() {
+        let why = match recording.without.first() {
+            Some(one) => format!("process {} ({}): {}", one.pid, one.comm, one.why),
+            None => "exited before its memory could be read".to_owned(),
+        };
+        return Err((StatusCode::NOT_FOUND, why));
+    }
+    let options = profile::Options {
+        subject: String::new(),
+        notes: recording.notes(),
+        value: None,
+    };
+    profile::encode(&recording.window, Format::Pprof, &options)
+        .context("encode the profile")
+        .map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +316,25 @@ mod tests {
         let uri = format!("/?{query}").parse().unwrap();
         let Query(request) = Query::<Request>::try_from_uri(&uri).map_err(|_| 0u16)?;
         wanted(&view(), &request).map_err(|(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn a_time_is_for_what_takes_time() {
+        let asked = |query: &str| {
+            let uri = format!("/?pid=1&{query}").parse().unwrap();
+            let Query(request) = Query::<Request>::try_from_uri(&uri).unwrap();
+            let event = event(&request)?;
+            Ok((event, duration(event, request.seconds)?.as_secs()))
+        };
+        assert_eq!(asked(""), Ok((Event::Cpu, DEFAULT_SECONDS)));
+        assert_eq!(asked("event=cpu&seconds=5"), Ok((Event::Cpu, 5)));
+        assert_eq!(asked("event=allocs&seconds=5"), Ok((Event::Allocs, 5)));
+        assert_eq!(asked("event=heap"), Ok((Event::Heap, 0)));
+        let why = |query: &str| -> String { asked(query).unwrap_err() };
+        assert!(why("event=heap&seconds=5").contains("as it is now"));
+        assert!(why("event=mutex").contains("there are cpu, heap, allocs"));
+        assert!(why("seconds=0").contains("from 1 to 300"));
+        assert!(why("event=allocs&seconds=301").contains("from 1 to 300"));
     }
 
     #[test]

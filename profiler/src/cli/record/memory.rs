@@ -1,7 +1,7 @@
 //! `goprof record -e heap` and `-e allocs`: what programs allocated and have in
 //! use, as they keep it themselves, into a profile, and the words around it.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 
@@ -10,16 +10,13 @@ use crate::{
     cli::Failure,
     gomemory::NoHeap,
     profile,
-    session::{HeapRecording, HeapSession, Stopped, WithoutHeap},
+    session::{HeapRecording, HeapSession, Stopped, programs},
     sink::FileSink,
     symbolize::Event,
 };
 
 /// How often processes are looked at that may have ended.
 const LIVENESS_EVERY: Duration = Duration::from_millis(250);
-/// Processes named of those that have no profile, without `--verbose`.
-const MAX_NAMED: usize = 3;
-
 /// What to do where a program takes no profile.
 const REMEDY: &str = "--enable-memprofile turns it on while goprof records, by writing one word \
      of its memory; or import net/http/pprof or runtime/pprof in it, which links it in";
@@ -168,43 +165,7 @@ fn with_remedy(why: &NoHeap) -> String {
 
 /// What a reader of the profile must know, one sentence each.
 fn notes(plan: &Plan, recording: &HeapRecording) -> Vec<String> {
-    let mut notes = Vec::new();
-    let mut rates: BTreeMap<u64, usize> = BTreeMap::new();
-    for facts in &recording.read {
-        *rates.entry(facts.rate).or_default() += 1;
-        let who = format!("{} (pid {})", facts.comm, facts.pid);
-        if facts.torn > 0 {
-            notes.push(format!(
-                "{who}: {} buckets could not be read whole",
-                facts.torn
-            ));
-        }
-        if facts.is_cut {
-            notes.push(format!("{who}: has more buckets than were read"));
-        }
-        if !facts.is_settled {
-            notes.push(format!("{who}: collected garbage each time it was read"));
-        }
-    }
-    if rates.len() > 1 {
-        let rates: Vec<String> = rates
-            .iter()
-            .map(|(rate, count)| format!("{} once in {rate} bytes", programs(*count)))
-            .collect();
-        notes.push(format!("sampled at several rates: {}", rates.join(", ")));
-    }
-    if recording.gone > 0 {
-        notes.push(format!(
-            "{} exited during the recording: what they allocated is not in it",
-            programs(recording.gone)
-        ));
-    }
-    if recording.enabled > 0 {
-        notes.push(format!(
-            "in {} the heap profile was turned on by goprof: what was allocated before is not in it",
-            programs(recording.enabled)
-        ));
-    }
+    let mut notes = recording.notes();
     let index = plan.value.unwrap_or(plan.event.default_value());
     let shrunk = recording
         .window
@@ -217,29 +178,7 @@ fn notes(plan: &Plan, recording: &HeapRecording) -> Vec<String> {
             "{shrunk} stacks have less in use than before, and no place in this format"
         ));
     }
-    let without = without_by_reason(&recording.without);
-    for (why, who) in without {
-        let names: Vec<String> = who
-            .iter()
-            .take(MAX_NAMED)
-            .map(|one| format!("{} (pid {})", one.comm, one.pid))
-            .collect();
-        let more = if who.len() > MAX_NAMED { ", ..." } else { "" };
-        notes.push(format!(
-            "without a heap profile: {}: {}{more}: {why}",
-            programs(who.len()),
-            names.join(", ")
-        ));
-    }
     notes
-}
-
-fn without_by_reason(without: &[WithoutHeap]) -> BTreeMap<String, Vec<&WithoutHeap>> {
-    let mut by_reason: BTreeMap<String, Vec<&WithoutHeap>> = BTreeMap::new();
-    for one in without {
-        by_reason.entry(one.why.to_string()).or_default().push(one);
-    }
-    by_reason
 }
 
 /// Writes the summary to stderr.
@@ -292,13 +231,6 @@ fn print(plan: &Plan, recording: &HeapRecording) {
     }
 }
 
-fn programs(count: usize) -> String {
-    match count {
-        1 => "1 program".to_owned(),
-        count => format!("{count} programs"),
-    }
-}
-
 /// An amount of memory, for people.
 fn bytes(amount: i64) -> String {
     let amount = amount as f64;
@@ -339,23 +271,5 @@ mod tests {
         assert_eq!(line.lines().count(), 1);
         let unknown = NoHeap::Unknown("it is strange".to_owned());
         assert_eq!(with_remedy(&unknown), "it is strange");
-    }
-
-    #[test]
-    fn programs_without_a_profile_are_grouped_by_why() {
-        let one = |pid, why| WithoutHeap {
-            pid,
-            comm: format!("p{pid}"),
-            why,
-        };
-        let off = NoHeap::Off { is_linked: false };
-        let without = [
-            one(1, off.clone()),
-            one(2, NoHeap::Unknown("x".to_owned())),
-            one(3, off),
-        ];
-        let by_reason = without_by_reason(&without);
-        let counts: Vec<usize> = by_reason.values().map(Vec::len).collect();
-        assert_eq!(counts, [2, 1]);
     }
 }
