@@ -4,6 +4,7 @@
 mod begun;
 mod breaks;
 mod heap;
+mod heap_buckets;
 mod heap_notes;
 mod looks;
 mod mem_profile;

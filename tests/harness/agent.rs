@@ -29,8 +29,12 @@ pub struct Row {
     pub pid: i64,
     /// What the service is called.
     pub service: String,
+    /// What was sampled.
+    pub event: String,
     /// How many samples.
     pub count: i64,
+    /// What they are worth, in the event's unit.
+    pub value: i64,
     /// The functions, leaf first.
     pub functions: Vec<String>,
     /// When its window began, and how long that was.
@@ -253,6 +257,8 @@ fn read(path: &Path) -> Vec<Row> {
         };
         let pids = column("pid").as_primitive::<Int64Type>();
         let counts = column("count").as_primitive::<Int64Type>();
+        let values = column("value").as_primitive::<Int64Type>();
+        let events = column("event").as_string::<i32>();
         let durations = column("duration_ns").as_primitive::<Int64Type>();
         let starts = column("time").as_primitive::<TimestampMicrosecondType>();
         let services = column("service_name").as_string::<i32>();
@@ -263,7 +269,9 @@ fn read(path: &Path) -> Vec<Row> {
             rows.push(Row {
                 pid: pids.value(index),
                 service: services.value(index).to_owned(),
+                event: events.value(index).to_owned(),
                 count: counts.value(index),
+                value: values.value(index),
                 functions: names.map(str::to_owned).collect(),
                 start_ns: starts.value(index) * 1000,
                 duration_ns: durations.value(index),

@@ -1,11 +1,16 @@
 //! A recording's counts as metrics. Their labels are words that stay the same
 //! from version to version.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use profiler_ebpf::wire::Counter;
 
-use crate::{metrics::Metrics, session::Recording, symbolize::Reason, unwind::StackEnd};
+use crate::{
+    metrics::Metrics,
+    session::{HeapRecording, Recording},
+    symbolize::{Event, Naming, Reason},
+    unwind::StackEnd,
+};
 
 /// Adds what a window counted.
 pub(super) fn add(metrics: &Metrics, recording: &Recording) {
@@ -47,22 +52,49 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         let stacks = metrics.stacks.with_label_values(&[&end_word(*end)]);
         stacks.inc_by(*count);
     }
-    metrics.frames_named.inc_by(recording.naming.named);
-    for (reason, count) in &recording.naming.unnamed {
+    add_naming(metrics, &recording.naming);
+    let evictions = metrics.evictions.with_label_values(&["code"]);
+    evictions.inc_by(tally.evictions);
+}
+
+/// Adds how frames were named.
+fn add_naming(metrics: &Metrics, naming: &Naming) {
+    metrics.frames_named.inc_by(naming.named);
+    for (reason, count) in &naming.unnamed {
         let frames = metrics
             .frames_unnamed
             .with_label_values(&[reason_word(*reason)]);
         frames.inc_by(*count);
     }
-    for (cache, count) in [
-        ("code", tally.evictions),
-        ("symbols", recording.naming.evictions),
-    ] {
-        let evictions = metrics.evictions.with_label_values(&[cache]);
-        evictions.inc_by(count);
-    }
+    let evictions = metrics.evictions.with_label_values(&["symbols"]);
+    evictions.inc_by(naming.evictions);
     let gaps = metrics.frames_unnamed.with_label_values(&["gap"]);
-    gaps.inc_by(recording.naming.gaps);
+    gaps.inc_by(naming.gaps);
+}
+
+/// Adds what was read of programs' memory: a stack with its values is a sample.
+pub(super) fn add_reading(metrics: &Metrics, recording: &HeapRecording) {
+    let event = recording.window.event.name();
+    let samples = metrics.samples.with_label_values(&[event]);
+    samples.inc_by(recording.window.samples.len() as u64);
+    let buckets = recording.read.iter().map(|facts| facts.torn);
+    for (result, count) in [
+        ("read", recording.read.len() as u64),
+        ("no_heap_profile", recording.without.len() as u64),
+        ("gone", recording.gone as u64),
+        ("no_beginning", recording.late as u64),
+        ("torn_bucket", buckets.sum()),
+    ] {
+        let readings = metrics.readings.with_label_values(&[event, result]);
+        readings.inc_by(count);
+    }
+    add_naming(metrics, &recording.naming);
+}
+
+/// Adds the time that a reading took.
+pub(super) fn add_reading_time(metrics: &Metrics, event: Event, time: Duration) {
+    let seconds = metrics.reading_seconds.with_label_values(&[event.name()]);
+    seconds.inc_by(time.as_secs_f64());
 }
 
 /// Adds what was sampled and is not wanted: by the rules, by reason, and of

@@ -182,7 +182,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| place::describe(text, &error))?;
         let checked = config.check();
         checked.map_err(|(key, why)| place::describe_key(text, key, &why))?;
-        let checked = config.push.check(config.flush);
+        let checked = config.push.check(config.flush).and(config.rules.check());
         checked.map_err(|(key, why)| place::describe_key(text, &key, &why))?;
         Ok(config)
     }
@@ -197,7 +197,7 @@ impl Config {
         }
         let checked = self.check();
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
-        let checked = self.push.check(self.flush);
+        let checked = self.push.check(self.flush).and(self.rules.check());
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
         Ok(self)
     }
@@ -236,6 +236,12 @@ impl Config {
     /// The rates at which processes may be sampled, each once.
     pub fn rates(&self) -> Vec<Rate> {
         self.rules.rates(Event::Cpu, self.rate_hz)
+    }
+
+    /// Whether `event`, which is not sampled but read, is read of a process.
+    pub fn takes(&self, event: Event, subject: &Subject<'_>) -> bool {
+        let decided = self.rules.decide(event, subject, self.rate_hz);
+        self.rules.ask_for(event) && decided.is_some()
     }
 
     /// At which rate a process is sampled, if at all.

@@ -7,6 +7,7 @@ pub mod log;
 mod memory;
 mod publisher;
 mod push;
+mod readings;
 mod sampler;
 mod server;
 mod state;
@@ -315,7 +316,7 @@ fn prepare_samplers(
     waiting: &Arc<AtomicUsize>,
 ) -> Result<Vec<Prepared>> {
     if config.rates().is_empty() {
-        bail!("no rule samples anything");
+        bail!("no rule samples CPU time, by which processes are found");
     }
     let prepare =
         |rate: &Rate| Sampler::prepare(config, *rate, windows.clone(), Arc::clone(waiting));

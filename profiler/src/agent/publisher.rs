@@ -16,8 +16,9 @@ use anyhow::{Context, Result};
 
 use super::{
     account,
-    config::{Config, Subject},
+    config::{Config, Event, Subject},
     log,
+    readings::Readings,
     sampler::{Shared, Window},
     state::{Collected, ProcessView, SourceView, State, View, lock},
 };
@@ -25,10 +26,11 @@ use crate::{
     identity::{Program, Target, label},
     memory,
     metrics::{Observed, Service},
-    process::Process,
+    process::{Process, Selection},
     profile::{Batch, parquet},
+    session::HeapSession,
     sink::key,
-    symbolize::{self, Symbolizer},
+    symbolize::{self, SymbolizedWindow, Symbolizer},
 };
 
 /// How often the list of processes is brought up to date.
@@ -40,6 +42,9 @@ const IDENTIFY_EVERY: Duration = Duration::from_secs(10);
 /// The samplers that run now.
 pub(super) type Samplers = Arc<Mutex<Vec<Arc<Shared>>>>;
 
+/// Who the processes of a window are, by pid and executable.
+type Targets = HashMap<(u32, String), Target>;
+
 /// Takes windows until nobody sends any more.
 pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>) {
     let mut publisher = Publisher {
@@ -50,14 +55,21 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
         known: HashMap::new(),
         said: HashSet::new(),
         decided_by: state.config(),
+        readings: Readings::default(),
     };
     loop {
         match windows.recv_timeout(TRACK_EVERY) {
             Ok(window) => publisher.take(window),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => {
+                publisher.read_all();
+                return;
+            }
         }
         publisher.track();
+        if publisher.readings.are_due() {
+            publisher.read_all();
+        }
     }
 }
 
@@ -73,6 +85,8 @@ struct Publisher<'a> {
     said: HashSet<String>,
     /// The configuration by which processes were excluded.
     decided_by: Arc<Config>,
+    /// What programs keep of themselves.
+    readings: Readings,
 }
 
 /// Who a process is, as of a moment ago.
@@ -109,7 +123,7 @@ impl Publisher<'_> {
             shared,
         } = window;
         let config = shared.config();
-        let mut targets: HashMap<(u32, String), Target> = HashMap::new();
+        let mut targets = Targets::new();
         let excluded = finished.retain(|process| {
             let target = self.identify(process);
             match rate_of(&config, process, &target) {
@@ -144,6 +158,20 @@ impl Publisher<'_> {
         if recording.samples == 0 {
             return Ok(None);
         }
+        let lost = recording.tally.lost();
+        self.put(&config, recording.window, lost, &targets)?;
+        Ok(Some(()))
+    }
+
+    /// Puts a named window, of which so many samples were `lost`, into the spool and
+    /// hands it to the receivers.
+    fn put(
+        &self,
+        config: &Config,
+        window: SymbolizedWindow,
+        lost: Vec<(u64, &'static str)>,
+        targets: &Targets,
+    ) -> Result<()> {
         let of = |process: &symbolize::Process| {
             let known = targets.get(&(process.pid, process.exe.clone())).cloned();
             known.unwrap_or_else(|| Target {
@@ -153,8 +181,8 @@ impl Publisher<'_> {
             })
         };
         let batch = Batch {
-            targets: recording.window.processes.iter().map(of).collect(),
-            window: recording.window,
+            targets: window.processes.iter().map(of).collect(),
+            window,
         };
         let start = batch.window.start;
         let place = key::Place {
@@ -167,14 +195,71 @@ impl Publisher<'_> {
             cluster: place.cluster,
             node: place.node,
             ulid: name.to_string(),
-            lost: recording.tally.lost(),
+            lost,
         };
         let stored = parquet::encode(&batch, &origin)
             .context("encode the window")
             .and_then(|bytes| self.state.spool.put(&key, &bytes));
         // Receivers do without the store, and it without them.
-        self.state.push.put(&batch, &metrics.push);
-        stored.map(Some)
+        self.state.push.put(&batch, &self.state.metrics.push);
+        stored
+    }
+
+    /// Reads what rules ask for of what programs keep of themselves.
+    fn read_all(&mut self) {
+        let config = self.state.config();
+        self.readings.begin(config.flush.0);
+        for event in [Event::Heap, Event::Allocs] {
+            let began = Instant::now();
+            let session = match (config.rules.ask_for(event), self.readings.take(event)) {
+                (false, _) => continue,
+                (true, Some(mut session)) => {
+                    self.read(&config, event, &mut session);
+                    memory::trim();
+                    session
+                }
+                // Who is not known yet may be wanted in the end.
+                (true, None) => {
+                    HeapSession::start_where(event.sampled(), Selection::All, false, |process| {
+                        let target = self.identify_again(process);
+                        target.is_partial || takes(&config, event, process, &target)
+                    })
+                }
+            };
+            self.readings.put(event, session);
+            account::add_reading_time(&self.state.metrics, event.sampled(), began.elapsed());
+        }
+    }
+
+    /// Takes a window out of a session of readings and stores it.
+    fn read(&mut self, config: &Config, event: Event, session: &mut HeapSession) {
+        let mut symbolizer = std::mem::take(&mut self.symbolizer);
+        symbolizer.limit_memory(config.memory_limit.0);
+        let mut targets = Targets::new();
+        let recording = session.rotate(&mut symbolizer, |process| {
+            let target = self.identify_again(process);
+            let is_wanted = takes(config, event, process, &target);
+            if is_wanted {
+                targets.insert((process.pid, process.exe.clone()), target);
+            }
+            is_wanted
+        });
+        self.symbolizer = symbolizer;
+        let metrics = &self.state.metrics;
+        account::add_reading(metrics, &recording);
+        self.readings.explain(event, &recording);
+        let stored = match recording.window.samples.is_empty() {
+            true => Ok("empty"),
+            false => {
+                let put = self.put(config, recording.window, Vec::new(), &targets);
+                put.map(|()| "spooled")
+            }
+        };
+        let result = stored.unwrap_or_else(|error| {
+            log::warn("window lost", &[("error", &format!("{error:#}"))]);
+            "failed"
+        });
+        metrics.windows.with_label_values(&[result]).inc();
     }
 
     fn identify(&self, process: &Process) -> Target {
@@ -227,10 +312,15 @@ impl Publisher<'_> {
                 if wanted {
                     self.excluded.remove(&process.pid);
                     observed.push(observe(process.pid, &target));
-                    processes.insert(process.pid, view(process, target, rate));
+                    let mut view = view(process, target, rate);
+                    self.readings.describe(&config, &mut view);
+                    processes.insert(process.pid, view);
                 } else if rate.is_none() {
                     let mut view = view(process, target, None);
-                    view.notes.push("no rule takes it".into());
+                    self.readings.describe(&config, &mut view);
+                    if view.collected.is_empty() {
+                        view.notes.push("no rule takes it".into());
+                    }
                     self.excluded.insert(process.pid, view);
                 }
             }
@@ -298,6 +388,15 @@ fn rate_of(config: &Config, process: &Process, target: &Target) -> Option<u32> {
     config.rate_of(&subject).map(|rate| rate.0)
 }
 
+fn takes(config: &Config, event: Event, process: &Process, target: &Target) -> bool {
+    let subject = Subject {
+        comm: &process.comm,
+        exe: &process.exe,
+        target,
+    };
+    config.takes(event, &subject)
+}
+
 fn view(process: &Process, target: Target, rate: Option<u32>) -> ProcessView {
     let event = symbolize::Event::Cpu.name();
     ProcessView {
@@ -307,7 +406,10 @@ fn view(process: &Process, target: Target, rate: Option<u32>) -> ProcessView {
         labels: target.labels,
         is_partial: target.is_partial,
         collected: rate
-            .map(|rate_hz| Collected { event, rate_hz })
+            .map(|rate_hz| Collected {
+                event,
+                rate_hz: Some(rate_hz),
+            })
             .into_iter()
             .collect(),
         notes: Vec::new(),

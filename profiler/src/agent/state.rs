@@ -70,11 +70,13 @@ pub(super) struct ProcessView {
     pub notes: Vec<String>,
 }
 
-/// An event that is sampled.
+/// An event that is collected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Collected {
     pub event: &'static str,
-    pub rate_hz: u32,
+    /// How often it is sampled; nothing where it is read once a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_hz: Option<u32>,
 }
 
 impl State {

@@ -6,8 +6,8 @@ mod targets;
 
 use anyhow::{Context, Result};
 use prometheus::{
-    Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    process_collector::ProcessCollector,
+    CounterVec, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, process_collector::ProcessCollector,
 };
 
 pub use push::{Push, Pushed};
@@ -25,11 +25,26 @@ const REFUSALS: [&str; 8] = [
     "token",
 ];
 
+/// The events that are read and not sampled.
+const READ_EVENTS: [&str; 2] = ["heap", "allocs"];
+/// What comes of reading a process, and the buckets that are torn.
+const READINGS: [&str; 5] = [
+    "read",
+    "no_heap_profile",
+    "gone",
+    "no_beginning",
+    "torn_bucket",
+];
+
 /// What goprof counts of itself.
 pub struct Metrics {
     registry: Registry,
     /// Samples in finished windows, by event.
     pub samples: IntCounterVec,
+    /// Processes whose memory was read, by event and what came of it.
+    pub readings: IntCounterVec,
+    /// Seconds that took, by event.
+    pub reading_seconds: CounterVec,
     /// Samples taken that are in no window, by reason.
     pub samples_lost: IntCounterVec,
     /// Samples taken and left out on purpose, by reason.
@@ -132,6 +147,22 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let process = Box::new(ProcessCollector::for_self());
         registry.register(process).context("register a metric")?;
+        let readings = Opts::new(
+            "goprof_memory_readings_total",
+            "Processes whose memory was read for a profile, by what came of it.",
+        );
+        let reading_seconds = Opts::new(
+            "goprof_memory_reading_seconds_total",
+            "Time that profiles of memory took to read, name and write.",
+        );
+        let readings = make.keep(IntCounterVec::new(readings, &["event", "result"]))?;
+        let reading_seconds = make.keep(CounterVec::new(reading_seconds, &["event"]))?;
+        for event in READ_EVENTS {
+            reading_seconds.with_label_values(&[event]);
+            for result in READINGS {
+                readings.with_label_values(&[event, result]);
+            }
+        }
         let targets = Opts::new("goprof_targets", "Processes, by what is done about them.");
         let fill = Opts::new(
             "goprof_ring_fill_ratio",
@@ -142,8 +173,10 @@ impl Metrics {
                 "goprof_samples_total",
                 "Samples in finished windows.",
                 "event",
-                &["cpu"],
+                &["cpu", READ_EVENTS[0], READ_EVENTS[1]],
             )?,
+            readings,
+            reading_seconds,
             samples_lost: make.counters(
                 "goprof_samples_lost_total",
                 "Samples that were taken and are in no window.",

@@ -2,15 +2,17 @@
 //! profiles that they keep of themselves. Needs no probe and loads nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant, SystemTime},
 };
 
-use super::mem_profile::{DEFAULT_RATE, EnabledProfile};
+use super::{
+    heap_buckets::add_buckets,
+    mem_profile::{DEFAULT_RATE, EnabledProfile},
+};
 use crate::{
-    aggregate::{Owner, Window},
-    gobinary::{AllocationSites, Blocks, unsample},
-    gomemory::{Bucket, HeapProfile, Live, Memory as _, NoHeap, Program},
+    aggregate::Window,
+    gomemory::{HeapProfile, Live, Memory as _, NoHeap},
     process::{Considered, Depth, Process, ProcessIndex, ProcessTable, Selection, all_pids},
     symbolize::{Event, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
@@ -24,6 +26,8 @@ pub struct HeapSession {
     before: HashMap<ProcessIndex, Before>,
     /// Programs whose profile could not be turned on.
     not_enabled: HashMap<ProcessIndex, NoHeap>,
+    /// Processes that were not wanted when the window began.
+    refused: HashSet<u32>,
     start: SystemTime,
     started: Instant,
 }
@@ -34,6 +38,24 @@ struct Before {
     profile: HeapProfile,
     /// Puts the rate back when it is dropped.
     enabled: Option<EnabledProfile>,
+}
+
+/// A process as it is.
+struct Now {
+    memory: Live,
+    profile: HeapProfile,
+}
+
+/// What was read of all processes, not named yet.
+struct Reading {
+    taken: Taken,
+    window: Window,
+    now: HashMap<ProcessIndex, Now>,
+    read: Vec<HeapFacts>,
+    without: Vec<WithoutHeap>,
+    gone: usize,
+    late: usize,
+    enabled: usize,
 }
 
 /// What was read of one process.
@@ -80,6 +102,8 @@ pub struct HeapRecording {
     pub without: Vec<WithoutHeap>,
     /// Processes that ended before they could be read again.
     pub gone: usize,
+    /// Processes that ran when it began and are wanted only since.
+    pub late: usize,
     /// Processes whose heap profile was turned on for the recording.
     pub enabled: usize,
 }
@@ -89,6 +113,16 @@ impl HeapSession {
     /// not part of a recording of [`Event::Allocs`]. With `enables` the profile is
     /// turned on, until the end, in programs that take none.
     pub fn start(event: Event, selection: Selection, enables: bool) -> Self {
+        Self::start_where(event, selection, enables, |_| true)
+    }
+
+    /// The same of those processes only that may be `wanted` in the end.
+    pub fn start_where(
+        event: Event,
+        selection: Selection,
+        enables: bool,
+        wanted: impl FnMut(&Process) -> bool,
+    ) -> Self {
         let mut session = Self {
             event,
             selection,
@@ -96,10 +130,15 @@ impl HeapSession {
             table: ProcessTable::default(),
             before: HashMap::new(),
             not_enabled: HashMap::new(),
+            refused: HashSet::new(),
             start: SystemTime::now(),
             started: Instant::now(),
         };
-        session.find();
+        if event == Event::Heap && !enables {
+            // It is read once, at the end.
+            return session;
+        }
+        session.refused = session.find(wanted);
         let running: Vec<u32> = session.table.pids().collect();
         for pid in running {
             let Some(index) = session.table.current(pid) else {
@@ -131,64 +170,106 @@ impl HeapSession {
 
     /// Reads the processes once more, and names what was allocated.
     pub fn finish(mut self) -> HeapRecording {
-        let duration = match self.event {
-            Event::Heap => Duration::ZERO,
-            _ => self.started.elapsed(),
+        let reading = self.read(|_| true);
+        // Puts back what was written: all is read, and naming may take long.
+        self.before.clear();
+        reading.name(&mut Symbolizer::default(), &self.table)
+    }
+
+    /// Reads the `wanted` processes once more, names what was allocated, and goes on
+    /// from what was read: nothing is allocated in between.
+    pub fn rotate(
+        &mut self,
+        symbolizer: &mut Symbolizer,
+        wanted: impl FnMut(&Process) -> bool,
+    ) -> HeapRecording {
+        let mut reading = self.read(wanted);
+        let mut before = std::mem::take(&mut self.before);
+        let now = std::mem::take(&mut reading.now).into_iter();
+        let goes_on = now.map(|(index, now)| {
+            let enabled = before.remove(&index).and_then(|before| before.enabled);
+            let before = Before {
+                memory: now.memory,
+                profile: now.profile,
+                enabled,
+            };
+            (index, before)
+        });
+        self.before = match self.event {
+            Event::Heap => HashMap::new(),
+            _ => goes_on.collect(),
         };
+        let table = self.table.split_off();
+        self.not_enabled
+            .retain(|index, _| self.table.contains(*index));
+        reading.name(symbolizer, &table)
+    }
+
+    /// Reads the processes once more.
+    fn read(&mut self, mut wanted: impl FnMut(&Process) -> bool) -> Reading {
+        let (start, started) = (self.start, self.started);
         self.forget_the_gone();
-        self.find();
-        let (mut read, mut without) = (Vec::new(), Vec::new());
-        let mut window = Window::default();
-        let mut indices: Vec<ProcessIndex> = self
-            .table
-            .pids()
-            .filter_map(|pid| self.table.current(pid))
-            .collect();
-        indices.sort_by_key(|index| self.table.get(*index).pid);
-        for index in indices {
-            let process = self.table.get(index);
-            let (pid, comm) = (process.pid, process.comm.clone());
-            match self.add(index, &mut window) {
-                Ok(facts) => read.push(facts),
-                Err(why) => {
-                    let why = self.not_enabled.get(&index).cloned().unwrap_or(why);
-                    without.push(WithoutHeap { pid, comm, why });
-                }
-            }
-        }
+        let refused = self.find(&mut wanted);
         let known = self.before.keys();
         let gone = known
             .filter(|index| !is_current(&self.table, **index))
             .count();
-        let enabled = self.enabled();
-        // Puts back what was written: all is read, and naming may take long.
-        self.before.clear();
-        let taken = Taken {
-            event: self.event,
-            start: match self.event {
-                Event::Heap => SystemTime::now(),
-                _ => self.start,
+        let refused = std::mem::replace(&mut self.refused, refused);
+        (self.start, self.started) = (SystemTime::now(), Instant::now());
+        let mut reading = Reading {
+            taken: Taken {
+                event: self.event,
+                start,
+                duration: self.started.duration_since(started),
+                period: DEFAULT_RATE,
             },
-            duration,
-            period: read
-                .iter()
-                .map(|facts| facts.rate)
-                .max()
-                .unwrap_or(DEFAULT_RATE),
-        };
-        let (window, naming) = Symbolizer::default().symbolize(taken, &window, &self.table);
-        HeapRecording {
-            window,
-            naming,
-            read,
-            without,
+            window: Window::default(),
+            now: HashMap::new(),
+            read: Vec::new(),
+            without: Vec::new(),
             gone,
-            enabled,
+            late: 0,
+            enabled: self.enabled(),
+        };
+        if self.event == Event::Heap {
+            (reading.taken.start, reading.taken.duration) = (self.start, Duration::ZERO);
         }
+        let mut running: Vec<u32> = self.table.pids().collect();
+        running.sort_unstable();
+        for pid in running {
+            let Some(index) = self.table.current(pid) else {
+                continue;
+            };
+            if !wanted(self.table.get(index)) {
+                self.table.forget(pid);
+                self.refused.insert(pid);
+                continue;
+            }
+            let is_late = self.event == Event::Allocs && refused.contains(&pid);
+            match self.add(index, is_late, &mut reading.window) {
+                Ok((facts, now)) => {
+                    match is_late {
+                        true => reading.late += 1,
+                        false => reading.read.push(facts),
+                    }
+                    reading.now.insert(index, now);
+                }
+                Err(why) => {
+                    let comm = self.table.get(index).comm.clone();
+                    let why = self.not_enabled.get(&index).cloned().unwrap_or(why);
+                    reading.without.push(WithoutHeap { pid, comm, why });
+                }
+            }
+        }
+        let rates = reading.read.iter().map(|facts| facts.rate);
+        reading.taken.period = rates.max().unwrap_or(DEFAULT_RATE);
+        reading
     }
 
-    /// Adds the wanted processes that run now and are not known yet.
-    fn find(&mut self) {
+    /// Adds the wanted processes that run now and are not known yet; gives those
+    /// that are not wanted.
+    fn find(&mut self, mut wanted: impl FnMut(&Process) -> bool) -> HashSet<u32> {
+        let mut refused = HashSet::new();
         let pids = match &self.selection {
             Selection::Pids(pids) => pids.clone(),
             _ => all_pids(),
@@ -198,8 +279,15 @@ impl HeapSession {
                 // What cannot be looked at has no place in the table, and whoever
                 // named it by its pid was told before.
                 let _: Considered = self.table.consider(pid, &self.selection, Depth::Libraries);
+                if let Some(index) = self.table.current(pid)
+                    && !wanted(self.table.get(index))
+                {
+                    self.table.forget(pid);
+                    refused.insert(pid);
+                }
             }
         }
+        refused
     }
 
     /// Forgets the processes that have ended, or run another program now.
@@ -246,8 +334,14 @@ impl HeapSession {
         }))
     }
 
-    /// Reads a process and adds what it allocated to the window.
-    fn add(&self, index: ProcessIndex, window: &mut Window) -> Result<HeapFacts, NoHeap> {
+    /// Reads a process and adds what it allocated to the window, but for one that is
+    /// late: what it allocated before cannot be told from what it did since.
+    fn add(
+        &self,
+        index: ProcessIndex,
+        is_late: bool,
+        window: &mut Window,
+    ) -> Result<(HeapFacts, Now), NoHeap> {
         let process = self.table.get(index);
         let unreadable =
             |error: std::io::Error| NoHeap::Unknown(format!("its memory cannot be read: {error}"));
@@ -257,59 +351,28 @@ impl HeapSession {
             .ok_or_else(|| NoHeap::Unknown("its Go code is not mapped".to_owned()))?;
         let profile = program.heap()?;
         let before = self.before.get(&index).map(|before| &before.profile);
-        let typed = self.add_buckets(index, &program, (&profile, before), window);
-        Ok(facts(process, &profile, typed))
+        let typed = match is_late {
+            true => 0,
+            false => add_buckets(self.event, index, &program, (&profile, before), window),
+        };
+        let facts = facts(process, &profile, typed);
+        Ok((facts, Now { memory, profile }))
     }
+}
 
-    /// Adds the buckets of a process, and says of how many the type is known.
-    fn add_buckets(
-        &self,
-        index: ProcessIndex,
-        program: &Program<'_>,
-        (now, before): (&HeapProfile, Option<&HeapProfile>),
-        window: &mut Window,
-    ) -> usize {
-        let sites = program.binary.allocation_sites();
-        let old: HashMap<u64, &Bucket> = before
-            .into_iter()
-            .flat_map(|before| &before.buckets)
-            .map(|bucket| (bucket.address, bucket))
-            .collect();
-        let collected = has_collected(now);
-        let mut typed = 0;
-        for bucket in &now.buckets {
-            let values = match self.event {
-                Event::Heap => {
-                    // Before the first collection Go shows all there is.
-                    let counts = bucket.counts;
-                    let blocks = if collected { counts.active } else { counts.all };
-                    values((blocks.allocs as i64, in_use(blocks)), bucket, now.rate)
-                }
-                _ => {
-                    let old = old.get(&bucket.address).map(|old| old.counts);
-                    let old = old.unwrap_or_default();
-                    let allocs = bucket.counts.all.allocs.saturating_sub(old.all.allocs);
-                    let in_use = in_use(bucket.counts.active) - in_use(old.active);
-                    values((allocs as i64, in_use), bucket, now.rate)
-                }
-            };
-            if values == [0; 4] {
-                continue;
-            }
-            let kind = type_of(program, &sites, bucket);
-            typed += usize::from(kind.is_some());
-            let owner = Owner {
-                process: index,
-                labels: kind
-                    .map(|kind| ("type".to_owned(), kind))
-                    .into_iter()
-                    .collect(),
-                block_bytes: Some(bucket.size_bytes),
-                ..Owner::default()
-            };
-            window.add_values(owner, &program.physical(&bucket.stack), 0, values);
+impl Reading {
+    /// Names what was read.
+    fn name(self, symbolizer: &mut Symbolizer, table: &ProcessTable) -> HeapRecording {
+        let (window, naming) = symbolizer.symbolize(self.taken, &self.window, table);
+        HeapRecording {
+            window,
+            naming,
+            read: self.read,
+            without: self.without,
+            gone: self.gone,
+            late: self.late,
+            enabled: self.enabled,
         }
-        typed
     }
 }
 
@@ -328,29 +391,4 @@ fn facts(process: &Process, profile: &HeapProfile, typed: usize) -> HeapFacts {
         is_cut: profile.is_cut,
         is_settled: profile.is_settled,
     }
-}
-
-/// Whether a collection has ended since the profile began: else Go counts nothing
-/// as of the last one.
-fn has_collected(profile: &HeapProfile) -> bool {
-    let counts = profile.buckets.iter().map(|bucket| bucket.counts.active);
-    counts.into_iter().any(|blocks| blocks != Blocks::default())
-}
-
-/// Blocks that were allocated and not freed.
-fn in_use(blocks: Blocks) -> i64 {
-    blocks.allocs as i64 - blocks.frees as i64
-}
-
-/// What sampled blocks stand for: allocated and in use, each in objects and bytes.
-fn values((allocs, in_use): (i64, i64), bucket: &Bucket, rate: u64) -> [i64; 4] {
-    let (alloc_objects, alloc_bytes) = unsample(allocs, bucket.size_bytes, rate);
-    let (in_use_objects, in_use_bytes) = unsample(in_use, bucket.size_bytes, rate);
-    [alloc_objects, alloc_bytes, in_use_objects, in_use_bytes]
-}
-
-/// The type that a bucket's stack allocates, where the code says it.
-fn type_of(program: &Program<'_>, sites: &AllocationSites<'_>, bucket: &Bucket) -> Option<String> {
-    let call = program.allocating_call(&bucket.stack)?;
-    sites.type_at(program.vaddr(call))
 }

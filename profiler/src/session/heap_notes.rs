@@ -41,6 +41,12 @@ impl HeapRecording {
                 programs(self.gone)
             ));
         }
+        if self.late > 0 {
+            notes.push(format!(
+                "{} came to be wanted during the recording: what they allocated is not in it",
+                programs(self.late)
+            ));
+        }
         if self.enabled > 0 {
             notes.push(format!(
                 "in {} the heap profile was turned on by goprof: what was allocated before is not in it",

@@ -164,8 +164,8 @@ mod tests {
 
     #[test]
     fn names_the_rule() {
-        let text = "[[rules]]\nevent = \"cpu\"\n\n[[rules]]\nevent = \"heap\"\n";
-        check(text, "line 5: rules[1].event: unknown variant `heap`");
+        let text = "[[rules]]\nevent = \"cpu\"\n\n[[rules]]\nevent = \"heat\"\n";
+        check(text, "line 5: rules[1].event: unknown variant `heat`");
         let text = "[[rules]]\n[[rules.include]]\nnamespace = \"a(\"\n";
         check(
             text,

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Pattern, Rate};
-use crate::identity::{Target, label};
+use crate::{
+    identity::{Target, label},
+    symbolize,
+};
 
 /// The rules, in order. Without any, every Go process is taken.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -32,12 +35,27 @@ pub struct Rule {
 }
 
 /// What is sampled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Event {
     /// CPU time.
     #[default]
     Cpu,
+    /// Memory in use at the end of a window.
+    Heap,
+    /// Memory allocated during a window.
+    Allocs,
+}
+
+impl Event {
+    /// The event of profiles.
+    pub(in crate::agent) fn sampled(self) -> symbolize::Event {
+        match self {
+            Event::Cpu => symbolize::Event::Cpu,
+            Event::Heap => symbolize::Event::Heap,
+            Event::Allocs => symbolize::Event::Allocs,
+        }
+    }
 }
 
 /// Describes processes: all that is given must match.
@@ -76,6 +94,23 @@ impl Rules {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether a rule is for `event`, which nobody takes without one.
+    pub fn ask_for(&self, event: Event) -> bool {
+        self.0.iter().any(|rule| rule.event == event)
+    }
+
+    /// The key of a value that will not do, and why.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        let is_wrong = |rule: &Rule| rule.event != Event::Cpu && rule.rate_hz.is_some();
+        match self.0.iter().position(is_wrong) {
+            Some(index) => Err((
+                format!("rules[{index}].rate_hz"),
+                "is of cpu only: the rest is read once a window".to_owned(),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The rates of all rules for `event`, highest first.
@@ -176,6 +211,36 @@ mod tests {
         check(rules, &[("namespace", "kube-system")], None);
         let config = Config::parse(rules).unwrap();
         assert_eq!(config.rates(), [Rate(97), Rate(19)]);
+    }
+
+    #[test]
+    fn each_event_has_its_own_rules() {
+        let rules = "[[rules]]\n[[rules]]\nevent = \"heap\"\ninclude = [{ name = \"etcd\" }]\n";
+        check(rules, &[], Some(19));
+        let config = Config::parse(rules).unwrap();
+        let target = Target {
+            pid: 1,
+            labels: BTreeMap::new(),
+            is_partial: false,
+        };
+        let takes = |config: &Config, event, comm| {
+            let subject = Subject {
+                comm,
+                exe: "/bin/x",
+                target: &target,
+            };
+            config.takes(event, &subject)
+        };
+        assert!(takes(&config, Event::Heap, "etcd"));
+        assert!(!takes(&config, Event::Heap, "other"));
+        assert!(!takes(&config, Event::Allocs, "etcd"), "nobody asks for it");
+        assert!(!takes(&Config::default(), Event::Heap, "etcd"));
+        let rate = "[[rules]]\n\n[[rules]]\nevent = \"allocs\"\nrate_hz = 9\n";
+        let refused = Config::parse(rate).unwrap_err();
+        assert!(
+            refused.starts_with("line 5: rules[1].rate_hz: is of cpu only"),
+            "{refused}"
+        );
     }
 
     #[test]

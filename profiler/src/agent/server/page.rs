@@ -69,7 +69,10 @@ fn row(page: &mut String, process: &ProcessView) {
     let collected: Vec<String> = process
         .collected
         .iter()
-        .map(|collected| format!("{} {} Hz", collected.event, collected.rate_hz))
+        .map(|collected| match collected.rate_hz {
+            Some(rate_hz) => format!("{} {rate_hz} Hz", collected.event),
+            None => collected.event.to_owned(),
+        })
         .collect();
     let program = match process.exe.as_str() {
         "" => &process.comm,
@@ -165,7 +168,7 @@ mod tests {
                 pid: 7,
                 collected: vec![Collected {
                     event: "cpu",
-                    rate_hz: 19,
+                    rate_hz: Some(19),
                 }],
                 ..ProcessView::default()
             }],
