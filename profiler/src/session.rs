@@ -3,6 +3,7 @@
 
 mod begun;
 mod breaks;
+pub mod goroutines;
 mod heap;
 mod looks;
 mod mem_profile;

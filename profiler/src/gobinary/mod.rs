@@ -45,7 +45,8 @@ pub use mem_profile::{
 pub use offsets::RuntimeOffsets;
 pub use status::GoroutineStatus;
 pub use structs::{
-    GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
+    GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SudogOffsets,
+    SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
 pub use variables::{GcControllerFields, GcFields, SchedFields, TimeHistogram, Variables};

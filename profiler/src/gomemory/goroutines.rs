@@ -41,6 +41,13 @@ pub struct Goroutine {
     pub registers: Registers,
     /// Its registers when it entered a system call; only while it is in one.
     pub syscall: Option<Registers>,
+    /// When a collection first saw it wait, on the monotonic clock, in nanoseconds;
+    /// 0 where none has.
+    pub wait_since_ns: u64,
+    /// What stands for it at the channels it waits for (`runtime.sudog`), 0 for none.
+    pub waiting: u64,
+    /// Where the statement returns to that started it.
+    pub go_pc: u64,
     /// The function it was started with.
     pub start_pc: u64,
     /// The thread that runs it, 0 for none.
@@ -67,7 +74,7 @@ pub struct Registers {
 pub struct GoroutineBatch<'p> {
     /// Those that are alive.
     pub goroutines: Vec<Goroutine>,
-    offsets: &'p StructOffsets,
+    pub(super) offsets: &'p StructOffsets,
 }
 
 /// What became of the list.
@@ -146,6 +153,15 @@ impl Program<'_> {
         None
     }
 
+    /// Some goroutines once more, by where their structs are; those that are alive.
+    pub fn goroutines_at<'o>(
+        &self,
+        addresses: &[u64],
+        offsets: &'o StructOffsets,
+    ) -> GoroutineBatch<'o> {
+        self.read_goroutines(addresses, offsets, &mut Listing::default())
+    }
+
     fn read_goroutines<'o>(
         &self,
         pointers: &[u64],
@@ -183,39 +199,95 @@ impl Program<'_> {
     }
 }
 
+impl Goroutine {
+    /// The registers with which it goes on; None of one that runs, whose stack is
+    /// moved, or that is about to do either.
+    pub fn saved(&self) -> Option<Registers> {
+        match self.status {
+            GoroutineStatus::Running | GoroutineStatus::CopyStack => None,
+            GoroutineStatus::Syscall => self.syscall,
+            _ => Some(self.registers),
+        }
+    }
+}
+
 impl GoroutineBatch<'_> {
     /// For each of [`GoroutineBatch::goroutines`] whether it still is as it was
     /// read: whatever was read of its stack meanwhile belongs together then. It is
-    /// by status, id and stack pointer, which are read again.
+    /// by status, id and saved registers, which are read again.
     pub fn unchanged(&self, memory: &dyn Memory) -> Vec<bool> {
-        let offsets = &self.offsets.g;
-        let fields = [
-            (offsets.atomic_status, 4),
-            (offsets.goid, 8),
-            (offsets.sched.sp, 8),
-        ];
-        let mut bytes = vec![[[0; 8]; 3]; self.goroutines.len()];
-        let mut requests = Vec::with_capacity(bytes.len() * 3);
-        for (goroutine, words) in self.goroutines.iter().zip(&mut bytes) {
-            for (word, (offset, len)) in words.iter_mut().zip(fields) {
-                let address = goroutine.address.wrapping_add(offset.into());
-                requests.push(Request::new(address, &mut word[..len]));
-            }
-        }
-        memory.read_many(&mut requests);
-        let read: Vec<bool> = requests
-            .chunks(3)
-            .map(|three| three.iter().all(|request| request.is_filled))
+        let head = Head::of(self.offsets);
+        let mut bytes = vec![0; self.goroutines.len() * head.len()];
+        let mut requests: Vec<Request<'_>> = self
+            .goroutines
+            .iter()
+            .zip(bytes.chunks_mut(head.len()))
+            .map(|(goroutine, piece)| Request::new(head.address(goroutine), piece))
             .collect();
-        drop(requests);
-        let rows = self.goroutines.iter().zip(&bytes).zip(read);
-        rows.map(|((goroutine, words), read)| {
-            let [status, goid, sp] = words.map(u64::from_le_bytes);
-            read && GoroutineStatus::of(status as u32) == Some(goroutine.status)
-                && goid == goroutine.goid
-                && sp == goroutine.registers.sp
-        })
-        .collect()
+        memory.read_many(&mut requests);
+        self.goroutines
+            .iter()
+            .zip(&requests)
+            .map(|(goroutine, request)| request.is_filled && head.is_of(goroutine, request.bytes))
+            .collect()
+    }
+}
+
+/// The part of a goroutine's struct that changes when it runs: its registers, its
+/// state and its id.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head<'p> {
+    offsets: &'p StructOffsets,
+    start: u32,
+    end: u32,
+}
+
+impl<'p> Head<'p> {
+    pub(super) fn of(offsets: &'p StructOffsets) -> Self {
+        let g = &offsets.g;
+        let words = [
+            g.sched.sp,
+            g.sched.pc,
+            g.syscall.sp,
+            g.syscall.pc,
+            g.atomic_status,
+            g.goid,
+        ];
+        let (start, end) = (words.into_iter().min(), words.into_iter().max());
+        Self {
+            offsets,
+            start: start.unwrap_or(0),
+            end: end.unwrap_or(0) + 8,
+        }
+    }
+
+    /// Its bytes.
+    pub(super) fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Where it is of a goroutine.
+    pub(super) fn address(&self, goroutine: &Goroutine) -> u64 {
+        goroutine.address.wrapping_add(self.start.into())
+    }
+
+    /// Whether its bytes are those of a goroutine as that was read.
+    pub(super) fn is_of(&self, goroutine: &Goroutine, bytes: &[u8]) -> bool {
+        let word = |offset: u32| {
+            let at = offset.checked_sub(self.start)? as usize;
+            let word = bytes.get(at..)?.first_chunk::<8>()?;
+            Some(u64::from_le_bytes(*word))
+        };
+        let g = &self.offsets.g;
+        let status = word(g.atomic_status).and_then(|word| GoroutineStatus::of(word as u32));
+        let syscall = goroutine.syscall.map_or(0, |registers| registers.sp);
+        let in_call = goroutine.syscall.map(|registers| registers.pc);
+        status == Some(goroutine.status)
+            && word(g.goid) == Some(goroutine.goid)
+            && word(g.sched.sp) == Some(goroutine.registers.sp)
+            && word(g.sched.pc) == Some(goroutine.registers.pc)
+            && word(g.syscall.sp) == Some(syscall)
+            && (in_call.is_none() || word(g.syscall.pc) == in_call)
     }
 }
 
@@ -239,8 +311,11 @@ fn struct_bytes(offsets: &StructOffsets) -> usize {
         g.syscall.bp.unwrap_or(0),
         g.atomic_status,
         g.goid,
+        g.wait_since,
         g.wait_reason,
+        g.go_pc,
         g.start_pc,
+        g.waiting,
         g.labels,
         g.parent_goid.unwrap_or(0),
     ];
@@ -271,6 +346,9 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
         stack: word(g.stack.lo)?..word(g.stack.hi)?,
         registers: registers(g.sched.sp, g.sched.pc, Some(g.sched.bp))?,
         syscall: (syscall.sp != 0).then_some(syscall),
+        wait_since_ns: word(g.wait_since)?,
+        waiting: word(g.waiting)?,
+        go_pc: word(g.go_pc)?,
         start_pc: word(g.start_pc)?,
         m: word(g.m)?,
         labels: word(g.labels)?,
@@ -288,7 +366,9 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
 mod tests {
     use super::super::fake::Words;
     use super::*;
-    use crate::gobinary::{GOffsets, MOffsets, SavedRegisters, StackBounds, SyscallRegisters};
+    use crate::gobinary::{
+        GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
+    };
 
     const OFFSETS: StructOffsets = StructOffsets {
         g: GOffsets {
@@ -306,8 +386,11 @@ mod tests {
             },
             atomic_status: 144,
             goid: 152,
+            wait_since: 168,
             wait_reason: 176,
+            go_pc: 288,
             start_pc: 304,
+            waiting: 320,
             labels: 352,
             parent_goid: Some(280),
         },
@@ -318,6 +401,14 @@ mod tests {
             curg: 184,
             p: 208,
             id: 232,
+        },
+        sudog: SudogOffsets {
+            g: 0,
+            next: 8,
+            prev: 16,
+            elem: 24,
+            wait_link: 64,
+            c: 80,
         },
         labels: None,
     };
