@@ -2,6 +2,7 @@
 //! for and who started it; as text, JSON or a profile.
 
 mod json;
+mod target;
 mod text;
 
 use std::{
@@ -11,25 +12,24 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use regex::Regex;
 
+use foldhash::HashMap;
+
 use super::{
     Failure, printable,
-    process::go_process,
-    raise_file_limit,
     record::{parse_duration, parse_label},
 };
 use crate::{
-    doctor,
-    gomemory::{Live, Memory as _},
-    process::{NoLayout, Process, ProcessIndex, ProcessTable},
+    process::Process,
     profile,
-    session::goroutines::{Groups, Selected, Snapshot, Source, snapshot},
+    session::goroutines::{Groups, Place, Selected, Snapshot},
     sink::{FileSink, Subject, default_name, is_stdout},
     symbolize::{Event, Filter},
 };
+use target::Target;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -39,6 +39,7 @@ Examples:
   goprof goroutines -p 1234 --reason 'chan (send|receive)' --function 'main\\.'
   goprof goroutines -p 1234 -f json | jq '.groups[0]'
   goprof goroutines -p 1234 -o goroutines.pb.gz
+  goprof goroutines --core core.1234 --exe ./server
 
 Nothing is set up in the program and nothing stops it: its memory is read. A time is
 counted from the collection that first saw the goroutine wait, so that it is the least.
@@ -46,8 +47,15 @@ Exit codes: 0 done, 1 it could not be done, 2 usage.")]
 /// What `goprof goroutines` takes.
 pub struct Args {
     /// Look at the process PID
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pid: u32,
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
+          required_unless_present = "core")]
+    pub pid: Option<u32>,
+    /// Look at a core file, written by the kernel or by gcore
+    #[arg(long, value_name = "FILE", conflicts_with = "pid")]
+    pub core: Option<PathBuf>,
+    /// The program that the core is of (default: where it was when it ran)
+    #[arg(long, value_name = "BIN", requires = "core", conflicts_with = "pid")]
+    pub exe: Option<PathBuf>,
 
     /// Only goroutines in this state (may be given several times)
     #[arg(short, long, value_name = "STATE", value_parser = STATES)]
@@ -108,6 +116,7 @@ struct Report<'a> {
     taken_at: SystemTime,
     snapshot: &'a Snapshot,
     groups: &'a Groups,
+    waiters: HashMap<Place, Vec<u64>>,
     notes: Vec<String>,
 }
 
@@ -118,27 +127,20 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let format = args.chosen_format();
     refuse_binary_on_a_terminal(args, format)?;
-    let mut table = ProcessTable::default();
-    let index = look_for(args, &mut table)?;
-    let process = table.get(index);
+    let target = Target::open(args)?;
+    let process = target.process();
     let output = args.output(format, process);
     let sink = FileSink::prepare(&output)?;
-    let memory = Live::open(process.pid)
-        .with_context(|| format!("cannot read the memory of process {}", process.pid))?;
     let taken_at = SystemTime::now();
-    let taken = take(args, process, &memory);
-    if !memory.is_there() {
-        let line = format!("process {} ended while it was read", process.pid);
-        return Err(Failure::Failed(anyhow!(line)));
-    }
-    let taken = taken?;
-    let groups = taken.groups(&args.selected(), taken_at, (index, &table));
+    let snapshot = target.snapshot(args.system)?;
+    let groups = snapshot.groups(&args.selected(), taken_at, (target.index, &target.table));
     let report = Report {
         process,
         go_version: go_version(process),
         taken_at,
-        notes: notes(&taken, &groups),
-        snapshot: &taken,
+        notes: [target.notes.clone(), notes(&snapshot, &groups)].concat(),
+        waiters: snapshot.waiters(),
+        snapshot: &snapshot,
         groups: &groups,
     };
     report.write(args, format, sink)?;
@@ -197,59 +199,26 @@ fn refuse_binary_on_a_terminal(args: &Args, format: Format) -> Result<(), Failur
     Ok(())
 }
 
-/// Looks for the process, which must be a Go process.
-fn look_for(args: &Args, table: &mut ProcessTable) -> Result<ProcessIndex, Failure> {
-    raise_file_limit();
-    if let Err((found, remedy)) = doctor::existing(args.pid) {
-        let remedy = remedy.map_or(String::new(), |remedy| format!(": {remedy}"));
-        return Err(Failure::Failed(anyhow!("{found}{remedy}")));
-    }
-    let process = go_process(args.pid, &mut table.objects)?;
-    Ok(table.insert(process))
-}
-
-/// Takes the snapshot of a process that runs.
-fn take(args: &Args, process: &Process, memory: &Live) -> Result<Snapshot, Failure> {
-    let fail = |why: String| {
-        let line = format!(
-            "cannot list the goroutines of process {}: {why}",
-            process.pid
-        );
-        Failure::Failed(anyhow!(line))
-    };
-    let (offsets, _) = process.struct_offsets(memory).map_err(|why| match why {
-        NoLayout::NotYet => fail("it has only begun".to_owned()),
-        NoLayout::Unknown(why) => fail(why),
-    })?;
-    let program = process
-        .go_program(memory)
-        .ok_or_else(|| fail("its Go code is not mapped".to_owned()))?;
-    let source = Source {
-        process,
-        program,
-        offsets,
-        now_ns: monotonic_ns(),
-    };
-    snapshot(&source, args.system).map_err(fail)
-}
-
 fn go_version(process: &Process) -> String {
     let binary = process.go_object().and_then(|object| object.go());
     binary.map_or(String::new(), |binary| binary.version().to_string())
 }
 
-/// The clock that Go's runtime goes by.
-fn monotonic_ns() -> Option<u64> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
+/// A signal, by the name that people know it by (`signal(7)`, x86-64 and arm64).
+fn signal_name(signal: u16) -> String {
+    let known = match signal {
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        11 => "SIGSEGV",
+        24 => "SIGXCPU",
+        31 => "SIGSYS",
+        _ => return format!("signal {signal}"),
     };
-    // SAFETY: writes a structure of our own.
-    let done = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let seconds = u64::try_from(time.tv_sec).ok().filter(|_| done == 0)?;
-    seconds
-        .checked_mul(1_000_000_000)?
-        .checked_add(u64::try_from(time.tv_nsec).ok()?)
+    known.to_owned()
 }
 
 /// What a reader must know, one sentence each.
@@ -283,6 +252,18 @@ fn notes(snapshot: &Snapshot, groups: &Groups) -> Vec<String> {
     let mut notes: Vec<String> = counts
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
+    if let Some(crash) = snapshot.crash {
+        let signal = signal_name(crash.signal);
+        let on = crash
+            .goid
+            .map_or("no goroutine of its own".to_owned(), |goid| {
+                format!("goroutine {goid}")
+            });
+        notes.insert(
+            0,
+            format!("ended by {signal} in thread {}, on {on}", crash.tid),
+        );
+    }
     if snapshot.reasons.is_empty() {
         notes.push("what goroutines wait for is not known: the binary does not say it".to_owned());
     }

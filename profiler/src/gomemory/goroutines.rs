@@ -363,14 +363,14 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::fake::Words;
     use super::*;
     use crate::gobinary::{
         GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
     };
 
-    const OFFSETS: StructOffsets = StructOffsets {
+    pub(in crate::gomemory) const OFFSETS: StructOffsets = StructOffsets {
         g: GOffsets {
             stack: StackBounds { lo: 0, hi: 8 },
             m: 48,
@@ -423,6 +423,16 @@ mod tests {
         words.put(G + 176, &[7]);
         words.put(G + 280, &[1]);
         words
+    }
+
+    /// A goroutine that waits, with what stands for it in a queue.
+    pub(in crate::gomemory) fn waiting(address: u64, waiting: u64) -> Goroutine {
+        let found = read(&memory(18, 4)).unwrap();
+        Goroutine {
+            address,
+            waiting,
+            ..found
+        }
     }
 
     fn read(memory: &Words) -> Option<Goroutine> {

@@ -12,6 +12,7 @@ mod maps;
 mod notes;
 mod program;
 mod stacks;
+mod waits;
 
 pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Listing, MAX_GOROUTINES, Registers};
@@ -19,6 +20,7 @@ pub use heap::{Bucket, HeapProfile, NoHeap};
 pub use live::Live;
 pub use program::{GcController, Program};
 pub use stacks::{StackRead, Stacks};
+pub use waits::Awaited;
 
 /// Memory of a program, by its addresses.
 ///

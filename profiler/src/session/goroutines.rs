@@ -5,18 +5,23 @@
 mod batch;
 mod groups;
 mod runtimes_own;
+mod threads;
+mod waits;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
-    gobinary::{GoroutineStatus, LabelFormat, StructOffsets},
-    gomemory::{Listing, Program},
+    gobinary::{GoroutineStatus, StructOffsets},
+    gomemory::{CoreThread, Listing, Program},
     process::Process,
     symbolize::Labels,
     unwind::StackEnd,
 };
+
+pub use threads::Crash;
+pub use waits::Place;
 
 pub use groups::{Group, Groups, NamedFrame, Selected};
 
@@ -29,8 +34,10 @@ pub struct Source<'p> {
     /// Where its runtime keeps what; held against that memory.
     pub offsets: StructOffsets,
     /// Its monotonic clock at the snapshot, in nanoseconds; None where that is not
-    /// known.
+    /// known, as of a core. Then the last time that it noted itself is taken.
     pub now_ns: Option<u64>,
+    /// The threads of a core, the one that ended it first.
+    pub threads: &'p [CoreThread],
 }
 
 /// A goroutine of a snapshot.
@@ -42,8 +49,10 @@ pub struct Record {
     pub status: GoroutineStatus,
     /// What it waits for, by [`Snapshot::reasons`]; only where it waits.
     pub reason: Option<u8>,
-    /// For how long it has waited at least: since a collection first saw it. None
-    /// where none has, or it does not wait.
+    /// When a collection first saw it wait, on its monotonic clock; None where none
+    /// has, or it does not wait.
+    pub since_ns: Option<u64>,
+    /// For how long it has waited at least: since then.
     pub waits_ns: Option<u64>,
     /// Which goroutine started it, where the version tells.
     pub parent: Option<u64>,
@@ -55,6 +64,8 @@ pub struct Record {
     pub end: StackEnd,
     /// Its labels, by [`Snapshot::labels`].
     pub labels: u32,
+    /// What it waits for, by [`Snapshot::places`].
+    pub places: Range<u32>,
 }
 
 /// What was left out of a snapshot, or could not be had, by why.
@@ -83,6 +94,10 @@ pub struct Snapshot {
     pub labels: Vec<Labels>,
     /// What goroutines wait for, in words.
     pub reasons: Vec<String>,
+    /// What goroutines wait for, by address.
+    pub places: Vec<Place>,
+    /// What ended the program, of a core.
+    pub crash: Option<Crash>,
     /// What is not in it.
     pub left_out: LeftOut,
     /// Of those in it, how many ran, so that nothing is known of their stack but
@@ -107,9 +122,16 @@ pub fn snapshot(source: &Source<'_>, runtimes_own: bool) -> Result<Snapshot, Str
         source,
         wants_own: runtimes_own,
         own: runtimes_own::RuntimesOwn::of(&reasons),
+        threads: threads::Threads::of(source),
+        semaphores: source
+            .program
+            .semaphores(&source.offsets)
+            .unwrap_or_default(),
+        for_semaphores: Vec::new(),
         snapshot: Snapshot {
             labels: vec![Labels::new()],
             reasons,
+            crash: crash(source),
             ..Snapshot::default()
         },
         stacks: HashMap::new(),
@@ -119,14 +141,32 @@ pub fn snapshot(source: &Source<'_>, runtimes_own: bool) -> Result<Snapshot, Str
     let listing = source
         .program
         .for_each_goroutine(&source.offsets, |batch| taking.add(batch))?;
+    taking.add_semaphores();
     let mut snapshot = taking.snapshot;
-    snapshot.finish(listing);
+    snapshot.finish(listing, source.now_ns);
     snapshot.took = started.elapsed();
     Ok(snapshot)
 }
 
+/// What ended a program, without the goroutine so far.
+fn crash(source: &Source<'_>) -> Option<Crash> {
+    let first = source.threads.first()?;
+    (first.signal != 0).then_some(Crash {
+        signal: first.signal,
+        tid: first.tid,
+        goid: None,
+    })
+}
+
 impl Snapshot {
-    fn finish(&mut self, listing: Listing) {
+    fn finish(&mut self, listing: Listing, now_ns: Option<u64>) {
+        let noted = self.goroutines.iter().filter_map(|g| g.since_ns).max();
+        if let Some(now_ns) = now_ns.or(noted) {
+            for goroutine in &mut self.goroutines {
+                let waits = |since| now_ns.checked_sub(since);
+                goroutine.waits_ns = goroutine.since_ns.and_then(waits);
+            }
+        }
         self.left_out.nonsense += listing.nonsense;
         self.left_out.unreadable += listing.unreadable;
         self.left_out.cut += listing.cut;
@@ -148,6 +188,12 @@ struct Taking<'s, 'p> {
     source: &'s Source<'p>,
     wants_own: bool,
     own: runtimes_own::RuntimesOwn,
+    threads: threads::Threads,
+    /// The semaphores that goroutines wait for, as of the beginning, by where their
+    /// structs are.
+    semaphores: std::collections::HashMap<u64, u64>,
+    /// Goroutines that wait for them, by place in the snapshot.
+    for_semaphores: Vec<(usize, u64)>,
     snapshot: Snapshot,
     stacks: HashMap<Box<[u64]>, u32>,
     labels: HashMap<Labels, u32>,
@@ -175,9 +221,5 @@ impl Taking<'_, '_> {
         self.snapshot.labels.push(labels.clone());
         self.labels.insert(labels.clone(), index);
         index
-    }
-
-    fn label_format(&self) -> Option<LabelFormat> {
-        self.source.offsets.labels
     }
 }

@@ -42,11 +42,11 @@ pub fn unwind_parked(
     unwound(stop, unmapped, frames)
 }
 
-/// The same for a thread with these registers, and for the goroutine on it where
-/// the thread may be on another stack than the goroutine's own.
+/// The same for a thread with these registers, and where it is on another stack than
+/// its goroutine's own, for that goroutine from the registers it was left with.
 pub fn unwind_thread(
     thread: Registers,
-    goroutine: Registers,
+    goroutine: Option<Registers>,
     process: &Process,
     word: impl Fn(u64) -> Option<u64>,
     frames: &mut Vec<u64>,
@@ -57,17 +57,17 @@ pub fn unwind_thread(
         exact: true,
         ..begin(thread)
     };
-    let left = segment(goroutine);
-    let (stop, unmapped) = walk(process, &word, leaf, Some(&left), frames);
-    let (stop, more_unmapped) = match stop {
-        Stop::Root => (stop, false),
-        Stop::Switch | Stop::Broken(_) => {
+    let left = goroutine.map(segment);
+    let (stop, unmapped) = walk(process, &word, leaf, left.as_ref(), frames);
+    let (stop, more_unmapped) = match (stop, goroutine) {
+        (Stop::Switch | Stop::Broken(_), Some(goroutine)) => {
             if stop != Stop::Switch {
                 frames.push(GAP);
             }
             let frame = parked(goroutine, process);
             walk(process, &word, frame, None, frames)
         }
+        _ => (stop, false),
     };
     unwound(stop, unmapped || more_unmapped, frames)
 }

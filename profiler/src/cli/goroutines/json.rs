@@ -2,15 +2,17 @@
 //! million of them take no memory.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     io::{self, Write},
     time::SystemTime,
 };
 
+use foldhash::HashMap;
 use serde::{Serialize, Serializer};
 
-use super::Report;
-use crate::session::goroutines::{Group, NamedFrame, Record};
+use super::{Report, signal_name};
+use crate::session::goroutines::{Group, NamedFrame, Place, Record};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -21,8 +23,35 @@ struct Document<'a> {
     time_unix_ns: u64,
     took_ns: u64,
     goroutines: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crash: Option<CrashJson>,
     groups: GroupsOf<'a>,
+    waited_for: WaitedFor<'a>,
     notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct CrashJson {
+    signal: u16,
+    signal_name: String,
+    thread: u32,
+    goroutine: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct PlaceJson {
+    what: &'static str,
+    address: String,
+}
+
+/// What goroutines wait for, each with all that do, the most first.
+struct WaitedFor<'a>(&'a HashMap<Place, Vec<u64>>);
+
+#[derive(Serialize)]
+struct Waited<'a> {
+    #[serde(flatten)]
+    place: PlaceJson,
+    goroutines: &'a [u64],
 }
 
 /// The groups, each made when it is written.
@@ -59,6 +88,17 @@ struct Member<'a> {
     parent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<Frame<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waits_for: Vec<PlaceJson>,
+}
+
+impl From<Place> for PlaceJson {
+    fn from(place: Place) -> Self {
+        Self {
+            what: place.what,
+            address: format!("{:#x}", place.address),
+        }
+    }
 }
 
 impl<'a> From<NamedFrame<'a>> for Frame<'a> {
@@ -90,6 +130,17 @@ impl Serialize for GroupsOf<'_> {
     }
 }
 
+impl Serialize for WaitedFor<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut all: Vec<(&Place, &Vec<u64>)> = self.0.iter().collect();
+        all.sort_by_key(|(place, waiters)| (Reverse(waiters.len()), **place));
+        serializer.collect_seq(all.into_iter().map(|(place, waiters)| Waited {
+            place: (*place).into(),
+            goroutines: waiters,
+        }))
+    }
+}
+
 impl Serialize for Members<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Members(report, group) = self;
@@ -106,6 +157,12 @@ fn member<'a>(report: &'a Report<'a>, goroutine: &Record) -> Member<'a> {
         waits_at_least_ns: goroutine.waits_ns,
         parent: goroutine.parent,
         created_by: report.groups.creator(goroutine).map(Frame::from),
+        waits_for: report
+            .snapshot
+            .places(goroutine)
+            .into_iter()
+            .map(PlaceJson::from)
+            .collect(),
     }
 }
 
@@ -120,7 +177,14 @@ pub(super) fn write(report: &Report<'_>, out: &mut impl Write) -> io::Result<()>
         time_unix_ns: since.map_or(0, |since| since.as_nanos() as u64),
         took_ns: report.snapshot.took.as_nanos() as u64,
         goroutines: report.groups.goroutines(),
+        crash: report.snapshot.crash.map(|crash| CrashJson {
+            signal: crash.signal,
+            signal_name: signal_name(crash.signal),
+            thread: crash.tid,
+            goroutine: crash.goid,
+        }),
         groups: GroupsOf(report),
+        waited_for: WaitedFor(&report.waiters),
         notes: &report.notes,
     };
     serde_json::to_writer(&mut *out, &document)?;

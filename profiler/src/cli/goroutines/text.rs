@@ -47,7 +47,7 @@ fn group(
     writeln!(out, "{}", count(group.members.len(), "goroutine"))?;
     let most = if verbose { usize::MAX } else { MAX_SHOWN };
     for goroutine in report.snapshot.members(group).take(most) {
-        self::goroutine(report, goroutine, out)?;
+        self::goroutine(report, goroutine, most, out)?;
     }
     if let Some(more) = group.members.len().checked_sub(most).filter(|n| *n > 0) {
         writeln!(out, "  and {more} more (--verbose shows them)")?;
@@ -68,7 +68,12 @@ fn group(
     Ok(())
 }
 
-fn goroutine(report: &Report<'_>, goroutine: &Record, out: &mut impl Write) -> io::Result<()> {
+fn goroutine(
+    report: &Report<'_>,
+    goroutine: &Record,
+    most: usize,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let mut line = format!(
         "  goroutine {}: {}",
         goroutine.goid,
@@ -86,7 +91,30 @@ fn goroutine(report: &Report<'_>, goroutine: &Record, out: &mut impl Write) -> i
             creator.function, creator.file, creator.line
         );
     }
-    writeln!(out, "{}", printable(&line))
+    writeln!(out, "{}", printable(&line))?;
+    let places = report.snapshot.places(goroutine);
+    for place in places.iter().take(most) {
+        let others = report.waiters.get(place).into_iter().flatten();
+        let others: Vec<String> = others
+            .filter(|other| **other != goroutine.goid)
+            .map(u64::to_string)
+            .collect();
+        let shown = others.len().min(most);
+        let more = if shown < others.len() { ", ..." } else { "" };
+        let with = match others.len() {
+            0 => ", alone".to_owned(),
+            count => format!(", with {count} more: {}{more}", others[..shown].join(", ")),
+        };
+        writeln!(
+            out,
+            "    for the {} at {:#x}{with}",
+            place.what, place.address
+        )?;
+    }
+    if let Some(more) = places.len().checked_sub(most).filter(|n| *n > 0) {
+        writeln!(out, "    and {more} more channels")?;
+    }
+    Ok(())
 }
 
 /// What it does or waits for, as Go's own tracebacks have it.

@@ -1,10 +1,10 @@
 //! A batch of goroutines into a snapshot: their stacks are read and walked, those
 //! that changed meanwhile read again, and their labels.
 
-use super::{Record, Source, Taking};
+use super::{Record, Taking, threads::unwind_on};
 use crate::{
     gobinary::GoroutineStatus,
-    gomemory::{Goroutine, GoroutineBatch, StackRead, Stacks},
+    gomemory::{CoreThread, Goroutine, GoroutineBatch, StackRead, Stacks},
     unwind::{GAP, StackEnd, unwind_parked},
 };
 
@@ -15,10 +15,10 @@ const MAX_STACK_BYTES: usize = 1 << 20;
 /// How often a goroutine is read before it is left out because it changes.
 const ATTEMPTS: usize = 4;
 
-/// A goroutine whose stack was read, but not its labels.
-struct Read {
-    record: Record,
-    labels: u64,
+/// A goroutine whose stack was read.
+pub(super) struct Read {
+    pub record: Record,
+    pub goroutine: Goroutine,
 }
 
 impl Taking<'_, '_> {
@@ -36,7 +36,8 @@ impl Taking<'_, '_> {
             changed = self.add_stacks(&again, &mut read);
         }
         self.snapshot.left_out.changed += changed.len() as u64;
-        self.add_labels(read);
+        self.add_labels(&mut read);
+        self.add_places(read);
     }
 
     /// Reads and walks the stacks of a batch. Returns where those are that changed
@@ -48,6 +49,11 @@ impl Taking<'_, '_> {
         for (index, goroutine) in batch.goroutines.iter().enumerate() {
             if self.own.has(goroutine, self.source) && !self.wants_own {
                 self.snapshot.left_out.runtimes_own += 1;
+                continue;
+            }
+            if let Some(thread) = self.threads.with(goroutine, self.source) {
+                let end = self.on_thread(thread, goroutine);
+                read.push(self.read(goroutine, end));
                 continue;
             }
             let end = match stacks.outcome(index) {
@@ -74,11 +80,7 @@ impl Taking<'_, '_> {
                 }
             };
             match end {
-                Some(end) => {
-                    let record = self.record(goroutine, end);
-                    let labels = goroutine.labels;
-                    read.push(Read { record, labels });
-                }
+                Some(end) => read.push(self.read(goroutine, end)),
                 None => changed.push(goroutine.address),
             }
         }
@@ -105,6 +107,23 @@ impl Taking<'_, '_> {
         StackEnd::NoRegisters
     }
 
+    /// Walks the stack of one that is on a thread of a core.
+    fn on_thread(&mut self, thread: CoreThread, goroutine: &Goroutine) -> StackEnd {
+        if let Some(crash) = &mut self.snapshot.crash
+            && crash.tid == thread.tid
+        {
+            crash.goid = Some(goroutine.goid);
+        }
+        unwind_on(thread, goroutine, self.source, &mut self.frames).end
+    }
+
+    fn read(&mut self, goroutine: &Goroutine, end: StackEnd) -> Read {
+        Read {
+            record: self.record(goroutine, end),
+            goroutine: goroutine.clone(),
+        }
+    }
+
     fn record(&mut self, goroutine: &Goroutine, end: StackEnd) -> Record {
         if !matches!(end, StackEnd::Whole | StackEnd::NoRegisters) {
             self.snapshot.broken += 1;
@@ -115,35 +134,30 @@ impl Taking<'_, '_> {
             goid: goroutine.goid,
             status: goroutine.status,
             reason: waits.then_some(goroutine.wait_reason),
-            waits_ns: waited(goroutine, self.source).filter(|_| has_since),
+            since_ns: Some(goroutine.wait_since_ns).filter(|since| *since != 0 && has_since),
+            waits_ns: None,
             parent: goroutine.parent_goid.filter(|parent| *parent != 0),
             created_at: goroutine.go_pc.saturating_sub(1),
             stack: self.stack_index(),
             end,
             labels: 0,
+            places: 0..0,
         }
     }
 
-    fn add_labels(&mut self, read: Vec<Read>) {
+    fn add_labels(&mut self, read: &mut [Read]) {
         let program = self.source.program;
-        let pointers = read.iter().map(|read| read.labels).filter(|at| *at != 0);
-        let found = match self.label_format() {
-            Some(format) => program.labels(format, pointers),
-            None => Default::default(),
+        let Some(format) = self.source.offsets.labels else {
+            return;
         };
-        for Read { mut record, labels } in read {
-            if let Some(labels) = found.get(&labels) {
+        let pointers = read.iter().map(|read| read.goroutine.labels);
+        let found = program.labels(format, pointers.filter(|at| *at != 0));
+        for Read { record, goroutine } in read {
+            if let Some(labels) = found.get(&goroutine.labels) {
                 let is_whole = !labels.damaged && labels.cut == 0 && labels.excess == 0;
                 self.snapshot.labels_damaged += u64::from(!is_whole);
                 record.labels = self.labels_index(&labels.pairs);
             }
-            self.snapshot.goroutines.push(record);
         }
     }
-}
-
-/// For how long a goroutine has waited at least.
-fn waited(goroutine: &Goroutine, source: &Source<'_>) -> Option<u64> {
-    let since = Some(goroutine.wait_since_ns).filter(|since| *since != 0)?;
-    source.now_ns?.checked_sub(since)
 }

@@ -1,7 +1,10 @@
 //! The goroutines of a snapshot that are wanted, grouped by stack and labels as
 //! Go's own profile has them, with the names of their frames.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    cmp::Reverse,
+    time::{Duration, SystemTime},
+};
 
 use foldhash::{HashMap, HashMapExt as _};
 use regex::Regex;
@@ -121,8 +124,14 @@ impl Snapshot {
             });
             groups[group].members.push(index);
         }
-        // Those of one size stay by their first goroutine.
-        groups.sort_by_key(|group| std::cmp::Reverse(group.members.len()));
+        // What ended the program comes first; those of one size stay by their first
+        // goroutine.
+        let ended = self.crash.and_then(|crash| crash.goid);
+        let has_ended = |group: &Group| {
+            let mut members = self.members(group);
+            ended.is_some() && members.any(|member| Some(member.goid) == ended)
+        };
+        groups.sort_by_cached_key(|group| (!has_ended(group), Reverse(group.members.len())));
         groups
     }
 
@@ -241,12 +250,14 @@ mod tests {
             goid,
             status,
             reason: (status == GoroutineStatus::Waiting).then_some(1),
+            since_ns: None,
             waits_ns,
             parent: None,
             created_at: 0,
             stack,
             end: StackEnd::Whole,
             labels: 0,
+            places: 0..0,
         }
     }
 
