@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Memory, Request, program::Program};
+use super::{Memory, pieces::Pieces, program::Program};
 use crate::gobinary::{GoroutineStatus, StructOffsets};
 
 /// Most goroutines that are looked at.
@@ -168,22 +168,14 @@ impl Program<'_> {
         offsets: &'o StructOffsets,
         listing: &mut Listing,
     ) -> GoroutineBatch<'o> {
-        let size = struct_bytes(offsets);
-        let mut bytes = vec![0; pointers.len() * size];
-        let pieces = bytes.chunks_mut(size);
-        let mut requests: Vec<Request<'_>> = pointers
-            .iter()
-            .zip(pieces)
-            .map(|(address, piece)| Request::new(*address, piece))
-            .collect();
-        self.memory.read_many(&mut requests);
+        let pieces = Pieces::read(self.memory, pointers, struct_bytes(offsets));
         let mut goroutines = Vec::new();
-        for request in &requests {
-            if !request.is_filled {
+        for (index, address) in pointers.iter().enumerate() {
+            let Some(bytes) = pieces.get(index) else {
                 listing.unreadable += 1;
                 continue;
-            }
-            match parse(request.address, request.bytes, offsets) {
+            };
+            match parse(*address, bytes, offsets) {
                 Some(goroutine) if goroutine.status.is_alive() => {
                     listing.alive += 1;
                     goroutines.push(goroutine);
@@ -217,19 +209,8 @@ impl GoroutineBatch<'_> {
     /// by status, id and saved registers, which are read again.
     pub fn unchanged(&self, memory: &dyn Memory) -> Vec<bool> {
         let head = Head::of(self.offsets);
-        let mut bytes = vec![0; self.goroutines.len() * head.len()];
-        let mut requests: Vec<Request<'_>> = self
-            .goroutines
-            .iter()
-            .zip(bytes.chunks_mut(head.len()))
-            .map(|(goroutine, piece)| Request::new(head.address(goroutine), piece))
-            .collect();
-        memory.read_many(&mut requests);
-        self.goroutines
-            .iter()
-            .zip(&requests)
-            .map(|(goroutine, request)| request.is_filled && head.is_of(goroutine, request.bytes))
-            .collect()
+        let goroutines = self.goroutines.iter();
+        head.still_of(memory, &goroutines.collect::<Vec<_>>())
     }
 }
 
@@ -269,6 +250,20 @@ impl<'p> Head<'p> {
     /// Where it is of a goroutine.
     pub(super) fn address(&self, goroutine: &Goroutine) -> u64 {
         goroutine.address.wrapping_add(self.start.into())
+    }
+
+    /// For each goroutine whether it still is as it was read.
+    pub(super) fn still_of(&self, memory: &dyn Memory, goroutines: &[&Goroutine]) -> Vec<bool> {
+        let addresses = goroutines.iter().map(|goroutine| self.address(goroutine));
+        let addresses: Vec<u64> = addresses.collect();
+        let pieces = Pieces::read(memory, &addresses, self.len());
+        let goroutines = goroutines.iter().enumerate();
+        goroutines
+            .map(|(index, goroutine)| {
+                let bytes = pieces.get(index);
+                bytes.is_some_and(|bytes| self.is_of(goroutine, bytes))
+            })
+            .collect()
     }
 
     /// Whether its bytes are those of a goroutine as that was read.

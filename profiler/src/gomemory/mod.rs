@@ -10,6 +10,7 @@ mod labels;
 mod live;
 mod maps;
 mod notes;
+mod pieces;
 mod program;
 mod stacks;
 mod waits;

@@ -4,8 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Goroutine, Request, blocks::Blocks, goroutines::Head, program::Program};
-use crate::gobinary::{GoroutineStatus, SemaphoreTable, StructOffsets};
+use super::{Goroutine, blocks::Blocks, goroutines::Head, program::Program};
+use crate::gobinary::{GoroutineStatus, SemaphoreTable, StructOffsets, SudogOffsets};
 
 /// Channels of one `select` that are looked at.
 const MAX_CASES: usize = 256;
@@ -22,6 +22,22 @@ pub enum Awaited {
     Channel(u64),
     /// The semaphore at an address, or the list of a `sync.Cond`.
     Semaphore(u64),
+}
+
+/// More bytes than a sudog has.
+const MAX_SUDOG_BYTES: usize = 256;
+
+/// Bytes of a sudog up to the last field that is used.
+fn sudog_bytes(offsets: &SudogOffsets) -> usize {
+    let fields = [
+        offsets.g,
+        offsets.next,
+        offsets.prev,
+        offsets.elem,
+        offsets.wait_link,
+        offsets.c,
+    ];
+    fields.into_iter().max().unwrap_or(0) as usize + 8
 }
 
 /// What stands for a goroutine in a queue.
@@ -46,11 +62,14 @@ impl Sudogs<'_> {
             return None;
         }
         let offsets = &self.offsets.sudog;
-        let mut word = |offset: u32| {
-            let mut bytes = [0; 8];
-            let at = address.checked_add(offset.into())?;
-            let is_read = self.blocks.read(at, &mut bytes);
-            is_read.then(|| u64::from_le_bytes(bytes))
+        let mut bytes = [0; MAX_SUDOG_BYTES];
+        let bytes = bytes.get_mut(..sudog_bytes(offsets))?;
+        if !self.blocks.read(address, bytes) {
+            return None;
+        }
+        let word = |offset: u32| {
+            let word = bytes.get(offset as usize..)?.first_chunk::<8>()?;
+            Some(u64::from_le_bytes(*word))
         };
         Some(Sudog {
             g: word(offsets.g)?,
@@ -74,14 +93,9 @@ impl Program<'_> {
         let awaited = goroutines.iter().map(|g| awaited_by(g, &mut sudogs));
         let mut awaited: Vec<Vec<Awaited>> = awaited.collect();
         let head = Head::of(offsets);
-        let mut bytes = vec![0; goroutines.len() * head.len()];
-        let pieces = goroutines.iter().zip(bytes.chunks_mut(head.len()));
-        let mut requests: Vec<Request<'_>> = pieces
-            .map(|(goroutine, piece)| Request::new(head.address(goroutine), piece))
-            .collect();
-        self.memory.read_many(&mut requests);
-        for ((goroutine, request), awaited) in goroutines.iter().zip(&requests).zip(&mut awaited) {
-            if !request.is_filled || !head.is_of(goroutine, request.bytes) {
+        let is_same = head.still_of(self.memory, goroutines);
+        for (awaited, is_same) in awaited.iter_mut().zip(is_same) {
+            if !is_same {
                 awaited.clear();
             }
         }

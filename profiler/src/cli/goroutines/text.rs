@@ -9,10 +9,11 @@ use super::Report;
 use crate::{
     cli::printable,
     gobinary::GoroutineStatus,
-    session::goroutines::{Group, Record},
+    session::goroutines::{Group, Place, Record},
 };
 
-/// Goroutines of a group that are shown without `--verbose`.
+/// Goroutines of a group that are shown without `--verbose`, and of those that wait
+/// for the same.
 const MAX_SHOWN: usize = 5;
 
 /// Writes all there is.
@@ -94,17 +95,7 @@ fn goroutine(
     writeln!(out, "{}", printable(&line))?;
     let places = report.snapshot.places(goroutine);
     for place in places.iter().take(most) {
-        let others = report.waiters.get(place).into_iter().flatten();
-        let others: Vec<String> = others
-            .filter(|other| **other != goroutine.goid)
-            .map(u64::to_string)
-            .collect();
-        let shown = others.len().min(most);
-        let more = if shown < others.len() { ", ..." } else { "" };
-        let with = match others.len() {
-            0 => ", alone".to_owned(),
-            count => format!(", with {count} more: {}{more}", others[..shown].join(", ")),
-        };
+        let with = others(report, goroutine, place);
         writeln!(
             out,
             "    for the {} at {:#x}{with}",
@@ -115,6 +106,20 @@ fn goroutine(
         writeln!(out, "    and {more} more channels")?;
     }
     Ok(())
+}
+
+/// Who else waits for the same: some of them, as they may be all there are.
+fn others(report: &Report<'_>, goroutine: &Record, place: &Place) -> String {
+    let waiters = report.waiters.get(place).map_or(&[][..], Vec::as_slice);
+    let others = waiters.iter().filter(|other| **other != goroutine.goid);
+    let shown: Vec<String> = others.take(MAX_SHOWN).map(u64::to_string).collect();
+    match waiters.len().saturating_sub(1) {
+        0 => ", alone".to_owned(),
+        count => {
+            let more = if shown.len() < count { ", ..." } else { "" };
+            format!(", with {count} more: {}{more}", shown.join(", "))
+        }
+    }
 }
 
 /// What it does or waits for, as Go's own tracebacks have it.
