@@ -279,7 +279,13 @@ fn sleep_reason(minor: u16) -> u8 {
 
 /// Holds one goroutine against what it says of itself.
 fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, announced: &Announced) {
-    let StructOffsets { g, m, labels } = offsets;
+    // What stands for goroutines in queues, the tests of their list hold to it.
+    let StructOffsets {
+        g,
+        m,
+        labels,
+        sudog: _,
+    } = offsets;
     let stack_pointer = live.stack_pointer_in_read(announced.tid);
     let offset = match binary.g_location() {
         GLocation::FsOffset(offset) => offset,
@@ -323,6 +329,11 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
     let start = at(goroutine, g.start_pc).wrapping_sub(live.bias);
     binary.frames(start, &mut frames).unwrap();
     assert!(frames.last().unwrap().name.starts_with("main."));
+    assert!(in_text(at(goroutine, g.go_pc)));
+    assert_eq!(
+        (at(goroutine, g.waiting), at(goroutine, g.wait_since)),
+        (0, 0)
+    );
     if let Some(parent) = g.parent_goid {
         assert_eq!(at(goroutine, parent), live.parent);
     }

@@ -55,6 +55,7 @@ fn the_code_says_where_the_variables_are() {
             assert_eq!(found.gc_controller, at("gcController"), "{what}");
             assert_eq!(found.sched, at("sched"), "{what}");
             assert_eq!(found.gomaxprocs, at("gomaxprocs"), "{what}");
+            assert_eq!(found.semaphores, at("semtable"), "{what}");
             assert!(found.reads_mem_profile, "{what}");
             let (stats, gc) = (at("memstats").expect("memstats"), found.num_gc);
             let gc = gc.unwrap_or_else(|| panic!("{what}"));

@@ -3,6 +3,7 @@
 
 mod begun;
 mod breaks;
+pub mod goroutines;
 mod heap;
 mod heap_buckets;
 mod heap_notes;

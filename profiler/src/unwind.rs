@@ -7,6 +7,7 @@ mod callback_tests;
 #[cfg(test)]
 mod fake;
 mod frame;
+mod memory;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -18,6 +19,8 @@ use crate::{
     gobinary::FuncKind,
     process::{Process, code::Site},
 };
+pub use memory::{unwind_parked, unwind_thread};
+
 use frame::{Callbacks, Frame, Program, Stop, Words};
 use walk::Walk;
 

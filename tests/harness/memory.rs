@@ -4,8 +4,8 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use goprof::gobinary::{AllGoroutines, GoBinary, Variables};
-use goprof::gomemory::{Memory, Program, Request};
+use goprof::gobinary::{AllGoroutines, GoBinary, LabelFormat, StructOffsets, Variables};
+use goprof::gomemory::{Goroutine, GoroutineBatch, Memory, Program, Request, StackRead};
 
 use crate::fuzzing::known;
 
@@ -25,6 +25,8 @@ pub mod at {
     pub const GC: u64 = 0x2000;
     /// `sched`.
     pub const SCHED: u64 = 0x3000;
+    /// `semtable`.
+    pub const SEMAPHORES: u64 = 0x4000;
     /// `memstats.numgc`.
     pub const NUM_GC: u64 = 0x1_3000;
 }
@@ -139,6 +141,7 @@ pub fn variables() -> Variables {
         gc_controller: Some(at::GC),
         sched: Some(at::SCHED),
         gomaxprocs: Some(at::PROCESSORS),
+        semaphores: Some(at::SEMAPHORES),
         all_goroutines: Some(AllGoroutines {
             array: at::ARRAY,
             count: at::COUNT,
@@ -161,13 +164,36 @@ pub fn ask_all(program: &Program<'_>) -> usize {
         let listing = program.for_each_goroutine(offsets, |batch| {
             let unchanged = batch.unchanged(program.memory);
             assert_eq!(unchanged.len(), batch.goroutines.len());
+            got += ask_goroutines(program, offsets, batch);
         });
         got += listing.map_or(0, |listing| listing.alive as usize);
+        got += program.semaphores(offsets).map_or(0, |found| found.len());
     }
     got += usize::from(program.gc_controller().is_some());
     got += usize::from(program.sched().is_some());
     got += usize::from(program.num_gc().is_some());
     got + usize::from(program.gomaxprocs().is_some())
+}
+
+/// Asks for all that goroutines have beside their structs.
+fn ask_goroutines(
+    program: &Program<'_>,
+    offsets: &StructOffsets,
+    batch: &GoroutineBatch<'_>,
+) -> usize {
+    let stacks = batch.stacks(program.memory, 1536);
+    let some: Vec<&Goroutine> = batch.goroutines.iter().take(64).collect();
+    let mut words = 0;
+    for (index, goroutine) in some.iter().enumerate() {
+        let word = stacks.word(index, goroutine.registers.sp);
+        let is_read = matches!(stacks.outcome(index), StackRead::Read { .. });
+        words += usize::from(is_read && word.is_some());
+    }
+    let awaited = program.awaited(offsets, &some);
+    assert_eq!(awaited.len(), some.len());
+    let format = offsets.labels.unwrap_or(LabelFormat::Slice);
+    let pointers = some.iter().map(|goroutine| goroutine.labels);
+    words + program.labels(format, pointers).len()
 }
 
 /// A program whose binary is real and whose memory is made up.

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// A program that listens. Dropping it ends it.
 pub struct Talker {
@@ -48,6 +48,14 @@ impl Talker {
             Some(rest) => rest.trim().to_owned(),
             None => panic!("{words}: {answer}"),
         }
+    }
+
+    /// Tells it something that ends it, and waits until it has ended.
+    #[track_caller]
+    pub fn end(&mut self, words: &str) -> ExitStatus {
+        let input = self.input.as_mut().expect("a pipe was asked for");
+        writeln!(input, "{words}").expect("talk to the program");
+        self.child.wait().expect("wait for the program")
     }
 
     #[track_caller]

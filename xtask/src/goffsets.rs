@@ -174,7 +174,8 @@ fn render(minors: &[(u16, StructOffsets)]) -> Result<String> {
          use std::ops::RangeInclusive;\n\n\
          use super::structs::LabelFormat::{Map, Slice};\n\
          use super::structs::{\n\
-         GOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,\n\
+         GOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets, SudogOffsets,\n\
+         SyscallRegisters,\n\
          };\n\n",
     );
     writeln!(

@@ -4,6 +4,8 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod doctor;
+pub mod goroutines;
+mod process;
 pub mod record;
 
 use std::{fmt, process::ExitCode};
@@ -34,6 +36,8 @@ enum Command {
     /// Profile every Go process all the time, into a store
     #[cfg(feature = "agent")]
     Agent(Box<agent::Args>),
+    /// List every goroutine of a process, by stack
+    Goroutines(Box<goroutines::Args>),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -87,6 +91,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Record(args) => record::run(*args),
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(*args),
+        Command::Goroutines(args) => goroutines::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -17,6 +17,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::{Args, DEFAULT_RATE_HZ};
+pub(super) use args::{parse_duration, parse_label};
 
 use super::{Failure, printable, raise_file_limit};
 use crate::{

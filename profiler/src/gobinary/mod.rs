@@ -18,6 +18,7 @@ mod offsets;
 mod offsets_table;
 mod pclntab;
 mod runtime;
+mod semaphores;
 mod status;
 mod structs;
 mod tls;
@@ -43,9 +44,11 @@ pub use mem_profile::{
     is_hidden_allocator, unsample,
 };
 pub use offsets::RuntimeOffsets;
+pub use semaphores::{SemaphoreTable, is_for_semaphore, owner_of_semaphore};
 pub use status::GoroutineStatus;
 pub use structs::{
-    GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
+    GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SudogOffsets,
+    SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
 pub use variables::{GcControllerFields, GcFields, SchedFields, TimeHistogram, Variables};

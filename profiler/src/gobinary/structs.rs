@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::dwarf::{Field, Sections, Struct, read_structs};
 
-/// Byte offsets of fields in the runtime's structs `g`, `m` and `gobuf`
+/// Byte offsets of fields in the runtime's structs `g`, `m`, `gobuf` and `sudog`
 /// (`runtime/runtime2.go`), and how labels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StructOffsets {
@@ -13,6 +13,8 @@ pub struct StructOffsets {
     pub g: GOffsets,
     /// In a thread.
     pub m: MOffsets,
+    /// In what stands for a goroutine in a queue.
+    pub sudog: SudogOffsets,
     /// What `g.labels` points to; None where that is not known.
     pub labels: Option<LabelFormat>,
 }
@@ -32,10 +34,17 @@ pub struct GOffsets {
     pub atomic_status: u32,
     /// `goid uint64`.
     pub goid: u32,
+    /// `waitsince int64`: when a collection first saw it wait, on the monotonic
+    /// clock; 0 before.
+    pub wait_since: u32,
     /// `waitreason uint8`.
     pub wait_reason: u32,
+    /// `gopc uintptr`: where the statement returns to that started it.
+    pub go_pc: u32,
     /// `startpc uintptr`: the function it was started with.
     pub start_pc: u32,
+    /// `waiting *sudog`: what stands for it at the channels it waits for.
+    pub waiting: u32,
     /// `labels unsafe.Pointer`: its pprof labels, 0 where it has none.
     pub labels: u32,
     /// `parentGoid uint64` (1.21 and later): the goroutine that started it.
@@ -92,6 +101,24 @@ pub struct MOffsets {
     pub id: u32,
 }
 
+/// Byte offsets in `runtime.sudog`, which stands for a goroutine in the queue of a
+/// channel or of a semaphore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SudogOffsets {
+    /// `g *g`: the goroutine.
+    pub g: u32,
+    /// `next *sudog`: of a semaphore's, a branch of the tree.
+    pub next: u32,
+    /// `prev *sudog`: likewise, the other branch.
+    pub prev: u32,
+    /// The address in `elem`: of a semaphore's, the semaphore.
+    pub elem: u32,
+    /// `waitlink *sudog`: the next of the same goroutine, or of the same semaphore.
+    pub wait_link: u32,
+    /// The address in `c`: the channel.
+    pub c: u32,
+}
+
 /// What `g.labels` points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelFormat {
@@ -105,6 +132,10 @@ const G: &str = "runtime.g";
 const M: &str = "runtime.m";
 const GOBUF: &str = "runtime.gobuf";
 const STACK: &str = "runtime.stack";
+const SUDOG: &str = "runtime.sudog";
+/// What holds an address in a sudog since 1.26: one for the collector, and `vu`,
+/// which counts. For a channel it is in a struct that has nothing else.
+const TRACEABLE: &str = "runtime.maybeTraceablePtr";
 const LABEL_MAP: &str = "runtime/pprof.labelMap";
 const LABEL_SET: &str = "runtime/pprof.LabelSet";
 /// What a map was until 1.23.
@@ -121,10 +152,10 @@ impl StructOffsets {
     /// missing or does not look like the struct it was.
     pub(super) fn read(sections: Sections<'_>) -> Result<StructOffsets, String> {
         let wanted = [
-            G, M, GOBUF, STACK, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
+            G, M, GOBUF, STACK, SUDOG, TRACEABLE, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
         ];
         let structs = Structs(read_structs(sections, &wanted)?);
-        for name in [G, M, GOBUF, STACK] {
+        for name in [G, M, GOBUF, STACK, SUDOG] {
             if !structs.get(name)?.is_consistent() {
                 return Err(format!("{name} of its DWARF contradicts itself"));
             }
@@ -151,8 +182,11 @@ impl StructOffsets {
                 },
                 atomic_status: structs.field(G, "atomicstatus", 4)?,
                 goid: structs.field(G, "goid", 8)?,
+                wait_since: structs.field(G, "waitsince", 8)?,
                 wait_reason: structs.field(G, "waitreason", 1)?,
+                go_pc: structs.field(G, "gopc", 8)?,
                 start_pc: structs.field(G, "startpc", 8)?,
+                waiting: structs.field(G, "waiting", 8)?,
                 labels: structs.field(G, "labels", 8)?,
                 parent_goid: structs.optional_field(G, "parentGoid", 8)?,
             },
@@ -163,6 +197,14 @@ impl StructOffsets {
                 curg: structs.field(M, "curg", 8)?,
                 p: structs.field(M, "p", 8)?,
                 id: structs.field(M, "id", 8)?,
+            },
+            sudog: SudogOffsets {
+                g: structs.field(SUDOG, "g", 8)?,
+                next: structs.field(SUDOG, "next", 8)?,
+                prev: structs.field(SUDOG, "prev", 8)?,
+                elem: structs.traceable_field(SUDOG, "elem")?,
+                wait_link: structs.field(SUDOG, "waitlink", 8)?,
+                c: structs.traceable_field(SUDOG, "c")?,
             },
             labels: structs.label_format(),
         };
@@ -209,6 +251,15 @@ impl Structs {
             return Err(odd());
         }
         u32::try_from(offset).map(Some).map_err(|_| odd())
+    }
+
+    /// The offset of the address in a field that is one, or since 1.26 a struct
+    /// with one.
+    fn traceable_field(&self, owner: &str, name: &str) -> Result<u32, String> {
+        let Ok(size) = self.get(TRACEABLE).map(|kind| kind.size) else {
+            return self.field(owner, name, 8);
+        };
+        Ok(self.field(owner, name, size)? + self.field(TRACEABLE, "vu", 8)?)
     }
 
     /// The format of labels by the types that the program has. A program

@@ -26,6 +26,9 @@ pub struct Variables {
     pub sched: Option<u64>,
     /// `gomaxprocs int32`.
     pub gomaxprocs: Option<u64>,
+    /// `semtable semTable`, those who wait for semaphores; see
+    /// [`super::SemaphoreTable`].
+    pub semaphores: Option<u64>,
     /// The list of all goroutines.
     pub all_goroutines: Option<AllGoroutines>,
 }
@@ -44,13 +47,15 @@ pub(super) enum Anchor {
     GcControllerCommit,
     /// `runtime.sysmon` takes the scheduler's lock.
     Sysmon,
+    /// `runtime.semacquire1` takes the address of the table of semaphores first.
+    Semacquire,
     /// `runtime.MemProfile`, since 1.23 `runtime.memProfileInternal`: what the
     /// linker looks for (`cmd/link/internal/ld/deadcode.go`).
     MemProfile,
 }
 
 /// The names of the anchors, in a version.
-pub(super) fn anchors(version: &GoVersion) -> [(&'static str, Anchor); 6] {
+pub(super) fn anchors(version: &GoVersion) -> [(&'static str, Anchor); 7] {
     let reader = match version.major_minor() {
         (1, ..=22) => "runtime.MemProfile",
         _ => "runtime.memProfileInternal",
@@ -61,6 +66,7 @@ pub(super) fn anchors(version: &GoVersion) -> [(&'static str, Anchor); 6] {
         ("runtime.gcMarkTermination", Anchor::GcMarkTermination),
         ("runtime.gcControllerCommit", Anchor::GcControllerCommit),
         ("runtime.sysmon", Anchor::Sysmon),
+        ("runtime.semacquire1", Anchor::Semacquire),
         (reader, Anchor::MemProfile),
     ]
 }
@@ -125,6 +131,7 @@ impl Variables {
                     .sched
                     .and_then(|sched| gomaxprocs(references, sched + fields.idle_processors));
             }
+            Anchor::Semacquire => self.semaphores = addresses().next(),
             Anchor::MemProfile => self.reads_mem_profile = true,
         }
     }

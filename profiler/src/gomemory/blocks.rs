@@ -1,7 +1,7 @@
 //! Reads many small things that lie near each other, such as a linked list of
 //! what was allocated one after the other: a block of memory at a time.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::{Memory, Request};
 

@@ -164,6 +164,15 @@ impl Core {
         })
     }
 
+    /// Whether the core itself has so many bytes from an address on.
+    pub fn is_dumped(&self, address: u64, len: usize) -> bool {
+        self.segments.iter().any(|segment| {
+            let distance = address.checked_sub(segment.addresses.start);
+            let end = distance.and_then(|distance| distance.checked_add(len as u64));
+            end.is_some_and(|end| end <= segment.file_size)
+        })
+    }
+
     /// What `/proc/PID/maps` would have shown of the process, as far as the core
     /// tells: devices are missing, inodes are made up and are one for each path.
     pub fn maps(&self) -> String {

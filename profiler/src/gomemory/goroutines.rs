@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Memory, Request, program::Program};
+use super::{Memory, pieces::Pieces, program::Program};
 use crate::gobinary::{GoroutineStatus, StructOffsets};
 
 /// Most goroutines that are looked at.
@@ -41,6 +41,13 @@ pub struct Goroutine {
     pub registers: Registers,
     /// Its registers when it entered a system call; only while it is in one.
     pub syscall: Option<Registers>,
+    /// When a collection first saw it wait, on the monotonic clock, in nanoseconds;
+    /// 0 where none has.
+    pub wait_since_ns: u64,
+    /// What stands for it at the channels it waits for (`runtime.sudog`), 0 for none.
+    pub waiting: u64,
+    /// Where the statement returns to that started it.
+    pub go_pc: u64,
     /// The function it was started with.
     pub start_pc: u64,
     /// The thread that runs it, 0 for none.
@@ -67,7 +74,7 @@ pub struct Registers {
 pub struct GoroutineBatch<'p> {
     /// Those that are alive.
     pub goroutines: Vec<Goroutine>,
-    offsets: &'p StructOffsets,
+    pub(super) offsets: &'p StructOffsets,
 }
 
 /// What became of the list.
@@ -146,28 +153,29 @@ impl Program<'_> {
         None
     }
 
+    /// Some goroutines once more, by where their structs are; those that are alive.
+    pub fn goroutines_at<'o>(
+        &self,
+        addresses: &[u64],
+        offsets: &'o StructOffsets,
+    ) -> GoroutineBatch<'o> {
+        self.read_goroutines(addresses, offsets, &mut Listing::default())
+    }
+
     fn read_goroutines<'o>(
         &self,
         pointers: &[u64],
         offsets: &'o StructOffsets,
         listing: &mut Listing,
     ) -> GoroutineBatch<'o> {
-        let size = struct_bytes(offsets);
-        let mut bytes = vec![0; pointers.len() * size];
-        let pieces = bytes.chunks_mut(size);
-        let mut requests: Vec<Request<'_>> = pointers
-            .iter()
-            .zip(pieces)
-            .map(|(address, piece)| Request::new(*address, piece))
-            .collect();
-        self.memory.read_many(&mut requests);
+        let pieces = Pieces::read(self.memory, pointers, struct_bytes(offsets));
         let mut goroutines = Vec::new();
-        for request in &requests {
-            if !request.is_filled {
+        for (index, address) in pointers.iter().enumerate() {
+            let Some(bytes) = pieces.get(index) else {
                 listing.unreadable += 1;
                 continue;
-            }
-            match parse(request.address, request.bytes, offsets) {
+            };
+            match parse(*address, bytes, offsets) {
                 Some(goroutine) if goroutine.status.is_alive() => {
                     listing.alive += 1;
                     goroutines.push(goroutine);
@@ -183,39 +191,98 @@ impl Program<'_> {
     }
 }
 
+impl Goroutine {
+    /// The registers with which it goes on; None of one that runs, whose stack is
+    /// moved, or that is about to do either.
+    pub fn saved(&self) -> Option<Registers> {
+        match self.status {
+            GoroutineStatus::Running | GoroutineStatus::CopyStack => None,
+            GoroutineStatus::Syscall => self.syscall,
+            _ => Some(self.registers),
+        }
+    }
+}
+
 impl GoroutineBatch<'_> {
     /// For each of [`GoroutineBatch::goroutines`] whether it still is as it was
     /// read: whatever was read of its stack meanwhile belongs together then. It is
-    /// by status, id and stack pointer, which are read again.
+    /// by status, id and saved registers, which are read again.
     pub fn unchanged(&self, memory: &dyn Memory) -> Vec<bool> {
-        let offsets = &self.offsets.g;
-        let fields = [
-            (offsets.atomic_status, 4),
-            (offsets.goid, 8),
-            (offsets.sched.sp, 8),
+        let head = Head::of(self.offsets);
+        let goroutines = self.goroutines.iter();
+        head.still_of(memory, &goroutines.collect::<Vec<_>>())
+    }
+}
+
+/// The part of a goroutine's struct that changes when it runs: its registers, its
+/// state and its id.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head<'p> {
+    offsets: &'p StructOffsets,
+    start: u32,
+    end: u32,
+}
+
+impl<'p> Head<'p> {
+    pub(super) fn of(offsets: &'p StructOffsets) -> Self {
+        let g = &offsets.g;
+        let words = [
+            g.sched.sp,
+            g.sched.pc,
+            g.syscall.sp,
+            g.syscall.pc,
+            g.atomic_status,
+            g.goid,
         ];
-        let mut bytes = vec![[[0; 8]; 3]; self.goroutines.len()];
-        let mut requests = Vec::with_capacity(bytes.len() * 3);
-        for (goroutine, words) in self.goroutines.iter().zip(&mut bytes) {
-            for (word, (offset, len)) in words.iter_mut().zip(fields) {
-                let address = goroutine.address.wrapping_add(offset.into());
-                requests.push(Request::new(address, &mut word[..len]));
-            }
+        let (start, end) = (words.into_iter().min(), words.into_iter().max());
+        Self {
+            offsets,
+            start: start.unwrap_or(0),
+            end: end.unwrap_or(0) + 8,
         }
-        memory.read_many(&mut requests);
-        let read: Vec<bool> = requests
-            .chunks(3)
-            .map(|three| three.iter().all(|request| request.is_filled))
-            .collect();
-        drop(requests);
-        let rows = self.goroutines.iter().zip(&bytes).zip(read);
-        rows.map(|((goroutine, words), read)| {
-            let [status, goid, sp] = words.map(u64::from_le_bytes);
-            read && GoroutineStatus::of(status as u32) == Some(goroutine.status)
-                && goid == goroutine.goid
-                && sp == goroutine.registers.sp
-        })
-        .collect()
+    }
+
+    /// Its bytes.
+    pub(super) fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Where it is of a goroutine.
+    pub(super) fn address(&self, goroutine: &Goroutine) -> u64 {
+        goroutine.address.wrapping_add(self.start.into())
+    }
+
+    /// For each goroutine whether it still is as it was read.
+    pub(super) fn still_of(&self, memory: &dyn Memory, goroutines: &[&Goroutine]) -> Vec<bool> {
+        let addresses = goroutines.iter().map(|goroutine| self.address(goroutine));
+        let addresses: Vec<u64> = addresses.collect();
+        let pieces = Pieces::read(memory, &addresses, self.len());
+        let goroutines = goroutines.iter().enumerate();
+        goroutines
+            .map(|(index, goroutine)| {
+                let bytes = pieces.get(index);
+                bytes.is_some_and(|bytes| self.is_of(goroutine, bytes))
+            })
+            .collect()
+    }
+
+    /// Whether its bytes are those of a goroutine as that was read.
+    pub(super) fn is_of(&self, goroutine: &Goroutine, bytes: &[u8]) -> bool {
+        let word = |offset: u32| {
+            let at = offset.checked_sub(self.start)? as usize;
+            let word = bytes.get(at..)?.first_chunk::<8>()?;
+            Some(u64::from_le_bytes(*word))
+        };
+        let g = &self.offsets.g;
+        let status = word(g.atomic_status).and_then(|word| GoroutineStatus::of(word as u32));
+        let syscall = goroutine.syscall.map_or(0, |registers| registers.sp);
+        let in_call = goroutine.syscall.map(|registers| registers.pc);
+        status == Some(goroutine.status)
+            && word(g.goid) == Some(goroutine.goid)
+            && word(g.sched.sp) == Some(goroutine.registers.sp)
+            && word(g.sched.pc) == Some(goroutine.registers.pc)
+            && word(g.syscall.sp) == Some(syscall)
+            && (in_call.is_none() || word(g.syscall.pc) == in_call)
     }
 }
 
@@ -239,8 +306,11 @@ fn struct_bytes(offsets: &StructOffsets) -> usize {
         g.syscall.bp.unwrap_or(0),
         g.atomic_status,
         g.goid,
+        g.wait_since,
         g.wait_reason,
+        g.go_pc,
         g.start_pc,
+        g.waiting,
         g.labels,
         g.parent_goid.unwrap_or(0),
     ];
@@ -271,6 +341,9 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
         stack: word(g.stack.lo)?..word(g.stack.hi)?,
         registers: registers(g.sched.sp, g.sched.pc, Some(g.sched.bp))?,
         syscall: (syscall.sp != 0).then_some(syscall),
+        wait_since_ns: word(g.wait_since)?,
+        waiting: word(g.waiting)?,
+        go_pc: word(g.go_pc)?,
         start_pc: word(g.start_pc)?,
         m: word(g.m)?,
         labels: word(g.labels)?,
@@ -285,12 +358,14 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::fake::Words;
     use super::*;
-    use crate::gobinary::{GOffsets, MOffsets, SavedRegisters, StackBounds, SyscallRegisters};
+    use crate::gobinary::{
+        GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
+    };
 
-    const OFFSETS: StructOffsets = StructOffsets {
+    pub(in crate::gomemory) const OFFSETS: StructOffsets = StructOffsets {
         g: GOffsets {
             stack: StackBounds { lo: 0, hi: 8 },
             m: 48,
@@ -306,8 +381,11 @@ mod tests {
             },
             atomic_status: 144,
             goid: 152,
+            wait_since: 168,
             wait_reason: 176,
+            go_pc: 288,
             start_pc: 304,
+            waiting: 320,
             labels: 352,
             parent_goid: Some(280),
         },
@@ -318,6 +396,14 @@ mod tests {
             curg: 184,
             p: 208,
             id: 232,
+        },
+        sudog: SudogOffsets {
+            g: 0,
+            next: 8,
+            prev: 16,
+            elem: 24,
+            wait_link: 64,
+            c: 80,
         },
         labels: None,
     };
@@ -332,6 +418,16 @@ mod tests {
         words.put(G + 176, &[7]);
         words.put(G + 280, &[1]);
         words
+    }
+
+    /// A goroutine that waits, with what stands for it in a queue.
+    pub(in crate::gomemory) fn waiting(address: u64, waiting: u64) -> Goroutine {
+        let found = read(&memory(18, 4)).unwrap();
+        Goroutine {
+            address,
+            waiting,
+            ..found
+        }
     }
 
     fn read(memory: &Words) -> Option<Goroutine> {

@@ -6,23 +6,30 @@ mod blocks;
 mod core_file;
 mod goroutines;
 mod heap;
+mod labels;
 mod live;
 mod maps;
 mod notes;
+mod pieces;
 mod program;
+mod stacks;
+mod waits;
 
 pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Listing, MAX_GOROUTINES, Registers};
 pub use heap::{Bucket, HeapProfile, NoHeap};
 pub use live::Live;
 pub use program::{GcController, Program};
+pub use stacks::{StackRead, Stacks};
+pub use waits::Awaited;
 
 /// Memory of a program, by its addresses.
 ///
 /// Reads are not atomic: a program that runs changes what is read meanwhile, so
 /// that what belongs together may not fit together. Who uses it has to notice.
 pub trait Memory {
-    /// Fills each of the requests that can be filled whole, and says which.
+    /// Fills each of the requests that can be filled whole, in their order, and says
+    /// which.
     fn read_many(&self, requests: &mut [Request<'_>]);
 
     /// Fills `bytes` from an address; says whether that could be done whole.

@@ -235,7 +235,9 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::gobinary::{GOffsets, MOffsets, SavedRegisters, StackBounds, SyscallRegisters};
+    use crate::gobinary::{
+        GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
+    };
     use crate::gomemory::fake::Words;
 
     const OFFSETS: StructOffsets = StructOffsets {
@@ -254,8 +256,11 @@ mod tests {
             },
             atomic_status: 144,
             goid: 152,
+            wait_since: 168,
             wait_reason: 176,
+            go_pc: 280,
             start_pc: 296,
+            waiting: 312,
             labels: 344,
             parent_goid: None,
         },
@@ -266,6 +271,14 @@ mod tests {
             curg: 184,
             p: 200,
             id: 224,
+        },
+        sudog: SudogOffsets {
+            g: 0,
+            next: 8,
+            prev: 16,
+            elem: 24,
+            wait_link: 64,
+            c: 80,
         },
         labels: None,
     };

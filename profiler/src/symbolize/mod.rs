@@ -20,7 +20,7 @@ use std::{
 use foldhash::HashMap;
 
 use crate::{
-    aggregate::{StackValues, Window},
+    aggregate::Window,
     gobinary::{FuncKind, GoFrame},
     memory::Watch,
     process::{Mapped, Object, ProcessIndex, ProcessTable},
@@ -30,7 +30,7 @@ use crate::{
 use native::{NativeFrame, NativeSymbols};
 use tables::Tables;
 
-pub use crate::aggregate::{Labels, MAX_VALUES, Thread, Values};
+pub use crate::aggregate::{Labels, MAX_VALUES, StackValues, Thread, Values};
 pub use event::{Event, ValueType};
 pub use filter::Filter;
 pub use window::{
@@ -124,7 +124,16 @@ impl Symbolizer {
         window: &Window,
         processes: &ProcessTable,
     ) -> (SymbolizedWindow, Naming) {
-        let stacks = window.stacks();
+        self.symbolize_stacks(taken, &window.stacks(), processes)
+    }
+
+    /// Names every frame of `stacks`, each of which becomes a sample, in their order.
+    pub fn symbolize_stacks(
+        &mut self,
+        taken: Taken,
+        stacks: &[StackValues<'_>],
+        processes: &ProcessTable,
+    ) -> (SymbolizedWindow, Naming) {
         let kernel = self
             .native
             .kernel(stacks.iter().flat_map(|stack| kernel_calls(stack.kernel)));

@@ -265,14 +265,14 @@ fn check_event(event: Event, flags: &[(bool, &str)]) -> Result<(), Failure> {
 }
 
 /// `KEY=RE`.
-fn parse_label(text: &str) -> Result<(String, Regex), String> {
+pub(in crate::cli) fn parse_label(text: &str) -> Result<(String, Regex), String> {
     let (key, pattern) = text.split_once('=').ok_or("must be KEY=RE")?;
     let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
     Ok((key.to_owned(), pattern))
 }
 
 /// A bare number is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(in crate::cli) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?,
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
