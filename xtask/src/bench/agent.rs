@@ -135,6 +135,12 @@ impl Agent {
         })
     }
 
+    /// The most memory that it has ever had resident, in bytes.
+    pub fn most_resident(&self) -> Result<f64> {
+        let status = self.read("status")?;
+        Ok(process::number_kb(&status, "VmHWM") * 1024.0)
+    }
+
     /// The most memory that the kernel has ever charged to its cgroup, and how
     /// often it found none for it; the machine may not tell.
     pub fn charged(&self) -> (f64, f64) {
