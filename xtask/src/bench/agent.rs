@@ -108,7 +108,8 @@ impl Agent {
             let is_it = found == name || found.split('{').next() == Some(name);
             is_it.then(|| value.parse::<f64>().ok())?
         });
-        Ok(values.sum())
+        // The sum of none is -0.
+        Ok(values.sum::<f64>() + 0.0)
     }
 
     /// CPU time that it has taken so far, in seconds.

@@ -128,19 +128,28 @@ fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Ro
         most = most.max(agent.memory()?);
         sleep(Duration::from_millis(20));
     }
+    let (charged, kills) = agent.charged();
+    let was_killed = kills > 0.0;
+    // What it can no longer be asked is not known.
+    let metric = |name| match agent.metric(name) {
+        Err(_) if was_killed => Ok(f64::NAN),
+        value => value,
+    };
     // The start, before it samples, included.
     most.resident = most.resident.max(agent.most_resident()?);
-    let (charged, kills) = agent.charged();
     let round = Round {
         most,
         charged,
         kills,
-        samples: agent.metric("goprof_samples_total")?,
-        lost: agent.metric("goprof_samples_lost_total")?,
-        windows: agent.metric("goprof_windows_total{result=\"spooled\"}")?,
-        evictions: agent.metric("goprof_memory_evictions_total")?,
+        samples: metric("goprof_samples_total")?,
+        lost: metric("goprof_samples_lost_total")?,
+        windows: metric("goprof_windows_total{result=\"spooled\"}")?,
+        evictions: metric("goprof_memory_evictions_total")?,
     };
-    agent.stop()?;
+    match agent.stop() {
+        Err(_) if was_killed => {}
+        stopped => stopped?,
+    }
     Ok(round)
 }
 
