@@ -73,6 +73,11 @@ fn sighup_reloads_and_a_bad_file_changes_nothing() {
     let arg = path.to_str().expect("a UTF-8 path");
     let agent = Agent::start(dir.path(), &["--config", arg]);
     agent.wait_for(UPLOADED, 1.0, LIMIT);
+    let is_last_successful = || agent.metric("goprof_config_last_reload_successful");
+    let taken_over = || agent.metric("goprof_config_last_reload_success_timestamp_seconds");
+    let at_start = taken_over();
+    assert_eq!(is_last_successful(), 1.0);
+    assert!(at_start > 1.7e9, "{at_start}");
 
     write("rate_hz = 19\nflush = \"1s\"\nflsh = 3\n");
     agent.signal(libc::SIGHUP);
@@ -81,6 +86,7 @@ fn sighup_reloads_and_a_bad_file_changes_nothing() {
         1.0,
         LIMIT,
     );
+    assert_eq!((is_last_successful(), taken_over()), (0.0, at_start));
     let before = agent.metric(UPLOADED);
     agent.wait_for(UPLOADED, before + 1.0, LIMIT);
 
@@ -91,6 +97,8 @@ fn sighup_reloads_and_a_bad_file_changes_nothing() {
         1.0,
         LIMIT,
     );
+    assert_eq!(is_last_successful(), 1.0);
+    assert!(taken_over() > at_start, "{at_start}");
     let name = format!("\"pid\": {},", target.pid());
     let excluded = || {
         let text = agent.get("/targets");

@@ -12,8 +12,9 @@ use goprof_tests::target::Target;
 use goprof_tests::{go, quiet};
 
 const PROCESSES: usize = 200;
-/// Of them each runs one of so many files.
-const FILES: usize = 10;
+/// Of them each runs one of so many files. Reading what the agent needs of all of
+/// them takes more than the limit.
+const FILES: usize = 60;
 const WATCHED: Duration = Duration::from_secs(10);
 
 /// Go processes that want a third of two CPUs together.
@@ -108,6 +109,5 @@ fn memory_stays_within_the_limit_with_two_hundred_processes() {
     let short = watch("32MiB");
     assert!(short.evictions >= 2.0, "{} evictions", short.evictions);
     assert!(short.samples > 500.0, "{} samples", short.samples);
-    // The most of both is at the start; which is larger is chance.
     assert!(short.most_bytes <= 128 << 20, "{}", short.most_bytes);
 }

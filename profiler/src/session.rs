@@ -66,6 +66,18 @@ pub struct Config {
     pub ring_bytes: u32,
 }
 
+/// How much memory a session may take.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryLimit {
+    /// What the process may have resident: when it comes near, the session lets go
+    /// of what can be had again.
+    pub process_bytes: u64,
+    /// What a window may take while it is named and written. One that would take
+    /// more ends [`Session::run`] with [`Stopped::Full`]; so does one of a quarter of
+    /// it where letting go was not enough.
+    pub window_bytes: usize,
+}
+
 /// Why a recording ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
@@ -122,8 +134,6 @@ pub struct Session {
     ticks: (u64, u64),
     /// Most bytes that a window may take while it is written.
     max_window_bytes: usize,
-    /// Where memory is limited.
-    watch: Option<Watch>,
 }
 
 impl Session {
@@ -133,6 +143,14 @@ impl Session {
     /// # Errors
     /// The kernel refuses the programs.
     pub fn prepare(config: Config) -> Result<Self> {
+        Self::prepare_within(config, None)
+    }
+
+    /// The same within a limit of memory.
+    ///
+    /// # Errors
+    /// The kernel refuses the programs.
+    pub fn prepare_within(config: Config, limit: Option<MemoryLimit>) -> Result<Self> {
         let mut probes = Probes::load(&Options {
             kernel_stacks: config.kernel_stacks,
             watch_execs: config.selection.watches_execs(),
@@ -141,6 +159,7 @@ impl Session {
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;
         let mut recorder = Recorder::new(&config, targets);
+        recorder.watch = limit.map(|limit| Watch::new(limit.process_bytes));
         // First the news of processes that begin, then those that are there:
         // so none falls in between.
         probes.attach_lifecycle()?;
@@ -154,18 +173,8 @@ impl Session {
             begun: Begun::now(),
             counted: Counters::default(),
             ticks: (0, 0),
-            max_window_bytes: usize::MAX,
-            watch: None,
+            max_window_bytes: limit.map_or(usize::MAX, |limit| limit.window_bytes),
         })
-    }
-
-    /// Lets go of what can be had again when the process comes near
-    /// `limit_bytes`. Ends [`Session::run`] with [`Stopped::Full`] once the window
-    /// holds more than `window_bytes`, or a quarter of it where letting go was not
-    /// enough. That is what it takes while it is named and written.
-    pub fn limit_memory(&mut self, limit_bytes: u64, window_bytes: usize) {
-        self.watch = Some(Watch::new(limit_bytes));
-        self.max_window_bytes = window_bytes;
     }
 
     /// The processes that are sampled now.
@@ -354,16 +363,8 @@ impl Session {
     /// Whether the window has to end, with memory as short as it is. Lets go of
     /// what can be had again first.
     fn is_full(&mut self) -> bool {
-        let mut most = self.max_window_bytes;
-        if let Some(watch) = &mut self.watch
-            && watch.is_short()
-        {
-            self.recorder.table.release();
-            self.recorder.tally.evictions += 1;
-            if watch.eased() {
-                most /= 4;
-            }
-        }
+        let is_short = self.recorder.ease();
+        let most = self.max_window_bytes / if is_short { 4 } else { 1 };
         self.recorder.window.bytes_written() > most
     }
 

@@ -2,6 +2,7 @@
 //! again. Measures nothing: see `crate::memory`.
 
 use super::config::Config;
+use crate::session::MemoryLimit;
 
 /// The part of the limit that windows may take together while they are written;
 /// open and waiting they take a fraction of it.
@@ -15,8 +16,7 @@ const RING_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=4 << 20;
 /// The shares of the memory limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shares {
-    /// All of it.
-    pub limit_bytes: u64,
+    limit_bytes: u64,
     samplers: u64,
 }
 
@@ -28,10 +28,13 @@ impl Shares {
         }
     }
 
-    /// What a window of a sampler may take while it is written.
-    pub(super) fn window_bytes(self) -> usize {
-        let bytes = self.limit_bytes / WINDOWS / self.samplers;
-        usize::try_from(bytes).unwrap_or(usize::MAX)
+    /// What one session may take.
+    pub(super) fn of_session(self) -> MemoryLimit {
+        let window_bytes = self.limit_bytes / WINDOWS / self.samplers;
+        MemoryLimit {
+            process_bytes: self.limit_bytes,
+            window_bytes: usize::try_from(window_bytes).unwrap_or(usize::MAX),
+        }
     }
 
     /// Size of a sampler's ring buffer, a power of two.
@@ -54,7 +57,7 @@ mod tests {
     #[test]
     fn shares_follow_the_limit_and_the_number_of_rates() {
         let default = shares("");
-        assert_eq!(default.window_bytes(), 32 << 20);
+        assert_eq!(default.of_session().window_bytes, 32 << 20);
         assert_eq!(default.ring_bytes(), 4 << 20);
         assert_eq!(shares("memory_limit = \"64MiB\"").ring_bytes(), 2 << 20);
         assert_eq!(shares("memory_limit = \"32MiB\"").ring_bytes(), 1 << 20);
@@ -63,7 +66,7 @@ mod tests {
             "[[rules]]\nrate_hz = 7\ninclude = [{ name = \"a\" }]\n\
              [[rules]]\nrate_hz = 11\ninclude = [{ name = \"b\" }]\n[[rules]]\n",
         );
-        assert_eq!(three.window_bytes(), (32 << 20) / 3);
+        assert_eq!(three.of_session().window_bytes, (32 << 20) / 3);
         assert_eq!(three.ring_bytes(), 1 << 20);
     }
 }

@@ -180,33 +180,32 @@ impl Agent {
         let config = match read().and_then(|config| check(&before, config)) {
             Ok(config) => config,
             Err(why) => {
-                reloads.with_label_values(&["failure"]).inc();
+                reloads.note(false);
                 log::warn("configuration not reloaded", &[("error", &why)]);
                 return Ok(());
             }
         };
         if config == *before {
-            reloads.with_label_values(&["success"]).inc();
+            reloads.note(true);
             log::info("configuration reloaded", &[("changed", &false)]);
             return Ok(());
         }
         let config = Arc::new(config);
-        let (now, result) = match self.replace_samplers(&config).await {
+        let (now, is_taken_over) = match self.replace_samplers(&config).await {
             Ok(()) => {
                 log::info("configuration reloaded", &[("changed", &true)]);
-                (config, "success")
+                (config, true)
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 log::warn("configuration not reloaded", &[("error", &error)]);
                 self.replace_samplers(&before).await?;
-                (before, "failure")
+                (before, false)
             }
         };
         *lock(&self.shared) = shares(&self.samplers);
         self.state.set_config(now);
-        let reloads = &self.state.metrics.reloads;
-        reloads.with_label_values(&[result]).inc();
+        self.state.metrics.reloads.note(is_taken_over);
         Ok(())
     }
 

@@ -254,7 +254,8 @@ impl Work {
             .context("start a runtime to sample on")?;
         // What the session needs of a runtime is there from here on.
         let _inside = runtime.enter();
-        let session = Session::prepare(self.settings.clone())?;
+        let limit = Some(self.memory.of_session());
+        let session = Session::prepare_within(self.settings.clone(), limit)?;
         let _ = tell.send(());
         match begins.recv() {
             Ok(()) => runtime.block_on(self.sample(session, tell, moving)),
@@ -268,7 +269,6 @@ impl Work {
         tell: &SyncSender<()>,
         moving: SyncSender<Infallible>,
     ) -> Result<()> {
-        session.limit_memory(self.memory.limit_bytes, self.memory.window_bytes());
         session.start()?;
         self.tell(&mut session);
         let _ = tell.send(());

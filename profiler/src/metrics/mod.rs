@@ -2,6 +2,7 @@
 //! cost nothing to have, in Prometheus's text format. Counts; decides nothing.
 
 mod push;
+mod reloads;
 mod targets;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,7 @@ use prometheus::{
 };
 
 pub use push::{Push, Pushed};
+pub use reloads::Reloads;
 pub use targets::{Observed, Service, Targets};
 
 /// Why the HTTP server refuses.
@@ -84,8 +86,8 @@ pub struct Metrics {
     pub upload_bytes: IntCounter,
     /// When the store last took an object.
     pub last_success: Gauge,
-    /// Attempts to read the configuration again, by result.
-    pub reloads: IntCounterVec,
+    /// Readings of the configuration.
+    pub reloads: Reloads,
     /// Profiles asked for over HTTP, by result.
     pub requests: IntCounterVec,
     /// What is pushed.
@@ -135,7 +137,7 @@ impl Making<'_> {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Nothing is counted yet.
     ///
     /// # Errors
     /// Two have the same name.
@@ -255,12 +257,7 @@ impl Metrics {
                 "goprof_last_success_timestamp_seconds",
                 "When the store last took an object; 0 before the first.",
             ))?,
-            reloads: make.counters(
-                "goprof_config_reloads_total",
-                "Attempts to read the configuration again.",
-                "result",
-                &["success", "failure"],
-            )?,
+            reloads: Reloads::new(&make)?,
             requests: make.counters(
                 "goprof_profile_requests_total",
                 "Profiles asked for over HTTP.",
@@ -312,6 +309,8 @@ mod tests {
             "goprof_samples_total{event=\"cpu\"} 0",
             "goprof_uploads_total{result=\"failure\"} 0",
             "goprof_last_success_timestamp_seconds 0",
+            "goprof_config_reloads_total{result=\"failure\"} 0",
+            "goprof_config_last_reload_successful 1",
             "# TYPE process_cpu_seconds_total counter",
         ] {
             assert!(text.contains(line), "{line}\n{text}");

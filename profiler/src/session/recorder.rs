@@ -13,6 +13,7 @@ use super::{Config, Tally, breaks::Breaks, looks::Looks};
 use crate::{
     aggregate::{Labels, Owner, Window},
     decode::{Event, Sample, decode},
+    memory::Watch,
     probe::Targets,
     process::{
         Considered, Depth, NoLayout, ProcessIndex, ProcessTable, Selection, all_pids, code_bytes,
@@ -89,6 +90,8 @@ pub(super) struct Recorder<T> {
     stack: Vec<u64>,
     pub(super) tally: Tally,
     pub(super) breaks: Breaks,
+    /// Where memory is limited.
+    pub(super) watch: Option<Watch>,
 }
 
 impl<T: Sampled> Recorder<T> {
@@ -115,7 +118,22 @@ impl<T: Sampled> Recorder<T> {
             stack: Vec::new(),
             tally: Tally::default(),
             breaks: Breaks::default(),
+            watch: None,
         }
+    }
+
+    /// Lets go of what was read and remembered of code where memory is short, and
+    /// says whether it is still.
+    pub(super) fn ease(&mut self) -> bool {
+        let Some(watch) = &mut self.watch else {
+            return false;
+        };
+        if !watch.is_short() {
+            return false;
+        }
+        self.table.release();
+        self.tally.evictions += 1;
+        watch.eased()
     }
 
     pub(super) fn find_running(&mut self) {
@@ -154,6 +172,8 @@ impl<T: Sampled> Recorder<T> {
         } else {
             self.sample_goroutines(pid, None);
         }
+        // What was read of its files is resident now, and more programs may follow.
+        self.ease();
     }
 
     /// Samples a process that is wanted, with its goroutines where the layout
@@ -569,6 +589,20 @@ mod tests {
         begin(&mut recorder);
         take(&mut recorder, &PLAIN, &[]);
         assert_eq!(recorder.window.samples(), 1);
+    }
+
+    #[test]
+    fn looking_at_a_program_lets_go_of_what_was_read_where_memory_is_short() {
+        let evictions = |limit_bytes: Option<u64>| {
+            let mut recorder = recorder();
+            recorder.selection = Selection::All;
+            recorder.watch = limit_bytes.map(Watch::new);
+            recorder.consider(std::process::id(), Depth::Libraries);
+            recorder.tally.evictions
+        };
+        assert_eq!(evictions(Some(1)), 1);
+        assert_eq!(evictions(Some(u64::MAX)), 0);
+        assert_eq!(evictions(None), 0);
     }
 
     #[test]

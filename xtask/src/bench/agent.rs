@@ -108,7 +108,8 @@ impl Agent {
             let is_it = found == name || found.split('{').next() == Some(name);
             is_it.then(|| value.parse::<f64>().ok())?
         });
-        Ok(values.sum())
+        // The sum of none is -0.
+        Ok(values.sum::<f64>() + 0.0)
     }
 
     /// CPU time that it has taken so far, in seconds.
@@ -133,6 +134,12 @@ impl Agent {
             anonymous: bytes("RssAnon"),
             charged: self.cgroup.as_ref().map_or(f64::NAN, Cgroup::bytes),
         })
+    }
+
+    /// The most memory that it has ever had resident, in bytes.
+    pub fn most_resident(&self) -> Result<f64> {
+        let status = self.read("status")?;
+        Ok(process::number_kb(&status, "VmHWM") * 1024.0)
     }
 
     /// The most memory that the kernel has ever charged to its cgroup, and how

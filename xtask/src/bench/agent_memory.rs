@@ -62,10 +62,15 @@ fn program(bench: &Bench, number: usize) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// What was seen of an agent.
+/// What was seen of agents with one limit at one rate.
 struct Seen {
     limit_mib: u64,
     rate_hz: u32,
+    rounds: Vec<Round>,
+}
+
+/// What was seen of one agent.
+struct Round {
     most: Memory,
     charged: f64,
     kills: f64,
@@ -77,16 +82,25 @@ struct Seen {
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
-    let seconds = if bench.quick { 20 } else { 150 };
+    let (rounds, seconds) = if bench.quick { (1, 20) } else { (3, 50) };
     let programs = large::build(bench, LARGE)?;
     let _crowd = Crowd::start(bench, 0.3)?;
     let start = |program: &PathBuf| Target::start(Command::new(program).env("GOMAXPROCS", "1"));
     let _large: Vec<Target> = programs.iter().map(start).collect::<Result<_>>()?;
-    let mut all = Vec::new();
-    for limit_mib in LIMITS_MIB {
-        for rate_hz in RATES_HZ {
-            bench.progress(&format!("agent-memory: {limit_mib} MiB at {rate_hz} Hz"));
-            all.push(watch(bench, limit_mib, rate_hz, seconds)?);
+    let cases = LIMITS_MIB.map(|limit_mib| RATES_HZ.map(|rate_hz| (limit_mib, rate_hz)));
+    let cases = cases.as_flattened().iter().map(|case| Seen {
+        limit_mib: case.0,
+        rate_hz: case.1,
+        rounds: Vec::new(),
+    });
+    let mut all: Vec<Seen> = cases.collect();
+    for round in 1..=rounds {
+        for seen in &mut all {
+            let (limit_mib, rate_hz) = (seen.limit_mib, seen.rate_hz);
+            bench.progress(&format!(
+                "agent-memory: {limit_mib} MiB at {rate_hz} Hz, round {round} of {rounds}"
+            ));
+            seen.rounds.push(watch(bench, limit_mib, rate_hz, seconds)?);
         }
     }
     Ok(section(&all, seconds, size_mb(&programs)?))
@@ -104,7 +118,7 @@ fn size_mb(programs: &[PathBuf]) -> Result<u64> {
     Ok(least)
 }
 
-fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Seen> {
+fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Round> {
     let (limit, rate) = (format!("{limit_mib}MiB"), rate_hz.to_string());
     let args = ["--flush", "10s", "--memory-limit", &limit, "--rate", &rate];
     let agent = Agent::start(bench, &args, Some(limit_mib << 20))?;
@@ -115,66 +129,73 @@ fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Se
         sleep(Duration::from_millis(20));
     }
     let (charged, kills) = agent.charged();
-    let seen = Seen {
-        limit_mib,
-        rate_hz,
+    let was_killed = kills > 0.0;
+    // What it can no longer be asked is not known.
+    let metric = |name| match agent.metric(name) {
+        Err(_) if was_killed => Ok(f64::NAN),
+        value => value,
+    };
+    // The start, before it samples, included.
+    most.resident = most.resident.max(agent.most_resident()?);
+    let round = Round {
         most,
         charged,
         kills,
-        samples: agent.metric("goprof_samples_total")?,
-        lost: agent.metric("goprof_samples_lost_total")?,
-        windows: agent.metric("goprof_windows_total{result=\"spooled\"}")?,
-        evictions: agent.metric("goprof_memory_evictions_total")?,
+        samples: metric("goprof_samples_total")?,
+        lost: metric("goprof_samples_lost_total")?,
+        windows: metric("goprof_windows_total{result=\"spooled\"}")?,
+        evictions: metric("goprof_memory_evictions_total")?,
     };
-    agent.stop()?;
-    Ok(seen)
+    match agent.stop() {
+        Err(_) if was_killed => {}
+        stopped => stopped?,
+    }
+    Ok(round)
 }
+
+type Value = fn(&Round) -> f64;
+
+/// What is said of each agent: id, words, unit and value.
+const FIGURES: [(&str, &str, &str, Value); 8] = [
+    ("agent.resident", "most resident memory", "MiB", |round| {
+        round.most.resident / MIB
+    }),
+    ("agent.anonymous", "most of its own", "MiB", |round| {
+        round.most.anonymous / MIB
+    }),
+    (
+        "agent.charged",
+        "most charged by the kernel",
+        "MiB",
+        |round| round.charged / MIB,
+    ),
+    ("agent.kills", "killed for it", "times", |round| round.kills),
+    ("agent.evictions", "let go of caches", "times", |round| {
+        round.evictions
+    }),
+    ("agent.windows", "windows written", "windows", |round| {
+        round.windows
+    }),
+    ("agent.samples", "samples in them", "samples", |round| {
+        round.samples
+    }),
+    ("agent.lost", "samples lost", "samples", |round| round.lost),
+];
 
 fn section(all: &[Seen], seconds: u64, size_mb: u64) -> Section {
     let mut figures = Vec::new();
     for seen in all {
-        let Seen {
-            limit_mib, rate_hz, ..
-        } = seen;
-        let mut add = |id, what: &str, unit, value: f64| {
+        let (limit_mib, rate_hz) = (seen.limit_mib, seen.rate_hz);
+        for (id, what, unit, value) in FIGURES {
             let what = format!("limit {limit_mib} MiB, {rate_hz} Hz: {what}");
-            figures.push(Figure::new(id, &what, unit, Summary::of([value])));
-            figures.len() - 1
-        };
-        let resident = add(
-            "agent.resident",
-            "most resident memory",
-            "MiB",
-            seen.most.resident / MIB,
-        );
-        add(
-            "agent.anonymous",
-            "of it its own",
-            "MiB",
-            seen.most.anonymous / MIB,
-        );
-        add(
-            "agent.charged",
-            "most charged by the kernel",
-            "MiB",
-            seen.charged / MIB,
-        );
-        add("agent.kills", "killed for it", "times", seen.kills);
-        add(
-            "agent.evictions",
-            "let go of caches",
-            "times",
-            seen.evictions,
-        );
-        add("agent.windows", "windows written", "windows", seen.windows);
-        add("agent.samples", "samples in them", "samples", seen.samples);
-        add("agent.lost", "samples lost", "samples", seen.lost);
-        let goal = match limit_mib {
-            128 => "at most 128",
-            _ => "at most 64",
-        };
-        let figure = figures.remove(resident).goal(goal);
-        figures.insert(resident, figure);
+            let summary = Summary::of(seen.rounds.iter().map(value));
+            let figure = Figure::new(id, &what, unit, summary);
+            figures.push(match (id, limit_mib) {
+                ("agent.resident", 128) => figure.goal("at most 128"),
+                ("agent.resident", _) => figure.goal("at most 64"),
+                _ => figure,
+            });
+        }
     }
     Section {
         title: "Memory of the agent beside its limit",
@@ -182,8 +203,9 @@ fn section(all: &[Seen], seconds: u64, size_mb: u64) -> Section {
             "{CROWD} Go processes of {CROWD_PROGRAMS} files, each with labels of its own, that \
              want three tenths of the CPUs, and {LARGE} programs of at least {size_mb} MB that \
              call through all of their {} functions at random, so that hardly a stack comes \
-             twice. goprof agent with --flush 10s for {seconds} s, in a memory cgroup that allows \
-             no more than the limit; looked at every 20 ms. 599 Hz on two CPUs are as many \
+             twice. goprof agent with --flush 10s, started anew for each run of {seconds} s, in a \
+             memory cgroup that allows no more than the limit. Resident memory is the most since \
+             the start as the kernel keeps it; the rest was looked at every 20 ms. 599 Hz on two CPUs are as many \
              samples as 63 busy CPUs give at 19 Hz.",
             large::functions_in_all(),
         ),

@@ -223,8 +223,7 @@ fn record(
         ring_bytes: memory.ring_bytes(),
     };
     let recording = runtime.block_on(async {
-        let mut session = Session::prepare(config)?;
-        session.limit_memory(memory.limit_bytes, memory.window_bytes());
+        let mut session = Session::prepare_within(config, Some(memory.of_session()))?;
         session.start()?;
         let nobody_asks = async {
             let _ = asked.await;
