@@ -18,6 +18,7 @@ mod offsets;
 mod offsets_table;
 mod pclntab;
 mod runtime;
+mod runtime_fields;
 mod status;
 mod structs;
 mod tls;
@@ -43,12 +44,13 @@ pub use mem_profile::{
     is_hidden_allocator, unsample,
 };
 pub use offsets::RuntimeOffsets;
+pub use runtime_fields::{GcControllerFields, GcFields, SchedFields, TimeHistogram};
 pub use status::GoroutineStatus;
 pub use structs::{
     GOffsets, LabelFormat, MOffsets, SavedRegisters, StackBounds, StructOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
-pub use variables::{GcControllerFields, GcFields, SchedFields, TimeHistogram, Variables};
+pub use variables::Variables;
 pub use version::GoVersion;
 
 use crate::image::Image;
