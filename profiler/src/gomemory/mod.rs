@@ -10,12 +10,16 @@ mod live;
 mod maps;
 mod notes;
 mod program;
+mod statistics;
 
 pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Listing, MAX_GOROUTINES, Registers};
 pub use heap::{Bucket, HeapProfile, NoHeap};
 pub use live::Live;
 pub use program::{GcController, Program};
+pub use statistics::{
+    Collections, GoroutineCounts, Heap, Latency, LatencyRange, Pause, Scheduler, Statistics,
+};
 
 /// Memory of a program, by its addresses.
 ///

@@ -16,7 +16,7 @@ use crate::{
         AllGoroutines, FuncKind, GLocation, GoBinary, GoFunction, LabelFormat, Machine,
         RuntimeOffsets, StructOffsets,
     },
-    gomemory::{Live, Memory, Program},
+    gomemory::{Live, Memory, Program, Statistics},
 };
 
 /// More than the code between the runtime's first signal handler and what it
@@ -56,6 +56,38 @@ impl Process {
         let (Some(binary), Some(runtime)) = (object.go(), object.runtime()) else {
             return Err(unknown("it is not Go"));
         };
+        let fields = self.claimed_offsets()?;
+        let memory = self.memory()?;
+        let tls_offset = match runtime.g {
+            GLocation::FsOffset(offset) => offset,
+            GLocation::GotSlot(address) => read_offset(&memory, address.wrapping_add(bias))?,
+            GLocation::Register { .. } => 0,
+            GLocation::Unknown { why } => return Err(unknown(why)),
+        };
+        let go =
+            layout(&fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
+        let go = with_code(go, binary, bias);
+        let is_proven = self.prove(&memory, &fields)?;
+        Ok(Layout { go, is_proven })
+    }
+
+    /// Where the fields of the runtime's structs are, held against `memory`, which
+    /// is the process's own or what a core has of it; and whether it was seen to be
+    /// so, or has no goroutine to tell yet.
+    ///
+    /// # Errors
+    /// As for [`Process::go_layout`].
+    pub fn struct_offsets(&self, memory: &dyn Memory) -> Result<(StructOffsets, bool), NoLayout> {
+        let fields = self.claimed_offsets()?;
+        let is_proven = self.prove(memory, &fields)?;
+        Ok((fields, is_proven))
+    }
+
+    /// The offsets by the binary's version or DWARF.
+    fn claimed_offsets(&self) -> Result<StructOffsets, NoLayout> {
+        let unknown = |why: &str| NoLayout::Unknown(why.to_owned());
+        let runtime = self.go_object().and_then(|object| object.runtime());
+        let runtime = runtime.ok_or_else(|| unknown("it is not Go"))?;
         let mut fields = match &runtime.offsets {
             RuntimeOffsets::Known(fields) => **fields,
             RuntimeOffsets::FromDwarf(fields) => *fields,
@@ -67,27 +99,28 @@ impl Process {
             }
             (said, has) => fields.labels = has.or(said),
         }
+        Ok(fields)
+    }
+
+    /// Holds offsets against memory. Says whether they were seen to be right; else
+    /// there is no goroutine yet.
+    fn prove(&self, memory: &dyn Memory, fields: &StructOffsets) -> Result<bool, NoLayout> {
+        let unknown = |why: &str| NoLayout::Unknown(why.to_owned());
         // Where the program's own type says the form, what its memory holds is
         // right or damaged, and no matter of the version.
         let proven = StructOffsets {
             labels: fields.labels.filter(|_| self.label_format().is_none()),
-            ..fields
+            ..*fields
         };
-        let memory = self.memory()?;
-        let tls_offset = match runtime.g {
-            GLocation::FsOffset(offset) => offset,
-            GLocation::GotSlot(address) => read_offset(&memory, address.wrapping_add(bias))?,
-            GLocation::Register { .. } => 0,
-            GLocation::Unknown { why } => return Err(unknown(why)),
-        };
-        let go =
-            layout(&fields, tls_offset).ok_or_else(|| unknown("its offsets are out of range"))?;
-        let go = with_code(go, binary, bias);
-        let all = runtime
-            .all
+        let (object, bias) = self
+            .go_mapping()
+            .ok_or_else(|| unknown("its Go code is not mapped"))?;
+        let all = object
+            .runtime()
+            .and_then(|runtime| runtime.all)
             .ok_or_else(|| unknown("its runtime.allgadd does not say where its goroutines are"))?;
         let program = proof::Program {
-            memory: &memory,
+            memory,
             kind: |address| self.function_kind(address),
             offsets: &proven,
         };
@@ -96,14 +129,8 @@ impl Process {
             count: all.count.wrapping_add(bias),
         });
         match proof {
-            Proof::Holds => Ok(Layout {
-                go,
-                is_proven: true,
-            }),
-            Proof::TooEarly => Ok(Layout {
-                go,
-                is_proven: false,
-            }),
+            Proof::Holds => Ok(true),
+            Proof::TooEarly => Ok(false),
             // What cannot be read of a process that exits proves nothing.
             Proof::Fails(_) if !memory.is_there() => Err(NoLayout::NotYet),
             Proof::Fails(why) => Err(unlike_its_version(why)),
@@ -136,6 +163,18 @@ impl Process {
             variables: object.variables()?,
             bias,
         })
+    }
+
+    /// What the process's runtime counts at this moment, out of `memory`; `reasons`
+    /// are what goroutines wait for. None where it has no Go code mapped.
+    pub fn statistics(&self, memory: &dyn Memory, reasons: &[String]) -> Option<Statistics> {
+        let program = self.go_program(memory)?;
+        let offsets = match self.struct_offsets(memory) {
+            Ok((offsets, true)) => Ok(offsets),
+            Ok((_, false)) | Err(NoLayout::NotYet) => Err("it has only begun".to_owned()),
+            Err(NoLayout::Unknown(why)) => Err(why),
+        };
+        Some(program.statistics(offsets.as_ref().map_err(String::clone), reasons))
     }
 
     /// What the function at an address is: the program's, or a plugin's.
