@@ -4,7 +4,9 @@
 #[cfg(feature = "agent")]
 pub mod agent;
 pub mod doctor;
+mod process;
 pub mod record;
+pub mod stats;
 
 use std::{fmt, process::ExitCode};
 
@@ -34,6 +36,8 @@ enum Command {
     /// Profile every Go process all the time, into a store
     #[cfg(feature = "agent")]
     Agent(Box<agent::Args>),
+    /// Show what the runtime of a process counts: goroutines, heap, collections
+    Stats(stats::Args),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -87,6 +91,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Record(args) => record::run(*args),
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(*args),
+        Command::Stats(args) => stats::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub(super) use args::parse_duration;
 pub use args::{Args, DEFAULT_RATE_HZ};
 
 use super::{Failure, printable, raise_file_limit};
