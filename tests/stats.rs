@@ -1,7 +1,11 @@
 //! `goprof stats`, held against what programs of every version say of themselves at
 //! the same moment: before and after.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
