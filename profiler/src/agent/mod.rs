@@ -7,6 +7,7 @@ pub mod log;
 mod memory;
 mod publisher;
 mod push;
+mod runtimes;
 mod sampler;
 mod server;
 mod state;

@@ -18,6 +18,7 @@ use super::{
     account,
     config::{Config, Subject},
     log,
+    runtimes::Runtimes,
     sampler::{Shared, Window},
     state::{Collected, ProcessView, SourceView, State, View, lock},
 };
@@ -49,6 +50,7 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
         excluded: BTreeMap::new(),
         known: HashMap::new(),
         said: HashSet::new(),
+        runtimes: Runtimes::default(),
         decided_by: state.config(),
     };
     loop {
@@ -71,6 +73,8 @@ struct Publisher<'a> {
     known: HashMap<u32, Known>,
     /// What was logged of programs, so as to say it once.
     said: HashSet<String>,
+    /// When whose runtime was read.
+    runtimes: Runtimes,
     /// The configuration by which processes were excluded.
     decided_by: Arc<Config>,
 }
@@ -226,7 +230,7 @@ impl Publisher<'_> {
                 }
                 if wanted {
                     self.excluded.remove(&process.pid);
-                    observed.push(observe(process.pid, &target));
+                    observed.push((Arc::clone(process), observe(process.pid, &target)));
                     processes.insert(process.pid, view(process, target, rate));
                 } else if rate.is_none() {
                     let mut view = view(process, target, None);
@@ -269,7 +273,8 @@ impl Publisher<'_> {
             }
             is_there
         });
-        lock(&self.state.usage).update(&observed);
+        lock(&self.state.usage).update(observed.iter().map(|(_, observed)| observed));
+        self.runtimes.look(self.state, &observed);
         *lock(&self.state.view) = View {
             processes: processes.into_values().collect(),
             other_processes,
