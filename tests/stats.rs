@@ -120,21 +120,17 @@ fn compare(version: &str, found: &Value, said: [&Value; 2]) {
     );
 }
 
-/// Since 1.22 what the program says has the waits for the runtime's own locks in it.
+/// Since 1.22 what the program says has the waits for the runtime's own locks in it,
+/// which may be long on a busy machine.
 fn mutexes(version: &str, scheduler: &Value, said: &Value, what: &str) {
     let found = &scheduler["mutex_wait_ns"];
     match version.split('.').nth(1).expect("a minor version") {
         "19" => assert_eq!(found, &Value::Null, "{what}"),
         "20" | "21" => assert!(number(found).abs_diff(number(said)) < 10, "{what}"),
-        _ => assert!(
-            (number(said) / 2..=number(said) + 10).contains(&number(found)),
-            "{what}"
-        ),
+        _ => assert!(number(found) <= number(said) + 10, "{what}"),
     }
-    assert!(
-        version.starts_with("1.19") || number(found) > 1_000_000,
-        "{what}"
-    );
+    let is_told = version.starts_with("1.19") || number(found) > 1_000_000;
+    assert!(is_told, "{what}");
 }
 
 #[test]

@@ -50,9 +50,9 @@ pub struct GcControllerFields {
 }
 
 impl GcControllerFields {
-    /// Those of a version; None where it is newer than goprof knows.
+    /// Those of a version; None where goprof does not know it.
     pub fn of(version: &GoVersion) -> Option<GcControllerFields> {
-        if version.is_newer_than_known() || version.is_older_than_known() {
+        if !version.is_known_release() {
             return None;
         }
         // Since 1.21 the fields from heapLive on stand in the same order; before,

@@ -6,6 +6,7 @@ mod blocks;
 mod core_file;
 mod goroutines;
 mod heap;
+mod latency;
 mod live;
 mod maps;
 mod notes;
@@ -15,11 +16,10 @@ mod statistics;
 pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Listing, MAX_GOROUTINES, Registers};
 pub use heap::{Bucket, HeapProfile, NoHeap};
+pub use latency::{Latency, LatencyRange};
 pub use live::Live;
 pub use program::{GcController, Program};
-pub use statistics::{
-    Collections, GoroutineCounts, Heap, Latency, LatencyRange, Pause, Scheduler, Statistics,
-};
+pub use statistics::{Collections, GoroutineCounts, Heap, Pause, Scheduler, Statistics};
 
 /// Memory of a program, by its addresses.
 ///
