@@ -244,6 +244,49 @@ fn metrics_and_pages_survive_hostile_names() {
 }
 
 #[test]
+fn metrics_tell_what_the_runtimes_of_targets_count() {
+    let service = format!("counted-{}", std::process::id());
+    let mut command = Command::new(go::build("alloc_sites"));
+    let mut program = Talker::start_command(command.env("OTEL_SERVICE_NAME", &service));
+    program.tell("collect");
+    let dir = folder();
+    let agent = Agent::start(dir.path(), &["--flush", "1s"]);
+    let labels = format!("container=\"\",namespace=\"\",pod=\"\",service_name=\"{service}\"");
+    let named = |name: &str| format!("goprof_target_{name}{{{labels}}}");
+    let cycles = |program: &mut Talker| {
+        let said: serde_json::Value = serde_json::from_str(&program.tell("counts")).expect("JSON");
+        said["still"]["cycles"].as_f64().expect("a number")
+    };
+    let before = cycles(&mut program);
+    assert!(before >= 300.0);
+    let success = "goprof_runtime_readings_total{result=\"success\"}";
+    agent.wait_for(success, 1.0, LIMIT);
+    agent.wait_for_any(&named("gc_cycles_total"), before, LIMIT);
+    let remembered = agent.metric(&named("gc_pause_seconds_count"));
+    assert_eq!(remembered, 256.0);
+    program.tell("settle");
+    let after = cycles(&mut program);
+    agent.wait_for(&named("gc_cycles_total"), after, LIMIT);
+
+    assert_eq!(agent.metric(&named("gc_cycles_total")), after);
+    let pauses = agent.metric(&named("gc_pause_seconds_count"));
+    assert_eq!(pauses, remembered + after - before);
+    assert!(agent.metric(&named("gc_pause_seconds_sum")) > 0.0);
+    assert_eq!(agent.metric(&named("goroutines")), 1.0);
+    assert!(agent.metric(&named("sched_latency_seconds_count")) > 0.0);
+    for name in [
+        "heap_live_bytes",
+        "heap_goal_bytes",
+        "heap_allocated_bytes_total",
+    ] {
+        assert!(agent.metric(&named(name)) > 100_000.0, "{name}");
+    }
+    assert!(agent.metric("goprof_runtime_reading_seconds_total") > 0.0);
+    promtool(dir.path(), &agent.get("/metrics"));
+    agent.stop().succeeded();
+}
+
+#[test]
 fn metrics_tell_what_is_sampled_and_used() {
     let target = busy();
     let dir = folder();

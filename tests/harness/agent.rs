@@ -114,11 +114,7 @@ impl Agent {
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics");
-        let value = text.lines().find_map(|line| {
-            let (found, value) = line.rsplit_once(' ')?;
-            (found == name).then(|| value.parse::<f64>().ok())?
-        });
-        value.unwrap_or_else(|| panic!("no metric {name}\n{text}"))
+        value(&text, name).unwrap_or_else(|| panic!("no metric {name}\n{text}"))
     }
 
     /// Waits until a metric is at least `value`.
@@ -127,6 +123,16 @@ impl Agent {
         let deadline = Instant::now() + limit;
         while self.metric(name) < value {
             assert!(Instant::now() < deadline, "{name} never got to {value}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The same for a metric that may not be there yet.
+    #[track_caller]
+    pub fn wait_for_any(&self, name: &str, least: f64, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while value(&self.get("/metrics"), name).is_none_or(|value| value < least) {
+            assert!(Instant::now() < deadline, "{name} never got to {least}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -158,6 +164,14 @@ impl Agent {
     pub fn finish(self) -> Outcome {
         self.running.finish(Duration::from_secs(30))
     }
+}
+
+/// The value of a metric in the text of all, by its name and labels.
+fn value(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| {
+        let (found, value) = line.rsplit_once(' ')?;
+        (found == name).then(|| value.parse::<f64>().ok())?
+    })
 }
 
 fn text(path: &Path) -> &str {

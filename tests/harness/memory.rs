@@ -169,6 +169,7 @@ pub fn ask_all(program: &Program<'_>) -> usize {
         got += listing.map_or(0, |listing| listing.alive as usize);
         got += program.semaphores(offsets).map_or(0, |found| found.len());
     }
+    got += ask_statistics(program);
     got += usize::from(program.gc_controller().is_some());
     got += usize::from(program.sched().is_some());
     got += usize::from(program.num_gc().is_some());
@@ -194,6 +195,27 @@ fn ask_goroutines(
     let format = offsets.labels.unwrap_or(LabelFormat::Slice);
     let pointers = some.iter().map(|goroutine| goroutine.labels);
     words + program.labels(format, pointers).len()
+}
+
+fn ask_statistics(program: &Program<'_>) -> usize {
+    let offsets = program.binary.runtime_offsets();
+    let found = program.statistics(offsets.get().ok_or_else(String::new), &[]);
+    if let Some(goroutines) = &found.goroutines {
+        assert_eq!(goroutines.by_status.values().sum::<u64>(), goroutines.alive);
+        assert!(goroutines.system <= goroutines.alive);
+    }
+    if let Some(gc) = &found.gc {
+        assert!(gc.pauses.len() <= 256 && gc.forced <= gc.cycles);
+    }
+    let known = [
+        found.goroutines.is_some(),
+        found.heap.is_some(),
+        found.gc.is_some(),
+        found.scheduler.is_some(),
+    ];
+    let known = known.iter().filter(|known| **known).count();
+    assert!(known + found.unknown.len() >= 4, "{:?}", found.unknown);
+    known
 }
 
 /// A program whose binary is real and whose memory is made up.

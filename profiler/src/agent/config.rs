@@ -115,6 +115,8 @@ pub struct Spool {
 pub struct Metrics {
     /// Most services, each in a pod and container, with metrics of their own.
     pub max_targets: usize,
+    /// Whether the memory of targets is read for what their runtimes count.
+    pub runtimes: bool,
 }
 
 impl Default for Config {
@@ -169,7 +171,10 @@ impl Default for Spool {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { max_targets: 100 }
+        Self {
+            max_targets: 100,
+            runtimes: true,
+        }
     }
 }
 

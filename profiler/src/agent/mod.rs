@@ -8,6 +8,7 @@ mod memory;
 mod publisher;
 mod push;
 mod readings;
+mod runtimes;
 mod sampler;
 mod server;
 mod state;

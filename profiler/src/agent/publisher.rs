@@ -19,6 +19,7 @@ use super::{
     config::{Config, Event, Subject},
     log,
     readings::Readings,
+    runtimes::Runtimes,
     sampler::{Shared, Window},
     state::{Collected, ProcessView, SourceView, State, View, lock},
 };
@@ -54,6 +55,7 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
         excluded: BTreeMap::new(),
         known: HashMap::new(),
         said: HashSet::new(),
+        runtimes: Runtimes::default(),
         decided_by: state.config(),
         readings: Readings::default(),
     };
@@ -83,6 +85,8 @@ struct Publisher<'a> {
     known: HashMap<u32, Known>,
     /// What was logged of programs, so as to say it once.
     said: HashSet<String>,
+    /// When whose runtime was read.
+    runtimes: Runtimes,
     /// The configuration by which processes were excluded.
     decided_by: Arc<Config>,
     /// What programs keep of themselves.
@@ -311,7 +315,7 @@ impl Publisher<'_> {
                 }
                 if wanted {
                     self.excluded.remove(&process.pid);
-                    observed.push(observe(process.pid, &target));
+                    observed.push((Arc::clone(process), observe(process.pid, &target)));
                     let mut view = view(process, target, rate);
                     self.readings.describe(&config, &mut view);
                     processes.insert(process.pid, view);
@@ -359,7 +363,8 @@ impl Publisher<'_> {
             }
             is_there
         });
-        lock(&self.state.usage).update(&observed);
+        lock(&self.state.usage).update(observed.iter().map(|(_, observed)| observed));
+        self.runtimes.look(self.state, &observed);
         *lock(&self.state.view) = View {
             processes: processes.into_values().collect(),
             other_processes,

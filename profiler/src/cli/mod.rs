@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod goroutines;
 mod process;
 pub mod record;
+pub mod stats;
 
 use std::{fmt, process::ExitCode};
 
@@ -38,6 +39,8 @@ enum Command {
     Agent(Box<agent::Args>),
     /// List every goroutine of a process, by stack
     Goroutines(Box<goroutines::Args>),
+    /// Show what the runtime of a process counts: goroutines, heap, collections
+    Stats(stats::Args),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -92,6 +95,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(*args),
         Command::Goroutines(args) => goroutines::run(&args),
+        Command::Stats(args) => stats::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -21,6 +21,7 @@ const FRAME: usize = 16;
 const MAX_VERSION_BYTES: u64 = 1024;
 const MAX_MODULE_BYTES: u64 = 4 << 20;
 const MAX_SETTINGS: usize = 256;
+const MAX_LINES: usize = 1 << 16;
 
 /// How a Go program was built.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,23 +49,20 @@ impl BuildInfo {
 
     /// Finds and reads the build info. NotGo where there is none.
     pub(super) fn parse(elf: &Elf, data: &[u8]) -> Result<BuildInfo, GoBinaryError> {
-        let blob = find(elf, data).ok_or(GoBinaryError::NotGo("an ELF without Go build info"))?;
-        let damaged = GoBinaryError::Damaged("Go build info");
-        let Some((version, module)) = read_strings(elf, data, blob) else {
-            return Err(damaged);
-        };
-        if version.is_empty() {
-            return Err(damaged);
-        }
+        let (version, module) = texts(elf, data)?;
         let mut info = BuildInfo {
             go_version: to_text(version),
             ..BuildInfo::default()
         };
-        let framed = module.len() > 2 * FRAME && module[module.len() - FRAME - 1] == b'\n';
-        if framed {
-            info.read_module(&to_text(&module[FRAME..module.len() - FRAME]));
-        }
+        info.read_module(&to_text(module));
         Ok(info)
+    }
+
+    /// The modules that the program is made of beside its own, with their
+    /// versions; a replaced one by what it was replaced with.
+    pub(super) fn dependencies(elf: &Elf, data: &[u8]) -> Vec<(String, String)> {
+        let module = texts(elf, data).map_or(&[][..], |(_, module)| module);
+        read_dependencies(&to_text(module))
     }
 
     /// Reads the lines of module text. Lines not understood are passed over: a
@@ -86,6 +84,39 @@ impl BuildInfo {
             }
         }
     }
+}
+
+fn read_dependencies(text: &str) -> Vec<(String, String)> {
+    let mut modules: Vec<(String, String)> = Vec::new();
+    for line in text.lines().take(MAX_LINES) {
+        let mut columns = line.split('\t');
+        let kind = columns.next().unwrap_or_default();
+        let mut column = || columns.next().unwrap_or_default().to_owned();
+        match kind {
+            "dep" => modules.push((column(), column())),
+            "=>" => {
+                // Of the program's own module where there is no other yet.
+                if let Some(replaced) = modules.last_mut() {
+                    *replaced = (column(), column());
+                }
+            }
+            _ => {}
+        }
+    }
+    modules
+}
+
+/// Version and module text, without the frame around that.
+fn texts<'a>(elf: &Elf, data: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), GoBinaryError> {
+    let blob = find(elf, data).ok_or(GoBinaryError::NotGo("an ELF without Go build info"))?;
+    let texts = read_strings(elf, data, blob).filter(|(version, _)| !version.is_empty());
+    let (version, module) = texts.ok_or(GoBinaryError::Damaged("Go build info"))?;
+    let framed = module.len() > 2 * FRAME && module[module.len() - FRAME - 1] == b'\n';
+    let module = match framed {
+        true => &module[FRAME..module.len() - FRAME],
+        false => &[],
+    };
+    Ok((version, module))
 }
 
 /// The file range from the build info's header to the end of what holds it.
@@ -222,6 +253,17 @@ mod tests {
         assert_eq!(info.setting("odd key"), Some("raw"));
         assert_eq!(info.setting("empty"), Some(""));
         assert_eq!(info.settings.len(), 4);
+    }
+
+    #[test]
+    fn modules_are_read_with_what_they_were_replaced_with() {
+        let found = read_dependencies(
+            "path\ta\nmod\ta\t(devel)\t\n=>\tb\tv9\t\ndep\tx.org/y\tv1.2.0\th1:s=\n\
+             dep\tz\tv0.1.0\n=>\t./local\t(devel)\t\nbuild\tdep=1\ndep\n",
+        );
+        let text = |(path, version): &(String, String)| format!("{path} {version}");
+        let found: Vec<String> = found.iter().map(text).collect();
+        assert_eq!(found, ["x.org/y v1.2.0", "./local (devel)", " "]);
     }
 
     #[test]

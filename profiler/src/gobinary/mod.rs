@@ -18,6 +18,7 @@ mod offsets;
 mod offsets_table;
 mod pclntab;
 mod runtime;
+mod runtime_fields;
 mod semaphores;
 mod status;
 mod structs;
@@ -44,6 +45,7 @@ pub use mem_profile::{
     is_hidden_allocator, unsample,
 };
 pub use offsets::RuntimeOffsets;
+pub use runtime_fields::{GcControllerFields, GcFields, SchedFields, TimeHistogram};
 pub use semaphores::{SemaphoreTable, is_for_semaphore, owner_of_semaphore};
 pub use status::GoroutineStatus;
 pub use structs::{
@@ -51,7 +53,7 @@ pub use structs::{
     SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
-pub use variables::{GcControllerFields, GcFields, SchedFields, TimeHistogram, Variables};
+pub use variables::Variables;
 pub use version::GoVersion;
 
 use crate::image::Image;

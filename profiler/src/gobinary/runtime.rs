@@ -5,7 +5,7 @@ use super::allocation_sites::{self, AllocationSites};
 use super::bytes::read_u64;
 use super::elf::Machine;
 use super::variables::{Contents, Variables, anchors};
-use super::{GoBinary, GoFunction, wait_reasons, x86};
+use super::{BuildInfo, FuncKind, GoBinary, GoFunction, wait_reasons, x86};
 
 impl GoBinary {
     /// Where the runtime's variables are. Reads all function names: not for hot
@@ -33,6 +33,26 @@ impl GoBinary {
             variables.note(*anchor, &references, self.version(), self);
         }
         variables
+    }
+
+    /// The modules that the program is made of beside its own: path and version of
+    /// each. Reads the build information again.
+    pub fn dependencies(&self) -> Vec<(String, String)> {
+        BuildInfo::dependencies(&self.elf, self.image.bytes())
+    }
+
+    /// Whether goroutines that begin at an address are the runtime's own, which Go
+    /// itself does not count (`runtime.isSystemGoroutine`).
+    pub fn begins_system_goroutines(&self, vaddr: u64) -> bool {
+        let Ok((_, func)) = self.find(vaddr) else {
+            return false;
+        };
+        let kind = self.describe(&func).map(|function| function.kind);
+        let is_counted = matches!(
+            kind,
+            Some(FuncKind::RuntimeMain | FuncKind::Corostart | FuncKind::HandleAsyncEvent)
+        );
+        !is_counted && self.view().func_name_begins(&func, b"runtime.")
     }
 
     /// What goroutines wait for, in words, by `g.waitreason`. None where the file

@@ -77,6 +77,11 @@ impl GoVersion {
         self.release
     }
 
+    /// Whether it is a release whose layouts goprof knows.
+    pub fn is_known_release(&self) -> bool {
+        self.is_release() && !self.is_newer_than_known() && !self.is_older_than_known()
+    }
+
     /// Whether it is newer than every version whose layouts goprof knows. Its
     /// binaries are read with the newest known layout if that fits.
     pub fn is_newer_than_known(&self) -> bool {
@@ -359,6 +364,10 @@ mod tests {
         assert!(!version("go1.27.9").is_newer_than_known());
         assert!(version("go1.18").is_older_than_known());
         assert!(!version("go1.19").is_older_than_known());
+        assert!(version("go1.27.9").is_known_release());
+        for unknown in ["go1.28.1", "go1.18.1", "go1.27rc1", "devel go1.27-ab"] {
+            assert!(!version(unknown).is_known_release(), "{unknown}");
+        }
     }
 
     #[test]

@@ -7,20 +7,24 @@ mod core_file;
 mod goroutines;
 mod heap;
 mod labels;
+mod latency;
 mod live;
 mod maps;
 mod notes;
 mod pieces;
 mod program;
 mod stacks;
+mod statistics;
 mod waits;
 
 pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Listing, MAX_GOROUTINES, Registers};
 pub use heap::{Bucket, HeapProfile, NoHeap};
+pub use latency::{Latency, LatencyRange};
 pub use live::Live;
 pub use program::{GcController, Program};
 pub use stacks::{StackRead, Stacks};
+pub use statistics::{Collections, GoroutineCounts, Heap, Pause, Scheduler, Statistics};
 pub use waits::Awaited;
 
 /// Memory of a program, by its addresses.

@@ -1,14 +1,15 @@
 //! Metrics: what goprof counts of itself, and the few figures of each target that
-//! cost nothing to have, in Prometheus's text format. Counts; decides nothing.
+//! cost next to nothing to have, in Prometheus's text format. Counts; decides nothing.
 
 mod push;
 mod reloads;
+mod runtimes;
 mod targets;
 
 use anyhow::{Context, Result};
 use prometheus::{
-    CounterVec, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, process_collector::ProcessCollector,
+    Counter, CounterVec, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, process_collector::ProcessCollector,
 };
 
 pub use push::{Push, Pushed};
@@ -90,6 +91,10 @@ pub struct Metrics {
     pub reloads: Reloads,
     /// Profiles asked for over HTTP, by result.
     pub requests: IntCounterVec,
+    /// Looks at what a target's runtime counts, by result.
+    pub runtime_readings: IntCounterVec,
+    /// Time that these took.
+    pub runtime_seconds: Counter,
     /// What is pushed.
     pub push: Push,
     /// Connections and requests refused by the HTTP server, by reason.
@@ -264,6 +269,16 @@ impl Metrics {
                 "result",
                 &["success", "failure", "refused"],
             )?,
+            runtime_readings: make.counters(
+                "goprof_runtime_readings_total",
+                "Looks at what the Go runtime of a target counts.",
+                "result",
+                &["success", "partial", "failure"],
+            )?,
+            runtime_seconds: make.keep(Counter::new(
+                "goprof_runtime_reading_seconds_total",
+                "Time that looks at what the runtimes of targets count took.",
+            ))?,
             push: Push::new(&make)?,
             refused: make.counters(
                 "goprof_http_refused_total",

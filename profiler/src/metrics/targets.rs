@@ -1,6 +1,6 @@
 //! What each service uses: CPU time, threads and memory, summed over its
-//! processes, as the kernel tells of any process. Bounded in how many services
-//! it knows and shows.
+//! processes, as the kernel tells of any process; and what their runtimes count.
+//! Bounded in how many services it knows and shows.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,6 +9,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use prometheus::{CounterVec, IntGaugeVec, Opts, Registry, proto::MetricFamily};
+
+use super::runtimes::Runtimes;
+use crate::gomemory::Statistics;
 
 /// Most services known; above, processes of others are only counted.
 const MAX_SERVICES: usize = 4096;
@@ -19,7 +22,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 const MAX_VALUE_BYTES: usize = 128;
 /// Most Go versions told of one service.
 const MAX_VERSIONS: usize = 4;
-const LABELS: [&str; 4] = ["service_name", "namespace", "pod", "container"];
+pub(super) const LABELS: [&str; 4] = ["service_name", "namespace", "pod", "container"];
 
 /// What targets are summed by.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +35,7 @@ impl Service {
         Self(values.map(cut))
     }
 
-    fn values(&self) -> [&str; 4] {
+    pub(super) fn values(&self) -> [&str; 4] {
         self.0.each_ref().map(String::as_str)
     }
 }
@@ -65,6 +68,7 @@ pub struct Targets {
     seen: HashMap<(u32, u64), u64>,
     /// Services that were not taken in at the last look.
     unknown: usize,
+    runtimes: Runtimes,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +83,7 @@ struct Usage {
 
 impl Targets {
     /// Looks at the processes that there are now.
-    pub fn update(&mut self, processes: &[Observed]) {
+    pub fn update<'o>(&mut self, processes: impl IntoIterator<Item = &'o Observed>) {
         let now = Instant::now();
         for usage in self.services.values_mut() {
             (usage.threads, usage.resident_pages, usage.processes) = (0, 0, 0);
@@ -120,6 +124,28 @@ impl Targets {
             }
             usage.processes > 0 || now - *usage.gone_since.get_or_insert(now) < FORGET_AFTER
         });
+        let (services, seen) = (&self.services, &self.seen);
+        self.runtimes.retain(
+            |key| seen.contains_key(key),
+            |service| services.contains_key(service),
+        );
+    }
+
+    /// Takes over what the runtime of a process counts now.
+    pub fn add_runtime(&mut self, process: &Observed, statistics: &Statistics) {
+        let Some(stat) = Stat::read(process.pid) else {
+            return;
+        };
+        let key = (process.pid, stat.start);
+        // What is not known here has no metrics at all.
+        if self.seen.contains_key(&key) && self.services.contains_key(&process.service) {
+            self.runtimes.add(key, &process.service, statistics);
+        }
+    }
+
+    /// Lets go of what the runtimes of processes count.
+    pub fn forget_runtimes(&mut self) {
+        self.runtimes = Runtimes::default();
     }
 
     /// The services that used the most CPU time, `max` at most, and how many are
@@ -131,10 +157,13 @@ impl Targets {
         most.truncate(max);
         let registry = Registry::new();
         let tables = Tables::new(&registry)?;
-        for (service, usage) in most {
+        for (service, usage) in &most {
             tables.add(service, usage);
         }
-        Ok((registry.gather(), omitted))
+        let mut families = registry.gather();
+        let shown: Vec<&Service> = most.iter().map(|(service, _)| *service).collect();
+        families.extend(self.runtimes.gather(&shown));
+        Ok((families, omitted))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         AllGoroutines, FuncKind, GLocation, GoBinary, GoFunction, LabelFormat, Machine,
         RuntimeOffsets, StructOffsets,
     },
-    gomemory::{Live, Memory, Program},
+    gomemory::{Live, Memory, Program, Statistics},
 };
 
 /// More than the code between the runtime's first signal handler and what it
@@ -163,6 +163,18 @@ impl Process {
             variables: object.variables()?,
             bias,
         })
+    }
+
+    /// What the process's runtime counts at this moment, out of `memory`; `reasons`
+    /// are what goroutines wait for. None where it has no Go code mapped.
+    pub fn statistics(&self, memory: &dyn Memory, reasons: &[String]) -> Option<Statistics> {
+        let program = self.go_program(memory)?;
+        let offsets = match self.struct_offsets(memory) {
+            Ok((offsets, true)) => Ok(offsets),
+            Ok((_, false)) | Err(NoLayout::NotYet) => Err("it has only begun".to_owned()),
+            Err(NoLayout::Unknown(why)) => Err(why),
+        };
+        Some(program.statistics(offsets.as_ref().map_err(String::clone), reasons))
     }
 
     /// What the function at an address is: the program's, or a plugin's.

@@ -10,8 +10,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
 	"runtime/pprof"
 	"strings"
+	"sync"
+	"time"
 
 	"example.com/fixtures/internal/workload"
 )
@@ -153,6 +157,56 @@ func free() {
 	boxed = append([]interface{}(nil), boxed[:len(boxed)/2]...)
 }
 
+// contend has 256 goroutines wait for a mutex, some milliseconds each.
+func contend() {
+	var lock sync.Mutex
+	var group sync.WaitGroup
+	lock.Lock()
+	for i := 0; i < 256; i++ {
+		group.Add(1)
+		go func() {
+			lock.Lock()
+			lock.Unlock()
+			group.Done()
+		}()
+	}
+	time.Sleep(20 * time.Millisecond)
+	lock.Unlock()
+	group.Wait()
+}
+
+// counts is what the runtime says of itself, as JSON: what only grows, and beside it
+// what stays while nothing happens.
+func counts() string {
+	var gc debug.GCStats
+	debug.ReadGCStats(&gc)
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	read := []metrics.Sample{{Name: "/sched/latencies:seconds"}, {Name: "/sync/mutex/wait/total:seconds"}}
+	metrics.Read(read)
+	latency := read[0].Value.Float64Histogram()
+	ranges := []string{}
+	for i, count := range latency.Counts {
+		if from := latency.Buckets[i]; count > 0 && from >= 0 {
+			ranges = append(ranges, fmt.Sprintf("[%.0f,%d]", from*1e9, count))
+		}
+	}
+	mutexWait := -1.0
+	if read[1].Value.Kind() == metrics.KindFloat64 {
+		mutexWait = read[1].Value.Float64() * 1e9
+	}
+	pauses := []string{}
+	for i := range gc.Pause {
+		pauses = append(pauses, fmt.Sprintf("[%d,%d]", gc.PauseEnd[i].UnixNano(), gc.Pause[i]))
+	}
+	still := fmt.Sprintf(`{"cycles":%d,"forced":%d,"fraction":%v,"pause_total":%d,"pauses":[%s],`+
+		`"goroutines":%d,"goal":%d,"gomaxprocs":%d,"latency":[%s],"mutex_wait":%.0f}`,
+		memory.NumGC, memory.NumForcedGC, memory.GCCPUFraction, gc.PauseTotal, strings.Join(pauses, ","),
+		runtime.NumGoroutine(), memory.NextGC, runtime.GOMAXPROCS(0), strings.Join(ranges, ","), mutexWait)
+	return fmt.Sprintf(`done {"still":%s,"allocated":%d,"freed":%d,"in_use":%d}`,
+		still, memory.TotalAlloc, memory.TotalAlloc-memory.HeapAlloc, memory.HeapInuse)
+}
+
 // settle has all frees counted: the profile lags by two collections.
 func settle() {
 	for i := 0; i < 3; i++ {
@@ -191,6 +245,14 @@ func main() {
 			free()
 		case "settle":
 			settle()
+		case "collect":
+			for i := 0; i < 300; i++ {
+				runtime.GC()
+			}
+		case "contend":
+			contend()
+		case "counts":
+			answer = counts()
 		case "heap", "allocs":
 			writeProfile(words[0], words[1])
 		case "rate":
