@@ -5,6 +5,7 @@ mod begun;
 mod breaks;
 pub mod goroutines;
 mod heap;
+pub mod leaks;
 mod looks;
 mod mem_profile;
 mod recorder;

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod doctor;
 pub mod goroutines;
+pub mod leaks;
 mod process;
 pub mod record;
 
@@ -38,6 +39,8 @@ enum Command {
     Agent(Box<agent::Args>),
     /// List every goroutine of a process, by stack
     Goroutines(Box<goroutines::Args>),
+    /// Find goroutines that leak, over several snapshots
+    Leaks(Box<leaks::Args>),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -92,6 +95,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(*args),
         Command::Goroutines(args) => goroutines::run(&args),
+        Command::Leaks(args) => leaks::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }
