@@ -79,7 +79,7 @@ fn chosen_and_shown(pid: &str) {
         let args = ["leaks", "-p", pid, "-n", "3", "-i", "700ms"];
         goprof::run(&[&args[..], more].concat())
     };
-    let sends = run(&["--function", r"^main\.blockedSend$"]);
+    let sends = run(&["--function", r"^main\.blockedSend$", "--state", "waiting"]);
     assert_eq!(sends.code(), 3, "{}", sends.stderr);
     for part in [
         ": 1 leak in 3 snapshots over ",
@@ -91,6 +91,8 @@ fn chosen_and_shown(pid: &str) {
     ] {
         assert!(sends.text().contains(part), "{part}\n{}", sends.text());
     }
+    let none = run(&["--older-than", "1h"]);
+    assert_eq!(none.code(), 0, "{}", none.text());
     let none = run(&["--reason", "^sleep$"]);
     assert_eq!(none.code(), 0, "{}", none.text());
     assert!(none.text().contains(": no leak in 3 "), "{}", none.text());

@@ -88,7 +88,7 @@ pub struct Args {
 }
 
 /// The states that goroutines can be seen in.
-const STATES: [&str; 7] = [
+pub(super) const STATES: [&str; 7] = [
     "runnable",
     "running",
     "syscall",

@@ -15,7 +15,7 @@ use regex::Regex;
 
 use super::{
     Failure,
-    goroutines::target::Target,
+    goroutines::{STATES, target::Target},
     record::{StopSignals, parse_duration, parse_label},
 };
 use crate::{
@@ -55,9 +55,15 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub least: u32,
 
+    /// Only goroutines in this state (may be given several times)
+    #[arg(short, long, value_name = "STATE", value_parser = STATES)]
+    pub state: Vec<String>,
     /// Only those that wait for what matches REGEX: 'chan receive', select, 'sync\.'
     #[arg(short, long, value_name = "REGEX")]
     pub reason: Option<Regex>,
+    /// Only those known to have waited for so long: 90, 10m, 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub older_than: Option<Duration>,
     /// Only those with a function that matches REGEX on their stack
     #[arg(long, value_name = "REGEX")]
     pub function: Option<Regex>,
@@ -98,7 +104,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         .context("cannot start the runtime")?;
     let mut seen = runtime.block_on(look(args, &target))?;
     let selected = Selected {
+        states: args.state.clone(),
         reason: args.reason.clone(),
+        older_than: args.older_than,
         ..Selected::default()
     };
     let last = &seen.last;
