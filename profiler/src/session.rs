@@ -7,6 +7,7 @@ pub mod goroutines;
 mod heap;
 mod heap_buckets;
 mod heap_notes;
+pub mod leaks;
 mod looks;
 mod mem_profile;
 mod recorder;

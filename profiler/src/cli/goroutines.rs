@@ -2,7 +2,7 @@
 //! for and who started it; as text, JSON or a profile.
 
 mod json;
-mod target;
+pub(super) mod target;
 mod text;
 
 use std::{
@@ -88,7 +88,7 @@ pub struct Args {
 }
 
 /// The states that goroutines can be seen in.
-const STATES: [&str; 7] = [
+pub(super) const STATES: [&str; 7] = [
     "runnable",
     "running",
     "syscall",
@@ -199,7 +199,8 @@ fn refuse_binary_on_a_terminal(args: &Args, format: Format) -> Result<(), Failur
     Ok(())
 }
 
-fn go_version(process: &Process) -> String {
+/// Which version of Go built a process; empty where that is not known.
+pub(super) fn go_version(process: &Process) -> String {
     let binary = process.go_object().and_then(|object| object.go());
     binary.map_or(String::new(), |binary| binary.version().to_string())
 }

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod doctor;
 pub mod goroutines;
+pub mod leaks;
 mod process;
 pub mod record;
 pub mod stats;
@@ -41,6 +42,8 @@ enum Command {
     Goroutines(Box<goroutines::Args>),
     /// Show what the runtime of a process counts: goroutines, heap, collections
     Stats(stats::Args),
+    /// Find goroutines that leak, over several snapshots
+    Leaks(Box<leaks::Args>),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
 }
@@ -96,6 +99,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agent(args) => agent::run(*args),
         Command::Goroutines(args) => goroutines::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Leaks(args) => leaks::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

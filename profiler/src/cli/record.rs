@@ -185,7 +185,7 @@ async fn aside<T: Send + 'static>(
 
 /// The signals that end a recording: the first stops it and writes, the second
 /// aborts.
-struct StopSignals {
+pub(super) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
@@ -193,7 +193,7 @@ struct StopSignals {
 }
 
 impl StopSignals {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -219,7 +219,8 @@ impl StopSignals {
         }
     }
 
-    async fn next(&mut self) {
+    /// The next one.
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

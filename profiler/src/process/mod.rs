@@ -3,6 +3,7 @@
 
 mod call_frames;
 pub mod code;
+mod descriptors;
 mod goroutines;
 mod maps;
 mod object;
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use descriptors::open_by_kind;
 pub use goroutines::{Layout, NoLayout};
 pub use maps::MapsLine;
 pub use object::{Code, Object, Objects};

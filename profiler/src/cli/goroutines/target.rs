@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A program and its memory.
-pub(super) struct Target {
+pub(in crate::cli) struct Target {
     pub table: ProcessTable,
     pub index: ProcessIndex,
     memory: Box<dyn Memory>,
@@ -42,7 +42,11 @@ impl Target {
         }
     }
 
-    fn of_process(pid: u32) -> Result<Self, Failure> {
+    /// Looks at a process that runs.
+    ///
+    /// # Errors
+    /// It is not there, not Go or not to be read.
+    pub(in crate::cli) fn of_process(pid: u32) -> Result<Self, Failure> {
         if let Err((found, remedy)) = doctor::existing(pid) {
             let remedy = remedy.map_or(String::new(), |remedy| format!(": {remedy}"));
             return Err(Failure::Failed(anyhow!("{found}{remedy}")));
@@ -105,7 +109,7 @@ impl Target {
     }
 
     /// The process, or what the core tells of it.
-    pub(super) fn process(&self) -> &Process {
+    pub(in crate::cli) fn process(&self) -> &Process {
         self.table.get(self.index)
     }
 
@@ -113,7 +117,7 @@ impl Target {
     ///
     /// # Errors
     /// Why that cannot be done.
-    pub(super) fn snapshot(&self, runtimes_own: bool) -> Result<Snapshot, Failure> {
+    pub(in crate::cli) fn snapshot(&self, runtimes_own: bool) -> Result<Snapshot, Failure> {
         let taken = self.try_snapshot(runtimes_own);
         if self.is_live && !self.memory.is_there() {
             let line = format!("{} ended while it was read", self.name);

@@ -70,7 +70,22 @@ impl Snapshot {
         taken_at: SystemTime,
         (process, table): (ProcessIndex, &ProcessTable),
     ) -> Groups {
-        let groups = self.group(selected);
+        self.name(
+            self.group(selected),
+            &selected.filter,
+            taken_at,
+            (process, table),
+        )
+    }
+
+    /// Names groups of its goroutines, and drops what the filter drops.
+    pub fn name(
+        &self,
+        groups: Vec<Group>,
+        filter: &Filter,
+        taken_at: SystemTime,
+        (process, table): (ProcessIndex, &ProcessTable),
+    ) -> Groups {
         let taken = Taken {
             event: Event::Goroutine,
             start: taken_at,
@@ -88,7 +103,7 @@ impl Snapshot {
             .collect();
         let mut symbolizer = Symbolizer::default();
         let (window, naming) = symbolizer.symbolize_stacks(taken, &stacks, table);
-        let (groups, window) = apply(&selected.filter, groups, window);
+        let (groups, window) = apply(filter, groups, window);
         let mut calls: Vec<[u64; 1]> = Vec::new();
         let mut by_creation = HashMap::new();
         let members = groups.iter().flat_map(|group| &group.members);
@@ -135,7 +150,8 @@ impl Snapshot {
         groups
     }
 
-    fn is_wanted(&self, goroutine: &Record, selected: &Selected) -> bool {
+    /// Whether a goroutine's state, reason and age are wanted.
+    pub fn is_wanted(&self, goroutine: &Record, selected: &Selected) -> bool {
         let mut states = selected.states.iter();
         let is_in_state =
             selected.states.is_empty() || states.any(|state| state == goroutine.status.name());
