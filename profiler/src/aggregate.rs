@@ -162,7 +162,7 @@ impl Window {
         for (value, added) in values.iter_mut().zip(added) {
             *value = value.saturating_add(added);
         }
-        self.samples += added[0].unsigned_abs();
+        self.samples = self.samples.saturating_add(added[0].unsigned_abs());
     }
 
     /// Takes out all samples of a process, and says how many they were.

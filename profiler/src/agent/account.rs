@@ -7,7 +7,7 @@ use profiler_ebpf::wire::Counter;
 
 use crate::{
     metrics::Metrics,
-    session::{HeapRecording, Recording},
+    session::{HeapFacts, HeapRecording, Recording},
     symbolize::{Event, Naming, Reason},
     unwind::StackEnd,
 };
@@ -78,11 +78,14 @@ pub(super) fn add_reading(metrics: &Metrics, recording: &HeapRecording) {
     let samples = metrics.samples.with_label_values(&[event]);
     samples.inc_by(recording.window.samples.len() as u64);
     let buckets = recording.read.iter().map(|facts| facts.torn);
+    let count = |is: fn(&HeapFacts) -> bool| recording.read.iter().filter(|f| is(f)).count() as u64;
     for (result, count) in [
         ("read", recording.read.len() as u64),
         ("no_heap_profile", recording.without.len() as u64),
         ("gone", recording.gone as u64),
         ("no_beginning", recording.late as u64),
+        ("cut", count(|facts| facts.is_cut)),
+        ("unsettled", count(|facts| !facts.is_settled)),
         ("torn_bucket", buckets.sum()),
     ] {
         let readings = metrics.readings.with_label_values(&[event, result]);

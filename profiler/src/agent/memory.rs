@@ -37,6 +37,11 @@ impl Shares {
         }
     }
 
+    /// All of it.
+    pub(super) fn limit_bytes(self) -> u64 {
+        self.limit_bytes
+    }
+
     /// Size of a sampler's ring buffer, a power of two.
     pub(super) fn ring_bytes(self) -> u32 {
         let bytes = self.limit_bytes / RINGS / self.samplers;

@@ -27,7 +27,7 @@ use crate::{
     identity::{Program, Target, label},
     memory,
     metrics::{Observed, Service},
-    process::{Process, Selection},
+    process::Process,
     profile::{Batch, parquet},
     session::HeapSession,
     sink::key,
@@ -64,13 +64,13 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
             Ok(window) => publisher.take(window),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                publisher.read_all();
+                publisher.read_all(true);
                 return;
             }
         }
         publisher.track();
         if publisher.readings.are_due() {
-            publisher.read_all();
+            publisher.read_all(false);
         }
     }
 }
@@ -209,8 +209,9 @@ impl Publisher<'_> {
         stored
     }
 
-    /// Reads what rules ask for of what programs keep of themselves.
-    fn read_all(&mut self) {
+    /// Reads what rules ask for of what programs keep of themselves, and begins the
+    /// next window unless this is the last.
+    fn read_all(&mut self, is_last: bool) {
         let config = self.state.config();
         self.readings.begin(config.flush.0);
         for event in [Event::Heap, Event::Allocs] {
@@ -222,13 +223,12 @@ impl Publisher<'_> {
                     memory::trim();
                     session
                 }
+                (true, None) if is_last => continue,
                 // Who is not known yet may be wanted in the end.
-                (true, None) => {
-                    HeapSession::start_where(event.sampled(), Selection::All, false, |process| {
-                        let target = self.identify_again(process);
-                        target.is_partial || takes(&config, event, process, &target)
-                    })
-                }
+                (true, None) => HeapSession::start_where(event.sampled(), |process| {
+                    let target = self.identify_again(process);
+                    target.is_partial || takes(&config, event, process, &target)
+                }),
             };
             self.readings.put(event, session);
             account::add_reading_time(&self.state.metrics, event.sampled(), began.elapsed());
@@ -320,12 +320,8 @@ impl Publisher<'_> {
                     self.readings.describe(&config, &mut view);
                     processes.insert(process.pid, view);
                 } else if rate.is_none() {
-                    let mut view = view(process, target, None);
-                    self.readings.describe(&config, &mut view);
-                    if view.collected.is_empty() {
-                        view.notes.push("no rule takes it".into());
-                    }
-                    self.excluded.insert(process.pid, view);
+                    self.excluded
+                        .insert(process.pid, view(process, target, None));
                 }
             }
             sampler.exclude(&exclude);
@@ -352,7 +348,11 @@ impl Publisher<'_> {
         set("unreadable", failed);
         let other_processes = other_processes.saturating_sub(failed + excluded.len());
         set("other", other_processes);
-        for (pid, view) in excluded {
+        for (pid, mut view) in excluded {
+            self.readings.describe(&config, &mut view);
+            if view.collected.is_empty() {
+                view.notes.push("no rule takes it".into());
+            }
             processes.entry(pid).or_insert(view);
         }
         let now: HashSet<u32> = processes.keys().copied().collect();

@@ -113,11 +113,18 @@ impl HeapSession {
     /// not part of a recording of [`Event::Allocs`]. With `enables` the profile is
     /// turned on, until the end, in programs that take none.
     pub fn start(event: Event, selection: Selection, enables: bool) -> Self {
-        Self::start_where(event, selection, enables, |_| true)
+        Self::begin(event, selection, enables, |_| true)
     }
 
-    /// The same of those processes only that may be `wanted` in the end.
-    pub fn start_where(
+    /// The same of every process that may be `wanted` in the end, for a session that
+    /// goes on: see [`HeapSession::rotate`].
+    pub fn start_where(event: Event, wanted: impl FnMut(&Process) -> bool) -> Self {
+        let mut session = Self::begin(event, Selection::All, false, wanted);
+        session.forget_unread();
+        session
+    }
+
+    fn begin(
         event: Event,
         selection: Selection,
         enables: bool,
@@ -169,11 +176,11 @@ impl HeapSession {
     }
 
     /// Reads the processes once more, and names what was allocated.
-    pub fn finish(mut self) -> HeapRecording {
+    pub fn finish(mut self, symbolizer: &mut Symbolizer) -> HeapRecording {
         let reading = self.read(|_| true);
         // Puts back what was written: all is read, and naming may take long.
         self.before.clear();
-        reading.name(&mut Symbolizer::default(), &self.table)
+        reading.name(symbolizer, &self.table)
     }
 
     /// Reads the `wanted` processes once more, names what was allocated, and goes on
@@ -184,25 +191,54 @@ impl HeapSession {
         wanted: impl FnMut(&Process) -> bool,
     ) -> HeapRecording {
         let mut reading = self.read(wanted);
-        let mut before = std::mem::take(&mut self.before);
-        let now = std::mem::take(&mut reading.now).into_iter();
-        let goes_on = now.map(|(index, now)| {
-            let enabled = before.remove(&index).and_then(|before| before.enabled);
-            let before = Before {
-                memory: now.memory,
-                profile: now.profile,
-                enabled,
-            };
-            (index, before)
-        });
-        self.before = match self.event {
-            Event::Heap => HashMap::new(),
-            _ => goes_on.collect(),
-        };
+        // Who could not be read this time goes on from the time before.
+        let table = &self.table;
+        self.before.retain(|index, _| is_current(table, *index));
+        for (index, now) in std::mem::take(&mut reading.now) {
+            self.go_on(index, now);
+        }
         let table = self.table.split_off();
+        self.forget_unread();
+        self.table.release();
         self.not_enabled
             .retain(|index, _| self.table.contains(*index));
         reading.name(symbolizer, &table)
+    }
+
+    /// Has the next window of a process begin with what was read now. A bucket that
+    /// could not be read stays as it was before: buckets never go.
+    fn go_on(&mut self, index: ProcessIndex, now: Now) {
+        let Now {
+            memory,
+            mut profile,
+        } = now;
+        let before = self.before.remove(&index);
+        let (enabled, old) = before.map_or((None, Vec::new()), |before| {
+            (before.enabled, before.profile.buckets)
+        });
+        let read: HashSet<u64> = profile.buckets.iter().map(|b| b.address).collect();
+        let old = old.into_iter().filter(|b| !read.contains(&b.address));
+        profile.buckets.extend(old);
+        let before = Before {
+            memory,
+            profile,
+            enabled,
+        };
+        self.before.insert(index, before);
+    }
+
+    /// Looks at those of which nothing was read as at others that are new: they may
+    /// run another program by then. What they allocated until they are read is not
+    /// known.
+    fn forget_unread(&mut self) {
+        let pids: Vec<u32> = self.table.pids().collect();
+        for pid in pids {
+            let index = self.table.current(pid);
+            if index.is_none_or(|index| !self.before.contains_key(&index)) {
+                self.table.forget(pid);
+                self.refused.insert(pid);
+            }
+        }
     }
 
     /// Reads the processes once more.
@@ -252,7 +288,9 @@ impl HeapSession {
                         true => reading.late += 1,
                         false => reading.read.push(facts),
                     }
-                    reading.now.insert(index, now);
+                    if self.event == Event::Allocs {
+                        reading.now.insert(index, now);
+                    }
                 }
                 Err(why) => {
                     let comm = self.table.get(index).comm.clone();
@@ -356,6 +394,10 @@ impl HeapSession {
             false => add_buckets(self.event, index, &program, (&profile, before), window),
         };
         let facts = facts(process, &profile, typed);
+        let mut profile = profile;
+        // What is allocated later comes with its own.
+        let stacks = profile.buckets.iter_mut().map(|bucket| &mut bucket.stack);
+        stacks.for_each(|stack| *stack = Vec::new());
         Ok((facts, Now { memory, profile }))
     }
 }

@@ -220,7 +220,11 @@ impl<'a> NamingWindow<'a> {
     }
 
     fn sample(&mut self, stack: &StackValues<'_>, taken: Taken) -> Sample {
-        let count = stack.values[0].unsigned_abs();
+        // Of memory a stack is one sample: its objects are not frames.
+        let count = match taken.event {
+            Event::Heap | Event::Allocs => 1,
+            _ => stack.values[0].unsigned_abs(),
+        };
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
         for address in kernel_calls(stack.kernel) {
             let place = self.kernel_place(address);

@@ -22,7 +22,7 @@ use crate::{
     process::Selection,
     profile::{self, Format},
     session::{self, HeapSession, Session, Stopped},
-    symbolize::Event,
+    symbolize::{Event, Symbolizer},
 };
 
 /// Most profiles taken at a time, beside the agent's own sampling.
@@ -104,7 +104,7 @@ async fn take(
     let record = move || {
         let recorded = match event {
             Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
-            event => record_memory(event, pids, duration, asked),
+            event => record_memory(event, pids, (duration, memory.limit_bytes()), asked),
         };
         drop(permit);
         let _ = done.send(recorded);
@@ -250,7 +250,7 @@ fn record(
 fn record_memory(
     event: Event,
     pids: Vec<u32>,
-    duration: Duration,
+    (duration, limit_bytes): (Duration, u64),
     asked: oneshot::Receiver<()>,
 ) -> Result<Vec<u8>, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -263,7 +263,9 @@ fn record_memory(
         // Over time is what is wanted, and nobody asking any more is as good.
         let _ = tokio::time::timeout(duration, asked).await;
     });
-    let recording = session.finish();
+    let mut symbolizer = Symbolizer::default();
+    symbolizer.limit_memory(limit_bytes);
+    let recording = session.finish(&mut symbolizer);
     if recording.read.is_empty() {
         let why = match recording.without.first() {
             Some(one) => format!("process {} ({}): {}", one.pid, one.comm, one.why),

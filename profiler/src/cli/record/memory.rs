@@ -12,7 +12,7 @@ use crate::{
     profile,
     session::{HeapRecording, HeapSession, Stopped, programs},
     sink::FileSink,
-    symbolize::Event,
+    symbolize::{Event, Symbolizer},
 };
 
 /// How often processes are looked at that may have ended.
@@ -44,7 +44,7 @@ pub(super) async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     let stopped = wait(&plan, &mut target, &mut stop, &session).await;
     // Here and not aside: what was written in programs is put back, whatever
     // comes.
-    let recording = session.finish();
+    let recording = session.finish(&mut Symbolizer::default());
     let published = tokio::select! {
         biased;
         () = stop.second() => return Err(Failure::Code(130, "aborted: nothing was written".into())),
