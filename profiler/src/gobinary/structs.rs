@@ -146,6 +146,7 @@ const LABELS: [&str; 2] = ["runtime/pprof.label", "internal/runtime/pprof/label.
 /// Larger structs are not the runtime's: they have less than 1 KiB (`g`) and
 /// 4 KiB (`m`).
 const MAX_STRUCT_BYTES: u64 = 64 << 10;
+const MAX_G_BYTES: u64 = 4 << 10;
 
 impl StructOffsets {
     /// Reads the offsets from DWARF. Fails, saying why, where something is
@@ -159,6 +160,10 @@ impl StructOffsets {
             if !structs.get(name)?.is_consistent() {
                 return Err(format!("{name} of its DWARF contradicts itself"));
             }
+        }
+        // Every goroutine's is read at once with a thousand others.
+        if structs.get(G)?.size > MAX_G_BYTES {
+            return Err(format!("{G} of its DWARF is too large"));
         }
         let stack = structs.field(G, "stack", 16)?;
         let gobuf_size = structs.get(GOBUF)?.size;

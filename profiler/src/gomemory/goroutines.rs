@@ -153,13 +153,16 @@ impl Program<'_> {
         None
     }
 
-    /// Some goroutines once more, by where their structs are; those that are alive.
+    /// Some goroutines once more, by where their structs are; those that are alive,
+    /// and what could not be had.
     pub fn goroutines_at<'o>(
         &self,
         addresses: &[u64],
         offsets: &'o StructOffsets,
-    ) -> GoroutineBatch<'o> {
-        self.read_goroutines(addresses, offsets, &mut Listing::default())
+    ) -> (GoroutineBatch<'o>, Listing) {
+        let mut listing = Listing::default();
+        let batch = self.read_goroutines(addresses, offsets, &mut listing);
+        (batch, listing)
     }
 
     fn read_goroutines<'o>(

@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 
-use super::{blocks::Blocks, program::Program};
-use crate::gobinary::{LabelFormat, Labels, read_labels};
+use super::{blocks::Blocks, goroutines::Goroutine, pieces::Pieces, program::Program};
+use crate::gobinary::{LabelFormat, Labels, StructOffsets, read_labels};
 
 /// Bytes read for the labels of a batch.
 const MAX_BYTES: usize = 16 << 20;
@@ -27,5 +27,24 @@ impl Program<'_> {
             });
         }
         found
+    }
+
+    /// For each goroutine whether it still has the labels that it was read with.
+    pub fn still_have_labels<'g>(
+        &self,
+        offsets: &StructOffsets,
+        goroutines: impl Iterator<Item = &'g Goroutine>,
+    ) -> Vec<bool> {
+        let at = u64::from(offsets.g.labels);
+        let (addresses, labels): (Vec<u64>, Vec<u64>) = goroutines
+            .map(|goroutine| (goroutine.address.wrapping_add(at), goroutine.labels))
+            .unzip();
+        let pieces = Pieces::read(self.memory, &addresses, 8);
+        let words = (0..addresses.len()).map(|index| pieces.get(index));
+        let words = words.map(|bytes| Some(u64::from_le_bytes(*bytes?.first_chunk()?)));
+        words
+            .zip(labels)
+            .map(|(word, labels)| word == Some(labels))
+            .collect()
     }
 }

@@ -32,7 +32,9 @@ impl Taking<'_, '_> {
             }
             let source = self.source;
             // Those that have ended meanwhile are not among them any more.
-            let again = source.program.goroutines_at(&changed, &source.offsets);
+            let (again, listing) = source.program.goroutines_at(&changed, &source.offsets);
+            self.snapshot.left_out.nonsense += listing.nonsense;
+            self.snapshot.left_out.unreadable += listing.unreadable;
             changed = self.add_stacks(&again, &mut read);
         }
         self.snapshot.left_out.changed += changed.len() as u64;
@@ -152,7 +154,16 @@ impl Taking<'_, '_> {
         };
         let pointers = read.iter().map(|read| read.goroutine.labels);
         let found = program.labels(format, pointers.filter(|at| *at != 0));
-        for Read { record, goroutine } in read {
+        // What a goroutine has no more may be anything by now.
+        let labelled = read.iter_mut().filter(|read| read.goroutine.labels != 0);
+        let mut labelled: Vec<&mut Read> = labelled.collect();
+        let goroutines = labelled.iter().map(|read| &read.goroutine);
+        let still = program.still_have_labels(&self.source.offsets, goroutines);
+        for (Read { record, goroutine }, still) in labelled.iter_mut().zip(still) {
+            if !still {
+                self.snapshot.labels_damaged += 1;
+                continue;
+            }
             if let Some(labels) = found.get(&goroutine.labels) {
                 let is_whole = !labels.damaged && labels.cut == 0 && labels.excess == 0;
                 self.snapshot.labels_damaged += u64::from(!is_whole);
