@@ -67,8 +67,12 @@ func works() {
 // asks has requests answered, over connections that are kept and over new ones.
 func asks(keeps bool) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: !keeps}}
+	path := "/small"
+	if !keeps {
+		path = "/none"
+	}
 	for {
-		response, err := client.Get(url + "/small")
+		response, err := client.Get(url + path)
 		if err != nil {
 			panic(err)
 		}
@@ -106,6 +110,12 @@ func serve() error {
 	mux.HandleFunc("/small", func(w http.ResponseWriter, _ *http.Request) {
 		jobs <- 1
 		fmt.Fprintln(w, "small")
+	})
+	// An answer without a body: the connection's goroutine does not wait for one to
+	// be read, as those do that leak.
+	mux.HandleFunc("/none", func(w http.ResponseWriter, _ *http.Request) {
+		jobs <- 1
+		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("/big", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, big)
