@@ -246,11 +246,13 @@ impl Program<'_> {
     /// every goroutine ends in.
     pub fn physical(&self, stack: &[u64]) -> Vec<u64> {
         let calls: Vec<u64> = stack.iter().map(|pc| pc.wrapping_sub(1)).collect();
-        let is_allocator = |call: &u64| {
-            let name = self.binary.innermost_name(self.vaddr(*call));
+        // Go asks who returns there and not who calls (`runtime.FuncForPC`), which is
+        // another where a call is the last of what is inlined, or comes before it.
+        let is_allocator = |pc: &u64| {
+            let name = self.binary.innermost_name(self.vaddr(*pc));
             name.is_some_and(|name| is_hidden_allocator(&name))
         };
-        let hidden = calls.iter().take_while(|call| is_allocator(call)).count();
+        let hidden = stack.iter().take_while(|pc| is_allocator(pc)).count();
         // As Go does it: all of them, where there is nothing else.
         let first = if hidden == calls.len() { 0 } else { hidden };
         let mut rest = &calls[first..];
