@@ -361,7 +361,7 @@ fn the_last_lines_say_what_was_done() {
     for word in [
         &*samples,
         "lost",
-        "1.0 s",
+        " s at 99 Hz",
         "named",
         "CPU",
         "MB",

@@ -221,14 +221,15 @@ mod tests {
             libc::mmap(anywhere, 8192, libc::PROT_READ, flags, -1, 0)
         };
         let live = Live::open(std::process::id()).unwrap();
+        // Not unmapped: another test's thread could map something there.
         // SAFETY: the second page of that mapping.
-        unsafe { libc::munmap(page.byte_add(4096), 4096) };
+        unsafe { libc::mprotect(page.byte_add(4096), 4096, libc::PROT_NONE) };
         let page = page as u64;
         let mut bytes = [[1; 8]; 3];
         let [a, b, c] = &mut bytes;
         let mut requests = [
             Request::new(page, a),
-            // Known as mapped, and no longer so.
+            // Known as mapped to be read, and no longer so.
             Request::new(page + 4092, b),
             Request::new(page + 8, c),
         ];
