@@ -155,6 +155,8 @@ fn record(case: &Case, target: &Target, process: &Process) -> Vec<Vec<u64>> {
             kernel_stacks: case.kernel_stacks,
             watch_execs: false,
             ring_bytes: 8 << 20,
+            cpu: true,
+            off_cpu: false,
         })
         .expect("load the probes");
         let mut targets = probes.take_targets().expect("the targets");

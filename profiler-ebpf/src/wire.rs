@@ -77,6 +77,10 @@ pub mod kind {
     /// A bare [`super::Header`]: the process `pid`, which is not wanted so far,
     /// starts a thread. At most one in [`super::THREAD_PAUSE_NS`].
     pub const THREAD: u32 = 4;
+    /// A [`super::Measured`], followed by a [`super::Sample`] and its words.
+    pub const MEASURED: u32 = 5;
+    /// A bare [`super::Measured`]: what a [`MEASURED`] before it began is over.
+    pub const ENDED: u32 = 6;
 }
 
 /// What every record begins with.
@@ -131,6 +135,41 @@ pub struct Sample {
     pub flags: u8,
     /// Zero.
     pub reserved: u8,
+}
+
+/// What the `kind`s [`kind::MEASURED`] and [`kind::ENDED`] begin with. The first
+/// goes on with a whole [`Sample`] and its words, the second has nothing more.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Measured {
+    /// `kind` is [`kind::MEASURED`] or [`kind::ENDED`]. Of the second, thread and
+    /// process are those it is about, not those it was taken in.
+    pub header: Header,
+    /// What was measured, one of [`event`].
+    pub event: u32,
+    /// How many such the sample stands for: one in so many was taken.
+    pub weight: u32,
+    /// Nanoseconds, where they are known already; else 0.
+    pub duration_ns: u64,
+    /// A second duration that is part of the first; see [`event`].
+    pub part_ns: u64,
+    /// What else there is to say; see [`event`].
+    pub detail: u64,
+}
+
+/// A thread that was off the CPU for this long counts for itself alone, whether
+/// its stack was taken or not; in nanoseconds.
+pub const LONG_WAIT_NS: u64 = 10_000_000;
+
+/// What a [`Measured`] is a measure of.
+pub mod event {
+    /// A thread off the CPU. MEASURED as it leaves, with no duration; ENDED as it
+    /// comes back, with it, of which `part_ns` were spent waiting for a CPU. The
+    /// weight of an ENDED is 0 where the stack was not taken, which is then told of
+    /// those of [`super::LONG_WAIT_NS`] and more alone: the others are stood for by
+    /// what was taken. `detail` is the state it left in (`task_struct`'s
+    /// `__state`; 0 where it was still runnable).
+    pub const OFF_CPU: u32 = 1;
 }
 
 /// A piece of stack: registers, the chain of frame pointers from them, and the
@@ -364,11 +403,20 @@ pub enum Counter {
     NoKernelStack = 5,
     /// Ticks of the sampler, whoever was running.
     Ticks = 6,
+    /// Times that a thread of a wanted process left the CPU.
+    SwitchesOff = 7,
+    /// Those whose stack was wanted, each for itself and as many more as its
+    /// [`Measured::weight`] says.
+    SwitchesTaken = 8,
+    /// Ends of what was measured that were lost because the ring buffer was full.
+    EndsRingFull = 9,
+    /// Threads not followed because the table of threads was full.
+    ThreadsFull = 10,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 7] = [
+    pub const ALL: [Counter; 11] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
@@ -376,5 +424,9 @@ impl Counter {
         Counter::NoUserRegisters,
         Counter::NoKernelStack,
         Counter::Ticks,
+        Counter::SwitchesOff,
+        Counter::SwitchesTaken,
+        Counter::EndsRingFull,
+        Counter::ThreadsFull,
     ];
 }

@@ -6,14 +6,14 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 /// What a record says.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, on the stack"
-)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
     /// A stack was sampled.
     Sample(Sample<'a>),
+    /// A stack was sampled of something that has a duration, or will.
+    Measured(&'a wire::Measured, Sample<'a>),
+    /// What such a sample began is over.
+    Ended(&'a wire::Measured),
     /// A process began a new program.
     Exec {
         /// Its process id.
@@ -133,6 +133,11 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let (header, _) = wire::Header::ref_from_prefix(bytes).map_err(|_| DecodeError::Short)?;
     match header.kind {
         kind::SAMPLE => sample(bytes).map(Event::Sample),
+        kind::MEASURED => {
+            let (head, rest) = measured(bytes)?;
+            Ok(Event::Measured(head, sample(rest)?))
+        }
+        kind::ENDED => measured(bytes).map(|(head, _)| Event::Ended(head)),
         kind::EXEC => Ok(Event::Exec {
             pid: header.pid,
             time_ns: header.time_ns,
@@ -141,6 +146,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         kind::EXIT => Ok(Event::Exit { pid: header.pid }),
         _ => Err(DecodeError::Unknown),
     }
+}
+
+fn measured(bytes: &[u8]) -> Result<(&wire::Measured, &[u8]), DecodeError> {
+    wire::Measured::ref_from_prefix(bytes).map_err(|_| DecodeError::Short)
 }
 
 fn sample(bytes: &[u8]) -> Result<Sample<'_>, DecodeError> {

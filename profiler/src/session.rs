@@ -9,10 +9,13 @@ mod heap_buckets;
 mod heap_notes;
 pub mod leaks;
 mod looks;
+mod measured;
 mod mem_profile;
 mod recorder;
 mod tally;
+mod waits;
 mod window;
+mod windows;
 
 use std::{
     sync::Arc,
@@ -46,12 +49,17 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 /// are taken.
 const MAX_DRAINS: usize = 64;
 
+/// The events that a session can record.
+pub const SAMPLED: [symbolize::Event; 2] = [symbolize::Event::Cpu, symbolize::Event::OffCpu];
+
 /// What to record, validated.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Whose stacks.
     pub selection: Selection,
-    /// How often, in samples a second and CPU.
+    /// Of what: any of [`SAMPLED`].
+    pub events: Vec<symbolize::Event>,
+    /// How often, in samples a second and CPU, where CPU time is sampled.
     pub rate_hz: u32,
     /// How long; until stopped where `None`.
     pub duration: Option<Duration>,
@@ -103,22 +111,35 @@ pub struct Shortfall {
     pub is_sampled: bool,
 }
 
-/// A finished recording.
-pub struct Recording {
+/// What was recorded of one event.
+pub struct Named {
     /// The named stacks.
     pub window: SymbolizedWindow,
     /// How many frames have names.
     pub naming: Naming,
+    /// Samples in the window.
+    pub samples: u64,
+}
+
+/// A finished recording.
+pub struct Recording {
+    /// One for each event, in the order of [`symbolize::Event`].
+    pub named: Vec<Named>,
     /// What was counted.
     pub tally: Tally,
     /// Where the stacks broke that are not whole, most first.
     pub breaks: Vec<Break>,
     /// Why it ended.
     pub stopped: Stopped,
-    /// What made the sampler tick.
-    pub clock: Clock,
-    /// Samples in the window.
-    pub samples: u64,
+    /// What made the sampler tick, where CPU time was sampled.
+    pub clock: Option<Clock>,
+}
+
+impl Recording {
+    /// Samples in all windows.
+    pub fn samples(&self) -> u64 {
+        self.named.iter().map(|named| named.samples).sum()
+    }
 }
 
 /// A recording under way.
@@ -156,6 +177,8 @@ impl Session {
             kernel_stacks: config.kernel_stacks,
             watch_execs: config.selection.watches_execs(),
             ring_bytes: config.ring_bytes,
+            cpu: config.events.contains(&symbolize::Event::Cpu),
+            off_cpu: config.events.contains(&symbolize::Event::OffCpu),
         })?;
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;
@@ -225,7 +248,7 @@ impl Session {
 
     /// How many samples were taken so far.
     pub fn samples(&self) -> u64 {
-        self.recorder.window.samples()
+        self.recorder.windows.samples()
     }
 
     /// Begins to sample.
@@ -233,7 +256,15 @@ impl Session {
     /// # Errors
     /// The kernel refuses the sampling event.
     pub fn start(&mut self) -> Result<()> {
-        self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
+        for event in &self.config.events {
+            match event {
+                symbolize::Event::Cpu => {
+                    self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
+                }
+                symbolize::Event::OffCpu => self.probes.attach_off_cpu()?,
+                other => anyhow::bail!("a session records no {}", other.name()),
+            }
+        }
         // Not before every CPU is sampled: a short recording would be over.
         self.begun = Begun::now();
         Ok(())
@@ -294,7 +325,7 @@ impl Session {
         let gone = self.recorder.gone();
         let due = self.probes.ticks_due();
         self.drain_all();
-        let finished = self.split_off(&gone, due, Stopped::Duration)?;
+        let finished = self.split_off(&gone, due, None)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
         if self.config.selection.watches_execs() {
             self.recorder.find_missed(told);
@@ -318,10 +349,12 @@ impl Session {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
         let due = self.probes.ticks_due();
-        self.probes.detach_cpu()?;
+        self.probes.detach()?;
         while self.drain() == DRAIN_LIMIT {}
-        let mut finished = self.split_off(&[], due, stopped)?;
-        finished.taken.duration = duration;
+        let mut finished = self.split_off(&[], due, Some(stopped))?;
+        for (taken, _) in &mut finished.windows {
+            taken.duration = duration;
+        }
         Ok(finished)
     }
 
@@ -330,10 +363,11 @@ impl Session {
         &mut self,
         gone: &[u32],
         ticks_due: Option<u64>,
-        stopped: Stopped,
+        stopped: Option<Stopped>,
     ) -> Result<Finished> {
         let counted = self.probes.counters()?;
-        let (window, breaks, processes, mut tally) = self.recorder.split_off(gone);
+        self.recorder.split_waits(monotonic_ns(), stopped.is_some());
+        let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;
         let due = ticks_due.unwrap_or(0);
@@ -344,20 +378,23 @@ impl Session {
         tally.diagnostics = self.probes.diagnostics();
         self.counted = counted;
         let (start, duration) = self.begun.next(Begun::now());
-        let taken = Taken {
-            event: symbolize::Event::Cpu,
-            start,
-            duration,
-            period: 1_000_000_000 / u64::from(self.config.rate_hz),
-        };
+        let cpu_period = 1_000_000_000 / u64::from(self.config.rate_hz);
+        let windows = windows.into_iter().map(|(event, window)| {
+            let taken = Taken {
+                event,
+                start,
+                duration,
+                period: if event.is_periodic() { cpu_period } else { 1 },
+            };
+            (taken, window)
+        });
         Ok(Finished {
-            taken,
-            window,
+            windows: windows.collect(),
             breaks,
             processes,
             tally,
-            clock: self.clock.unwrap_or(Clock::CpuClock),
-            stopped,
+            clock: self.clock,
+            stopped: stopped.unwrap_or(Stopped::Duration),
         })
     }
 
@@ -366,7 +403,7 @@ impl Session {
     fn is_full(&mut self) -> bool {
         let is_short = self.recorder.ease();
         let most = self.max_window_bytes / if is_short { 4 } else { 1 };
-        self.recorder.window.bytes_written() > most
+        self.recorder.windows.bytes_written() > most
     }
 
     /// Takes what is in the ring now, and what comes meanwhile, within bounds.
@@ -383,6 +420,17 @@ impl Session {
         self.records
             .drain(DRAIN_LIMIT, |record| recorder.take(record))
     }
+}
+
+/// Now on the clock of the kernel side (`CLOCK_MONOTONIC`), in nanoseconds.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills a structure of our own; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 async fn until(deadline: Option<tokio::time::Instant>) {

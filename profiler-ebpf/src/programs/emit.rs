@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
-use profiler_ebpf::wire::{Counter, Header, Target};
+use profiler_ebpf::wire::{Counter, Header, Measured, Target};
 
 /// Wakes userspace once this much waits; below, it looks by itself a few
 /// times a second, so that most records cost no wake-up.
@@ -50,17 +50,33 @@ pub fn header(kind: u32) -> Header {
     }
 }
 
-/// Delivers a sample, waking userspace only when much waits.
+/// Delivers a sample, waking userspace only when much waits. Says whether there
+/// was room.
 #[inline(always)]
-pub fn emit_sample(bytes: &[u8]) {
-    let wakeup = if RECORDS.query(BPF_RB_AVAIL_DATA as u64) >= WAKEUP_BYTES {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
-    if RECORDS.output::<[u8]>(bytes, wakeup as u64).is_err() {
+pub fn emit_sample(bytes: &[u8]) -> bool {
+    let delivered = RECORDS.output::<[u8]>(bytes, wakeup()).is_ok();
+    if !delivered {
         count(Counter::SamplesRingFull);
     }
+    delivered
+}
+
+/// Delivers the end of what a sample began.
+#[inline(always)]
+pub fn emit_end(end: &Measured) {
+    if RECORDS.output::<Measured>(*end, wakeup()).is_err() {
+        count(Counter::EndsRingFull);
+    }
+}
+
+#[inline(always)]
+fn wakeup() -> u64 {
+    let waits = RECORDS.query(BPF_RB_AVAIL_DATA as u64) >= WAKEUP_BYTES;
+    let wakeup = match waits {
+        true => BPF_RB_FORCE_WAKEUP,
+        false => BPF_RB_NO_WAKEUP,
+    };
+    wakeup as u64
 }
 
 /// Delivers a record that userspace must see at once.

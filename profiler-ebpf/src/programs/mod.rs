@@ -7,6 +7,8 @@ mod goroutine;
 mod labels;
 mod lifecycle;
 mod memory;
+mod off_cpu;
 mod registers;
+mod sample;
 mod scratch;
 mod stack;

@@ -121,6 +121,18 @@ fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
     }
 }
 
+/// The registers of user mode, as the kernel saved them when the thread entered
+/// it; for programs that run in the kernel on the thread's behalf.
+#[inline(always)]
+pub fn saved_user_registers() -> UserRegisters {
+    let saved = at_kernel_entry();
+    if is_user(&saved) {
+        saved
+    } else {
+        UserRegisters::default()
+    }
+}
+
 /// The registers that the kernel saved when the thread entered it.
 #[inline(always)]
 fn at_kernel_entry() -> UserRegisters {

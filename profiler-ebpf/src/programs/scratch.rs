@@ -4,7 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Sample};
+use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Measured, Sample};
 
 use super::{
     chain::{IntoC, Walk, Walked},
@@ -25,6 +25,8 @@ pub struct Scratch {
     used: u64,
     /// What the parts of the work hand on to each other.
     pub state: State,
+    /// What comes before the header, where something else than CPU time is sampled.
+    pub measured: Measured,
     /// The header.
     pub sample: Sample,
     words: [u64; MAX_PAYLOAD_WORDS],
@@ -58,16 +60,29 @@ pub struct State {
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
 
+/// Who may be at work on one CPU at the same time, each with a slot of its own.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum Slot {
+    /// The CPU sampler, which interrupts all others and not itself.
+    Tick = 0,
+    /// Thread switches, which happen with interrupts off.
+    Switch = 1,
+}
+
+/// Slots a CPU.
+const SLOTS: u32 = 2;
+
 #[map]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 impl Scratch {
-    /// This CPU's slot. Perf-event programs do not nest on one CPU.
+    /// This CPU's slot.
     #[inline(always)]
-    pub fn of_this_cpu() -> Option<&'static mut Scratch> {
+    pub fn of_this_cpu(slot: Slot) -> Option<&'static mut Scratch> {
         // SAFETY: the slot lives as long as the map; nobody else uses it now.
         SCRATCH
-            .get_ptr_mut(0)
+            .get_ptr_mut(slot as u32)
             .map(|scratch| unsafe { &mut *scratch })
     }
 
@@ -160,6 +175,22 @@ impl Scratch {
             self.commit(bytes.div_ceil(8));
         }
         read
+    }
+
+    /// The same with [`Scratch::measured`] before it.
+    #[inline(always)]
+    pub fn measured_record(&self) -> Option<&[u8]> {
+        let words = self.used();
+        if words > MAX_PAYLOAD_WORDS {
+            return None;
+        }
+        // SAFETY: as below; `measured` stands right before the header.
+        Some(unsafe {
+            core::slice::from_raw_parts(
+                core::ptr::from_ref(&self.measured).cast::<u8>(),
+                size_of::<Measured>() + size_of::<Sample>() + words * 8,
+            )
+        })
     }
 
     /// The record's bytes: the header and the words in use.

@@ -15,9 +15,12 @@ use crate::{
 /// Adds what a window counted.
 pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     let tally = &recording.tally;
-    let event = recording.window.event.name();
-    let samples = metrics.samples.with_label_values(&[event]);
-    samples.inc_by(recording.samples);
+    for named in &recording.named {
+        let event = named.window.event.name();
+        let samples = metrics.samples.with_label_values(&[event]);
+        samples.inc_by(named.samples);
+        add_naming(metrics, &named.naming);
+    }
     let kernel = |counter| tally.kernel.get(counter);
     for (reason, count) in [
         ("ring_full", kernel(Counter::SamplesRingFull)),
@@ -40,6 +43,10 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("process_vanished", tally.vanished),
         ("sample_of_vanished", tally.unseen),
         ("ticks_missed", tally.ticks_missed),
+        ("threads_full", kernel(Counter::ThreadsFull)),
+        ("ends_ring_full", kernel(Counter::EndsRingFull)),
+        ("ends_missed", tally.ends_missed),
+        ("stacks_not_taken", tally.stacks_not_taken),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {
@@ -52,7 +59,6 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         let stacks = metrics.stacks.with_label_values(&[&end_word(*end)]);
         stacks.inc_by(*count);
     }
-    add_naming(metrics, &recording.naming);
     let evictions = metrics.evictions.with_label_values(&["code"]);
     evictions.inc_by(tally.evictions);
 }

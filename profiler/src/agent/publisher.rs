@@ -159,12 +159,15 @@ impl Publisher<'_> {
                 log::warn("not all is recorded", &[("what", line)]);
             }
         }
-        if recording.samples == 0 {
-            return Ok(None);
-        }
         let lost = recording.tally.lost();
-        self.put(&config, recording.window, lost, &targets)?;
-        Ok(Some(()))
+        let mut put = None;
+        for named in recording.named {
+            if named.samples > 0 {
+                self.put(&config, named.window, lost.clone(), &targets)?;
+                put = Some(());
+            }
+        }
+        Ok(put)
     }
 
     /// Puts a named window, of which so many samples were `lost`, into the spool and

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     process::{Process, Selection},
     session::{self, Finished, Session, Shortfall, Stopped},
+    symbolize,
 };
 
 /// How often a sampler hears of the outside and tells it who runs.
@@ -147,6 +148,7 @@ impl Sampler {
         let work = Work {
             settings: session::Config {
                 selection: Selection::All,
+                events: vec![symbolize::Event::Cpu],
                 rate_hz: rate.0,
                 duration: None,
                 kernel_stacks: config.kernel,

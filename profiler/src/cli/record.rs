@@ -8,7 +8,7 @@ mod target;
 
 use std::{
     io::IsTerminal,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
@@ -26,7 +26,7 @@ use crate::{
     sink::{self, FileSink, default_name},
     symbolize::Event,
 };
-use args::Plan;
+use args::{Plan, is_folder, is_memory};
 use target::Target;
 
 /// How often the line of progress is written anew.
@@ -73,15 +73,24 @@ fn refuse_binary_on_a_terminal(plan: &Plan) -> Result<(), Failure> {
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
     Target::look_for(&plan)?;
-    if matches!(plan.event, Event::Heap | Event::Allocs) {
-        return memory::record(plan).await;
+    if let Some(event) = plan.events.iter().find(|event| is_memory(**event)) {
+        if plan.events.len() > 1 {
+            let name = event.name();
+            let line = format!("-e {name} is recorded by itself, not with other events");
+            return Err(Failure::Usage(line));
+        }
+        let event = *event;
+        return memory::record(plan, event).await;
     }
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
-    let output = output(&plan, &target);
-    let sink = FileSink::prepare(&output)?;
+    let mut outputs = Vec::new();
+    for event in &plan.events {
+        outputs.push(Output::prepare(&plan, &target, *event)?);
+    }
     let config = Config {
         selection: target.selection(),
+        events: plan.events.clone(),
         rate_hz: plan.rate_hz,
         duration: plan.duration,
         kernel_stacks: plan.kernel,
@@ -108,7 +117,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     // one, so that none is left half-written.
     let write = async {
         let recording = aside(move || session.finish(stopped)).await?;
-        publish(&plan, &target, recording, sink, &output).await
+        publish(&plan, &target, recording, outputs).await
     };
     let written = tokio::select! {
         biased;
@@ -123,13 +132,33 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Where to write.
-fn output(plan: &Plan, target: &Target) -> PathBuf {
-    plan.output.clone().unwrap_or_else(|| {
-        let subject = target.file_subject();
-        let name = default_name(subject, SystemTime::now(), plan.event, plan.format);
-        PathBuf::from(name)
-    })
+/// Where to write what.
+struct Output {
+    path: PathBuf,
+    sink: FileSink,
+}
+
+impl Output {
+    fn prepare(plan: &Plan, target: &Target, event: Event) -> Result<Self, Failure> {
+        let path = output(plan, target, event)?;
+        let sink = FileSink::prepare(&path)?;
+        Ok(Self { path, sink })
+    }
+}
+
+/// Where to write an event. Makes the folder, if one is asked for.
+fn output(plan: &Plan, target: &Target, event: Event) -> Result<PathBuf, Failure> {
+    let subject = target.file_subject();
+    let name = || default_name(subject, SystemTime::now(), event, plan.format);
+    match &plan.output {
+        None => Ok(PathBuf::from(name())),
+        Some(folder) if is_folder(folder, plan.events.len()) => {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            Ok(folder.join(name()))
+        }
+        Some(file) => Ok(file.clone()),
+    }
 }
 
 /// Encodes the profile, writes it and says what it holds.
@@ -137,29 +166,40 @@ async fn publish(
     plan: &Plan,
     target: &Target,
     mut recording: Recording,
-    sink: FileSink,
-    output: &Path,
+    outputs: Vec<Output>,
 ) -> Result<(), Failure> {
-    if recording.samples == 0 && recording.stopped == Stopped::TargetsGone {
+    if recording.samples() == 0 && recording.stopped == Stopped::TargetsGone {
         return target.gone_without_samples(plan.quiet);
     }
-    let kept = plan.filter.apply(&mut recording.window);
+    let mut kept = Vec::new();
+    for named in &mut recording.named {
+        kept.push(plan.filter.apply(&mut named.window));
+    }
     let options = profile::Options {
         subject: target.subject(),
         notes: report::notes(&recording),
         value: plan.value,
     };
     let format = plan.format;
-    let (recording, bytes) = aside(move || {
-        let bytes = profile::encode(&recording.window, format, &options)
+    let (recording, encoded) = aside(move || {
+        let windows = recording.named.iter().map(|named| &named.window);
+        let encoded: Vec<_> = windows
+            .map(|window| profile::encode(window, format, &options))
+            .collect::<Result<_, _>>()
             .context("cannot encode the profile")?;
-        Ok((recording, bytes))
+        Ok((recording, encoded))
     })
     .await?;
-    let size = bytes.len();
-    write(sink, bytes).await?;
+    let mut written = Vec::new();
+    for (output, bytes) in outputs.into_iter().zip(encoded) {
+        written.push((output.path, bytes.len()));
+        write(output.sink, bytes).await?;
+    }
     if !plan.quiet {
-        report::print(plan, &recording, kept, output, size);
+        report::print(plan, &recording, &kept);
+        for (path, bytes) in &written {
+            report::written(plan, path, *bytes);
+        }
     }
     Ok(())
 }

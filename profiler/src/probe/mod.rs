@@ -6,6 +6,7 @@ mod cpu;
 mod diagnostics;
 mod kernel_types;
 mod lifecycle;
+mod off_cpu;
 mod targets;
 
 use std::time::Instant;
@@ -37,6 +38,10 @@ pub struct Options {
     /// Size of the ring buffer in bytes: a power of two and a multiple of the
     /// page size.
     pub ring_bytes: u32,
+    /// Sample CPU time.
+    pub cpu: bool,
+    /// Sample time off the CPU.
+    pub off_cpu: bool,
 }
 
 /// The loaded programs. Dropping it detaches them all.
@@ -44,10 +49,12 @@ pub struct Probes {
     ebpf: Ebpf,
     diagnostics: Diagnostics,
     ticking: Option<Ticking>,
+    off_cpu: bool,
 }
 
 impl Probes {
-    /// Loads the object, and the CPU sampler. Nothing is attached yet.
+    /// Loads the object, and the programs that sample what is wanted. Nothing is
+    /// attached yet.
     ///
     /// # Errors
     /// The kernel refuses a map or the program, or the object does not fit this
@@ -58,8 +65,15 @@ impl Probes {
             u8::from(options.watch_execs),
         );
         let arm64 = u8::from(cfg!(target_arch = "aarch64"));
-        let fs_base_offset = fs_base_offset();
+        let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok();
+        let fs_base_offset = types.as_ref().map_or(0, fs_base_offset);
+        let task = match options.off_cpu {
+            true => off_cpu::Task::find(types.as_ref())?,
+            false => off_cpu::Task::default(),
+        };
         let mut ebpf = EbpfLoader::new()
+            .override_global("TASK_PID", &task.pid, true)
+            .override_global("TASK_STATE", &task.state, true)
             .override_global("KERNEL_STACKS", &kernel_stacks, true)
             .override_global("WATCH_EXECS", &watch_execs, true)
             .override_global("ARM64", &arm64, true)
@@ -68,11 +82,17 @@ impl Probes {
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
-        cpu::load(&mut ebpf)?;
+        if options.cpu {
+            cpu::load(&mut ebpf)?;
+        }
+        if options.off_cpu {
+            off_cpu::load(&mut ebpf)?;
+        }
         Ok(Self {
             ebpf,
             diagnostics,
             ticking: None,
+            off_cpu: false,
         })
     }
 
@@ -101,12 +121,28 @@ impl Probes {
         self.ticking.as_ref()?.due(Instant::now())
     }
 
-    /// Detaches the CPU sampler.
+    /// Attaches what samples time off the CPU.
     ///
     /// # Errors
-    /// The program is not loaded.
-    pub fn detach_cpu(&mut self) -> Result<()> {
-        cpu::detach(&mut self.ebpf)
+    /// The kernel refuses the hook.
+    pub fn attach_off_cpu(&mut self) -> Result<()> {
+        off_cpu::attach(&mut self.ebpf)?;
+        self.off_cpu = true;
+        Ok(())
+    }
+
+    /// Detaches what takes samples.
+    ///
+    /// # Errors
+    /// A program is not loaded.
+    pub fn detach(&mut self) -> Result<()> {
+        if self.ticking.is_some() {
+            cpu::detach(&mut self.ebpf)?;
+        }
+        if std::mem::take(&mut self.off_cpu) {
+            off_cpu::detach(&mut self.ebpf)?;
+        }
+        Ok(())
     }
 
     /// The ring buffer; to be taken once.
@@ -145,12 +181,11 @@ impl Probes {
 
 /// Where the kernel keeps a thread's `fs` base in its `task_struct`; 0 where
 /// there is none or the kernel does not say.
-fn fs_base_offset() -> u32 {
+fn fs_base_offset(types: &KernelTypes) -> u32 {
     if !cfg!(target_arch = "x86_64") {
         return 0;
     }
     let offset = || {
-        let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok()?;
         let thread = types.offset("task_struct", "thread")?;
         Some(thread + types.offset("thread_struct", "fsbase")?)
     };

@@ -9,9 +9,9 @@ use std::{
 use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
-use super::{Config, Tally, breaks::Breaks, looks::Looks};
+use super::{Config, Tally, breaks::Breaks, looks::Looks, waits::Waits, windows::Windows};
 use crate::{
-    aggregate::{Labels, Owner, Window},
+    aggregate::{Labels, Owner},
     decode::{Event, Sample, decode},
     memory::Watch,
     probe::Targets,
@@ -19,6 +19,7 @@ use crate::{
         Considered, Depth, NoLayout, ProcessIndex, ProcessTable, Selection, all_pids, code_bytes,
         is_alive,
     },
+    symbolize,
     unwind::unwind,
 };
 
@@ -66,7 +67,9 @@ pub(super) struct Recorder<T> {
     with_labels: bool,
     pub(super) targets: T,
     pub(super) table: ProcessTable,
-    pub(super) window: Window,
+    pub(super) windows: Windows,
+    /// Threads that are off the CPU, by thread id.
+    pub(super) off_cpu: Waits,
     /// Pids that run something not wanted, with the reason where it is a Go
     /// program or cannot be told; stray samples of theirs are no loss.
     pub(super) rejected: HashMap<u32, Option<String>>,
@@ -87,7 +90,7 @@ pub(super) struct Recorder<T> {
     /// Processes that may have loaded Go code since they were looked at.
     pub(super) looks: Looks,
     frames: Vec<u64>,
-    stack: Vec<u64>,
+    pub(super) stack: Vec<u64>,
     pub(super) tally: Tally,
     pub(super) breaks: Breaks,
     /// Where memory is limited.
@@ -104,7 +107,8 @@ impl<T: Sampled> Recorder<T> {
             with_labels: config.labels,
             targets,
             table: ProcessTable::default(),
-            window: Window::default(),
+            windows: Windows::of(config.events.iter().copied()),
+            off_cpu: Waits::default(),
             rejected: HashMap::new(),
             unseen: HashSet::new(),
             excluded: HashSet::new(),
@@ -207,7 +211,8 @@ impl<T: Sampled> Recorder<T> {
             self.off.insert(pid, text.clone());
             self.tally.off.insert(text);
             if before.is_some_and(|before| before.is_trusted) {
-                self.tally.disproven += self.window.drop_process(index);
+                self.tally.disproven += self.windows.drop_process(index);
+                self.off_cpu.retain(|other| other != index);
                 self.disproven.insert(index);
             }
         }
@@ -265,6 +270,8 @@ impl<T: Sampled> Recorder<T> {
     pub(super) fn take(&mut self, record: &[u8]) {
         match decode(record) {
             Ok(Event::Sample(sample)) => self.sample(&sample),
+            Ok(Event::Measured(measured, sample)) => self.measured(measured, &sample),
+            Ok(Event::Ended(measured)) => self.ended(measured),
             Ok(Event::Exec { pid, .. }) => self.consider(pid, Depth::Program),
             Ok(Event::Thread { pid }) if self.excluded.contains(&pid) => {}
             Ok(Event::Thread { pid }) => self.looks.note(pid, Instant::now()),
@@ -276,21 +283,35 @@ impl<T: Sampled> Recorder<T> {
     }
 
     fn sample(&mut self, sample: &Sample<'_>) {
-        let head = sample.head;
-        let Some(index) = self.table.current(head.header.pid) else {
-            let pid = head.header.pid;
+        if let Some(owner) = self.unwind(sample) {
+            let window = self.windows.get(symbolize::Event::Cpu);
+            window.add(owner, &self.stack, sample.head.kernel_frames);
+        }
+    }
+
+    /// Whose a process's sample is, if it is known; counted if not.
+    pub(super) fn owner(&mut self, pid: u32) -> Option<ProcessIndex> {
+        let current = self.table.current(pid);
+        if current.is_none() {
             let count = match self.rejected.contains_key(&pid) {
                 true => &mut self.tally.unwanted,
                 false if self.unseen.contains(&pid) => &mut self.tally.unseen,
                 false => &mut self.tally.unknown_process,
             };
             *count += 1;
-            return;
-        };
+        }
+        current
+    }
+
+    /// Puts the stack of a sample into `self.stack`, and says whose it is; none
+    /// where it is lost, which is counted.
+    pub(super) fn unwind(&mut self, sample: &Sample<'_>) -> Option<Owner> {
+        let head = sample.head;
+        let index = self.owner(head.header.pid)?;
         // Taken before the kernel side was told, and delivered after.
         if self.disproven.contains(&index) && is_taken_by_layout(sample) {
             self.tally.disproven += 1;
-            return;
+            return None;
         }
         self.table.note_cgroup(index, head.cgroup_id);
         let mut unwound = unwind(sample, self.table.get(index), &mut self.frames);
@@ -308,7 +329,7 @@ impl<T: Sampled> Recorder<T> {
         let of_other = self.several_runtimes.contains(&index)
             && self.table.get(index).is_of_other_runtime(&self.frames);
         let known = !of_other && self.goroutines && head.goid != 0;
-        let owner = Owner {
+        Some(Owner {
             process: index,
             thread: self.threads.then_some((head.header.tid, head.comm)),
             goid: known.then_some(head.goid),
@@ -317,8 +338,7 @@ impl<T: Sampled> Recorder<T> {
                 false => self.labels(sample),
             },
             block_bytes: None,
-        };
-        self.window.add(owner, &self.stack, head.kernel_frames);
+        })
     }
 
     /// The labels of a sample, by key; those that could not be had are counted.
@@ -412,6 +432,7 @@ mod tests {
     fn recorder() -> Recorder<Told> {
         let config = Config {
             selection: Selection::Pids(vec![PID]),
+            events: vec![symbolize::Event::Cpu],
             rate_hz: 99,
             duration: None,
             kernel_stacks: false,
@@ -525,14 +546,14 @@ mod tests {
         }
         take(&mut recorder, &PLAIN, &[]);
         assert_eq!(
-            (recorder.window.samples(), recorder.tally.disproven),
+            (recorder.windows.samples(), recorder.tally.disproven),
             (5, 0)
         );
 
         // Those that were taken: whether a plain one is right is not known.
         disprove(&mut recorder);
         assert_eq!(
-            (recorder.window.samples(), recorder.tally.disproven),
+            (recorder.windows.samples(), recorder.tally.disproven),
             (0, 5)
         );
         assert_eq!(recorder.targets.0, [(PID, Some(GoLayout::default()))]);
@@ -545,10 +566,10 @@ mod tests {
             take(&mut recorder, &head, &payload);
             assert_eq!(recorder.tally.disproven, number, "{head:?}");
         }
-        assert_eq!(recorder.window.samples(), 0);
+        assert_eq!(recorder.windows.samples(), 0);
         take(&mut recorder, &PLAIN, &[]);
         assert_eq!(
-            (recorder.window.samples(), recorder.tally.disproven),
+            (recorder.windows.samples(), recorder.tally.disproven),
             (1, 9)
         );
         assert!(recorder.tally.lost().iter().any(|(count, _)| *count == 9));
@@ -562,7 +583,7 @@ mod tests {
         let (head, payload) = &by_layout()[0];
         take(&mut recorder, head, payload);
         assert_eq!(
-            (recorder.window.samples(), recorder.tally.disproven),
+            (recorder.windows.samples(), recorder.tally.disproven),
             (2, 0)
         );
         assert_eq!(recorder.tally.off.len(), 1);
@@ -579,7 +600,7 @@ mod tests {
         recorder.take(exec.as_bytes());
         take(&mut recorder, &PLAIN, &[]);
         let tally = &recorder.tally;
-        assert_eq!((recorder.window.samples(), tally.vanished), (0, 1));
+        assert_eq!((recorder.windows.samples(), tally.vanished), (0, 1));
         let counts = (tally.unseen, tally.unknown_process, tally.unwanted);
         assert_eq!(counts, (1, 0, 0));
         let said = tally.incomplete();
@@ -588,7 +609,7 @@ mod tests {
         // The next program of that pid is another.
         begin(&mut recorder);
         take(&mut recorder, &PLAIN, &[]);
-        assert_eq!(recorder.window.samples(), 1);
+        assert_eq!(recorder.windows.samples(), 1);
     }
 
     #[test]
@@ -614,7 +635,7 @@ mod tests {
         begin(&mut recorder);
         take(&mut recorder, head, payload);
         assert_eq!(
-            (recorder.window.samples(), recorder.tally.disproven),
+            (recorder.windows.samples(), recorder.tally.disproven),
             (1, 1)
         );
     }

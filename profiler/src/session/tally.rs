@@ -37,6 +37,11 @@ pub struct Tally {
     pub labels_truncated: u64,
     /// Labels that could not be had, once for each sample.
     pub labels_missed: u64,
+    /// Ends of waits that were not told of, so that how long they lasted is not
+    /// known.
+    pub ends_missed: u64,
+    /// Long times off the CPU, counted in full, whose stack was not taken.
+    pub stacks_not_taken: u64,
     /// Times that what was read and remembered of code was let go of, as memory
     /// was short. Nothing is missing for it.
     pub evictions: u64,
@@ -90,6 +95,22 @@ impl Tally {
             (
                 self.unseen,
                 "samples of those, which are left out: wanted or not",
+            ),
+            (
+                self.kernel.get(Counter::ThreadsFull),
+                "times that threads left the CPU not followed: table of threads full",
+            ),
+            (
+                self.kernel.get(Counter::EndsRingFull),
+                "ends of waits lost: ring buffer full",
+            ),
+            (
+                self.ends_missed,
+                "waits left out, as nobody told of their end",
+            ),
+            (
+                self.stacks_not_taken,
+                "long waits without their stack, by threads that had left the CPU often before",
             ),
             (self.labels_truncated, "labels of samples cut short"),
             (self.labels_missed, "labels of samples left out"),

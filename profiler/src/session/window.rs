@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled};
+use super::{
+    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled, windows::Windows,
+};
 use crate::{
     aggregate::Window,
     probe::Clock,
@@ -15,12 +17,11 @@ use crate::{
 /// What was sampled between two moments, not named yet. Needs nothing of the
 /// session any more.
 pub struct Finished {
-    pub(super) taken: Taken,
-    pub(super) window: Window,
+    pub(super) windows: Vec<(Taken, Window)>,
     pub(super) breaks: Breaks,
     pub(super) processes: ProcessTable,
     pub(super) tally: Tally,
-    pub(super) clock: Clock,
+    pub(super) clock: Option<Clock>,
     pub(super) stopped: Stopped,
 }
 
@@ -28,16 +29,23 @@ impl Finished {
     /// Names what was taken.
     pub fn name(self, symbolizer: &mut Symbolizer) -> Recording {
         let processes = &self.processes;
-        let (window, naming) = symbolizer.symbolize(self.taken, &self.window, processes);
+        let name = |(taken, window): &(Taken, Window)| {
+            let samples = window.samples();
+            let (window, naming) = symbolizer.symbolize(*taken, window, processes);
+            Named {
+                window,
+                naming,
+                samples,
+            }
+        };
+        let named = self.windows.iter().map(name).collect();
         let breaks = self.breaks.name(symbolizer, processes);
         Recording {
-            window,
-            naming,
+            named,
             tally: self.tally,
             breaks,
             stopped: self.stopped,
             clock: self.clock,
-            samples: self.window.samples(),
         }
     }
 
@@ -48,9 +56,11 @@ impl Finished {
         mut judge: impl FnMut(&Process) -> Result<(), &'static str>,
     ) -> BTreeMap<&'static str, u64> {
         let mut dropped = BTreeMap::new();
-        for index in self.window.processes() {
-            if let Err(reason) = judge(self.processes.get(index)) {
-                *dropped.entry(reason).or_default() += self.window.drop_process(index);
+        for (_, window) in &mut self.windows {
+            for index in window.processes() {
+                if let Err(reason) = judge(self.processes.get(index)) {
+                    *dropped.entry(reason).or_default() += window.drop_process(index);
+                }
             }
         }
         dropped
@@ -58,7 +68,10 @@ impl Finished {
 
     /// How many samples it holds.
     pub fn samples(&self) -> u64 {
-        self.window.samples()
+        self.windows
+            .iter()
+            .map(|(_, window)| window.samples())
+            .sum()
     }
 }
 
@@ -92,7 +105,7 @@ impl<T: Sampled> Recorder<T> {
     }
 
     /// Forgets those that are gone, and takes the window out.
-    pub(super) fn split_off(&mut self, gone: &[u32]) -> (Window, Breaks, ProcessTable, Tally) {
+    pub(super) fn split_off(&mut self, gone: &[u32]) -> (Windows, Breaks, ProcessTable, Tally) {
         // A pid that was given to another process meanwhile is not gone.
         for pid in gone.iter().filter(|pid| !is_alive(**pid)) {
             self.forget(*pid);
@@ -100,11 +113,12 @@ impl<T: Sampled> Recorder<T> {
             let _ = self.targets.remove(*pid);
         }
         let processes = self.table.split_off();
+        self.off_cpu.retain(|index| self.table.contains(index));
         self.disproven.retain(|index| self.table.contains(*index));
         self.several_runtimes
             .retain(|index| self.table.contains(*index));
         (
-            std::mem::take(&mut self.window),
+            self.windows.take(),
             std::mem::take(&mut self.breaks),
             processes,
             std::mem::take(&mut self.tally),

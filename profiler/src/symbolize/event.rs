@@ -19,7 +19,7 @@ const fn of(name: &'static str, unit: &'static str) -> ValueType {
 
 /// What was sampled. The types of Go's profiles are those of `runtime/pprof`
 /// (`proto.go`, `protomem.go`, `pprof.go`), all versions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
     /// CPU time: one sample per period of CPU time used.
     Cpu,

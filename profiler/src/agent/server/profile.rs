@@ -214,6 +214,7 @@ fn record(
         .context("start a runtime to sample on")?;
     let config = session::Config {
         selection: Selection::Pids(pids),
+        events: vec![Event::Cpu],
         rate_hz: RATE_HZ,
         duration: Some(duration),
         kernel_stacks: true,
@@ -242,7 +243,8 @@ fn record(
         notes: lost.chain(ended).collect(),
         value: None,
     };
-    profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")
+    let named = recording.named.first().context("nothing was recorded")?;
+    profile::encode(&named.window, Format::Pprof, &options).context("encode the profile")
 }
 
 /// Reads the profiles that programs keep of their memory: as they are, or what

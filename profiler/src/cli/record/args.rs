@@ -1,6 +1,10 @@
 //! The flags of `goprof record`, and the validated plan they come to.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
@@ -46,9 +50,16 @@ pub struct Args {
     #[arg(last = true, value_name = "CMD", group = "who")]
     pub command: Vec<String>,
 
-    /// What to record
-    #[arg(short, long, value_enum, value_name = "EVENT", default_value_t = EventArg::Cpu)]
-    pub event: EventArg,
+    /// What to record; several with commas between, each into a file of its own
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "EVENT",
+        value_delimiter = ',',
+        default_value = "cpu"
+    )]
+    pub event: Vec<EventArg>,
     /// Turn the heap profile on in programs that take none, by writing the word
     /// runtime.MemProfileRate in their memory, and off again at the end (if goprof
     /// is killed it stays on); for -e heap and -e allocs
@@ -64,7 +75,8 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
     pub rate: u32,
 
-    /// Where to write; - is stdout (default: NAME-PID-TIME.EVENT.EXT)
+    /// Where to write; - is stdout, and DIR/ is a folder, made if need be, with a
+    /// file for each event (default: NAME-PID-TIME.EVENT.EXT)
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// What to write (default: by the output's extension, else pprof)
@@ -112,6 +124,8 @@ pub struct Args {
 pub enum EventArg {
     /// CPU time
     Cpu,
+    /// Time off the CPU: blocked, or waiting for one
+    Offcpu,
     /// Memory in use, and all that was allocated since the program began
     Heap,
     /// Memory allocated during the recording
@@ -122,6 +136,7 @@ impl From<EventArg> for Event {
     fn from(arg: EventArg) -> Self {
         match arg {
             EventArg::Cpu => Event::Cpu,
+            EventArg::Offcpu => Event::OffCpu,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
         }
@@ -164,7 +179,8 @@ pub(super) enum Who {
 /// What to do, validated as far as the words alone allow.
 pub(super) struct Plan {
     pub who: Who,
-    pub event: Event,
+    /// Each once, in their order.
+    pub events: Vec<Event>,
     pub enable_memprofile: bool,
     /// Which value is shown where a format has one, if somebody asked.
     pub value: Option<usize>,
@@ -199,28 +215,38 @@ impl Args {
                 .and_then(Format::from_path)
                 .unwrap_or(Format::Pprof),
         };
-        let event = Event::from(self.event);
+        let events: BTreeSet<Event> = self.event.into_iter().map(Event::from).collect();
+        let events: Vec<Event> = events.into_iter().collect();
         let value = match &self.sample_type {
-            Some(name) => Some(value_named(event, name)?),
+            Some(name) => Some(value_named(&events, name)?),
             None => None,
         };
-        let is_memory = matches!(event, Event::Heap | Event::Allocs);
+        let memory = events.iter().find(|event| is_memory(**event)).copied();
+        let sampled = events.iter().find(|event| !is_memory(**event)).copied();
         check_event(
-            event,
-            &[
-                (is_memory && self.threads, "--threads"),
-                (!is_memory && self.enable_memprofile, "--enable-memprofile"),
-            ],
+            sampled,
+            memory.is_none() && self.enable_memprofile,
+            "--enable-memprofile",
         )?;
-        if is_memory && matches!(who, Who::Command(_)) && self.duration.is_none() {
+        check_event(memory, sampled.is_none() && self.threads, "--threads")?;
+        if let Some(event) = memory
+            && matches!(who, Who::Command(_))
+            && self.duration.is_none()
+        {
             return Err(Failure::Usage(format!(
                 "-e {} of a command needs -d TIME: its memory is gone when it ends",
                 event.name()
             )));
         }
+        let is_file = |path: &Path| !is_folder(path, events.len());
+        if events.len() > 1 && self.output.as_deref().is_some_and(is_file) {
+            return Err(Failure::Usage(
+                "several events need a folder to be written to: -o DIR/".into(),
+            ));
+        }
         Ok(Plan {
             who,
-            event,
+            events,
             enable_memprofile: self.enable_memprofile,
             value,
             duration: self.duration,
@@ -241,8 +267,24 @@ impl Args {
     }
 }
 
-/// The index of a value of an event.
-fn value_named(event: Event, name: &str) -> Result<usize, Failure> {
+/// Whether an event is read from the memory of programs, and not sampled.
+pub(super) fn is_memory(event: Event) -> bool {
+    matches!(event, Event::Heap | Event::Allocs)
+}
+
+/// Whether an output of so many events is a folder. One alone goes into it only
+/// where that is said: it may well be a mistake.
+pub(super) fn is_folder(path: &Path, events: usize) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/") || (events > 1 && path.is_dir())
+}
+
+/// The index of a value of an event, which must be one alone.
+fn value_named(events: &[Event], name: &str) -> Result<usize, Failure> {
+    let &[event] = events else {
+        return Err(Failure::Usage(
+            "--sample-type is of one event, not of several".into(),
+        ));
+    };
     event.value_named(name).ok_or_else(|| {
         let names: Vec<&str> = event.value_types().iter().map(|kind| kind.name).collect();
         Failure::Usage(format!(
@@ -253,14 +295,15 @@ fn value_named(event: Event, name: &str) -> Result<usize, Failure> {
     })
 }
 
-/// Refuses what is asked and means nothing for the event.
-fn check_event(event: Event, flags: &[(bool, &str)]) -> Result<(), Failure> {
-    match flags.iter().find(|(is_meaningless, _)| *is_meaningless) {
-        Some((_, flag)) => Err(Failure::Usage(format!(
+/// Refuses a flag that means nothing for the events asked for, one of which is
+/// `event`.
+fn check_event(event: Option<Event>, is_meaningless: bool, flag: &str) -> Result<(), Failure> {
+    match event {
+        Some(event) if is_meaningless => Err(Failure::Usage(format!(
             "{flag} means nothing with -e {}",
             event.name()
         ))),
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

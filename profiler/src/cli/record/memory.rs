@@ -25,23 +25,23 @@ const REMEDY: &str = "--enable-memprofile turns it on while goprof records, by w
 ///
 /// # Errors
 /// Why that could not be done; nothing is written then.
-pub(super) async fn record(plan: Plan) -> Result<ExitCode, Failure> {
+pub(super) async fn record(plan: Plan, event: Event) -> Result<ExitCode, Failure> {
     let mut target = Target::prepare(&plan)?;
-    let output = output(&plan, &target);
+    let output = output(&plan, &target, event)?;
     let sink = FileSink::prepare(&output)?;
     let mut stop = StopSignals::new()?;
     target.start()?;
     if let (Some(_), Some(started)) = (target.child(), plan.duration) {
         wait_for_go(&mut stop, started).await;
     }
-    let session = HeapSession::start(plan.event, target.selection(), plan.enable_memprofile);
+    let session = HeapSession::start(event, target.selection(), plan.enable_memprofile);
     if session.enabled() > 0 && !plan.quiet {
         eprintln!(
             "goprof: wrote runtime.MemProfileRate in {} until this recording ends",
             programs(session.enabled())
         );
     }
-    let stopped = wait(&plan, &mut target, &mut stop, &session).await;
+    let stopped = wait(&plan, event, &mut target, &mut stop, &session).await;
     // Here and not aside: what was written in programs is put back, whatever
     // comes.
     let recording = session.finish(&mut Symbolizer::default());
@@ -69,11 +69,12 @@ async fn wait_for_go(stop: &mut StopSignals, most: Duration) {
 /// Waits until there is something to be read.
 async fn wait(
     plan: &Plan,
+    event: Event,
     target: &mut Target,
     stop: &mut StopSignals,
     session: &HeapSession,
 ) -> Stopped {
-    let duration = match (plan.event, plan.duration) {
+    let duration = match (event, plan.duration) {
         (Event::Heap, None) => return Stopped::Duration,
         (_, duration) => duration,
     };
@@ -166,7 +167,7 @@ fn with_remedy(why: &NoHeap) -> String {
 /// What a reader of the profile must know, one sentence each.
 fn notes(plan: &Plan, recording: &HeapRecording) -> Vec<String> {
     let mut notes = recording.notes();
-    let index = plan.value.unwrap_or(plan.event.default_value());
+    let index = plan.value.unwrap_or(recording.window.event.default_value());
     let shrunk = recording
         .window
         .samples
@@ -186,7 +187,7 @@ fn print(plan: &Plan, recording: &HeapRecording) {
     let window = &recording.window;
     let sum = |index: usize| -> i64 { window.samples.iter().map(|s| s.values[index]).sum() };
     let rate = recording.window.period;
-    match plan.event {
+    match recording.window.event {
         Event::Heap => eprintln!(
             "{} in use in {} objects, {} allocated since the start in {} objects",
             bytes(sum(3)),

@@ -1,14 +1,15 @@
 //! The last lines of `goprof record`: what was taken, what is missing and why,
 //! what it cost, and how to open it.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::args::Plan;
 use crate::{
     cli::printable,
     probe::Clock,
     profile::Format,
-    session::{Break, Recording},
+    session::{Break, Named, Recording},
+    symbolize::Event,
     unwind::StackEnd,
 };
 
@@ -31,32 +32,36 @@ pub(super) fn notes(recording: &Recording) -> Vec<String> {
 }
 
 /// Writes the summary to stderr.
-pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path, bytes: usize) {
-    let seconds = recording.window.duration.as_secs_f64();
-    let processes = recording.window.processes.len();
+///
+/// `kept` says of each event how many samples the filters left.
+pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
+    let seconds = recording
+        .named
+        .first()
+        .map_or(0.0, |named| named.window.duration.as_secs_f64());
     let lost: u64 = recording.tally.lost().iter().map(|(count, _)| count).sum();
-    eprintln!(
-        "{} samples of {processes} {} in {seconds:.1} s at {} Hz; {lost} lost",
-        recording.samples,
-        if processes == 1 {
-            "process"
-        } else {
-            "processes"
-        },
-        plan.rate_hz,
-    );
+    for named in &recording.named {
+        eprintln!("{}; {lost} lost", taken(plan, named));
+    }
     for note in notes(recording) {
         eprintln!("  {}", printable(&note));
     }
-    if kept != recording.samples {
-        eprintln!("  {kept} samples kept by --include and --exclude");
+    for (named, kept) in recording.named.iter().zip(kept) {
+        if *kept != named.samples {
+            eprintln!("  {kept} samples kept by --include and --exclude");
+        }
+        if named.samples == 0 {
+            eprintln!("  no samples: {}", nothing(named.window.event));
+        }
     }
-    if recording.samples == 0 {
-        eprintln!("  no samples: nothing that was recorded used the CPU");
-    }
+    let naming: Vec<String> = recording
+        .named
+        .iter()
+        .map(|named| percent(named.naming.share()))
+        .collect();
     eprintln!(
         "{} of frames named, {} of stacks whole",
-        percent(recording.naming.share()),
+        naming.join(" and "),
         percent(whole_share(recording)),
     );
     if plan.verbose {
@@ -69,7 +74,37 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
         percent(cpu.as_secs_f64() / seconds.max(0.001)),
         memory_bytes / 1_000_000,
     );
-    written(plan, output, bytes);
+}
+
+/// What was taken of an event, in words.
+fn taken(plan: &Plan, named: &Named) -> String {
+    let window = &named.window;
+    let seconds = window.duration.as_secs_f64();
+    let processes = match window.processes.len() {
+        1 => "1 process".to_owned(),
+        many => format!("{many} processes"),
+    };
+    let count = named.samples;
+    match window.event {
+        Event::Cpu => format!(
+            "{count} samples of {processes} in {seconds:.1} s at {} Hz",
+            plan.rate_hz
+        ),
+        event => {
+            let values = window.samples.iter().map(|sample| sample.values[1]);
+            let total = values.fold(0i64, i64::saturating_add) as f64 / 1e9;
+            let what = event.value_types()[1].name.replace('_', " ");
+            format!("{count} waits of {processes} in {seconds:.1} s: {total:.3} s {what}")
+        }
+    }
+}
+
+/// Why there is nothing of an event, in words.
+fn nothing(event: Event) -> &'static str {
+    match event {
+        Event::OffCpu => "no thread that was recorded left the CPU",
+        _ => "nothing that was recorded used the CPU",
+    }
 }
 
 /// Says where the profile is, unless it went to stdout.
@@ -81,11 +116,13 @@ pub(super) fn written(plan: &Plan, output: &Path, bytes: usize) {
 }
 
 fn details(recording: &Recording) {
-    let clock = match recording.clock {
-        Clock::Cycles => "hardware cycles",
-        Clock::CpuClock => "the kernel's cpu-clock (no hardware counter here)",
-    };
-    eprintln!("  sampled by {clock}");
+    if let Some(clock) = recording.clock {
+        let clock = match clock {
+            Clock::Cycles => "hardware cycles",
+            Clock::CpuClock => "the kernel's cpu-clock (no hardware counter here)",
+        };
+        eprintln!("  sampled by {clock}");
+    }
     let tally = &recording.tally;
     if tally.ticks_due > 0 {
         let (missed, due) = (tally.ticks_missed, tally.ticks_due);
@@ -97,15 +134,20 @@ fn details(recording: &Recording) {
     for line in breaks(&recording.breaks) {
         eprintln!("  {}", printable(&line));
     }
-    for (reason, count) in &recording.naming.unnamed {
-        eprintln!("  frames without a name, {}: {count}", reason.describe());
+    let mut processes = BTreeSet::new();
+    for named in &recording.named {
+        for (reason, count) in &named.naming.unnamed {
+            eprintln!("  frames without a name, {}: {count}", reason.describe());
+        }
+        processes.extend(named.window.processes.iter().map(|process| {
+            format!(
+                "pid {} {} {} {}",
+                process.pid, process.comm, process.go_version, process.exe
+            )
+        }));
     }
-    for process in &recording.window.processes {
-        let text = format!(
-            "pid {} {} {} {}",
-            process.pid, process.comm, process.go_version, process.exe
-        );
-        eprintln!("  {}", printable(&text));
+    for process in processes {
+        eprintln!("  {}", printable(&process));
     }
 }
 
