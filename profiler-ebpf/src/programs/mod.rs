@@ -1,5 +1,6 @@
 //! Entry points: one file per hook. [`emit`] alone writes to the ring buffer.
 
+mod budget;
 mod chain;
 mod cpu;
 mod emit;
@@ -7,6 +8,7 @@ mod goroutine;
 mod labels;
 mod lifecycle;
 mod memory;
+mod probe_count;
 mod registers;
 mod scratch;
 mod stack;
