@@ -1,6 +1,10 @@
 //! The eBPF object: crate attributes here, programs in `programs/`. Built for
 //! the host it is an empty program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// Atomic additions: the compiler has no atomic types for BPF, as the oldest
+// processor it knows can neither exchange nor compare.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features))]
 
 #[cfg(target_arch = "bpf")]
 mod programs;

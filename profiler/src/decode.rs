@@ -31,6 +31,15 @@ pub enum Event<'a> {
         /// Its process id.
         pid: u32,
     },
+    /// The probes of a process spent the share of their window.
+    ShareSpent {
+        /// Its process id.
+        pid: u32,
+        /// The window's number.
+        window: u64,
+        /// When it ended by that, on the monotonic clock.
+        time_ns: u64,
+    },
 }
 
 /// A sampled stack, as the kernel side took it.
@@ -144,12 +153,22 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         }),
         kind::THREAD => Ok(Event::Thread { pid: header.pid }),
         kind::EXIT => Ok(Event::Exit { pid: header.pid }),
+        kind::SHARE_SPENT => share_spent(bytes),
         _ => Err(DecodeError::Unknown),
     }
 }
 
 fn measured(bytes: &[u8]) -> Result<(&wire::Measured, &[u8]), DecodeError> {
     wire::Measured::ref_from_prefix(bytes).map_err(|_| DecodeError::Short)
+}
+
+fn share_spent(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
+    let (spent, _) = wire::ShareSpent::ref_from_prefix(bytes).map_err(|_| DecodeError::Short)?;
+    Ok(Event::ShareSpent {
+        pid: spent.header.pid,
+        window: spent.window,
+        time_ns: spent.header.time_ns,
+    })
 }
 
 fn sample(bytes: &[u8]) -> Result<Sample<'_>, DecodeError> {
@@ -320,6 +339,18 @@ mod tests {
         assert_eq!(decode(exec.as_bytes()), Ok(expected));
         let exit = of(kind::EXIT);
         assert_eq!(decode(exit.as_bytes()), Ok(Event::Exit { pid: 3 }));
+        let spent = wire::ShareSpent {
+            header: of(kind::SHARE_SPENT),
+            window: 9,
+        };
+        let expected = Event::ShareSpent {
+            pid: 3,
+            window: 9,
+            time_ns: 2,
+        };
+        assert_eq!(decode(spent.as_bytes()), Ok(expected));
+        let cut = &spent.as_bytes()[..size_of::<wire::Header>()];
+        assert_eq!(decode(cut), Err(DecodeError::Short));
         let thread = of(kind::THREAD);
         let expected = Event::Thread { pid: 3 };
         assert_eq!(decode(thread.as_bytes()), Ok(expected));

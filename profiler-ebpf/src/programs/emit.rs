@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
-use profiler_ebpf::wire::{Counter, Header, Measured, Target};
+use profiler_ebpf::wire::{Counter, Header, Measured, ShareSpent, Target, kind};
 
 /// Wakes userspace once this much waits; below, it looks by itself a few
 /// times a second, so that most records cost no wake-up.
@@ -95,6 +95,21 @@ pub fn emit_patient_event(kind: u32) {
 fn emit_header(kind: u32, wakeup: u32) {
     if RECORDS
         .output::<Header>(header(kind), wakeup as u64)
+        .is_err()
+    {
+        count(Counter::EventsRingFull);
+    }
+}
+
+/// Delivers that the share of a window is spent, at once.
+#[inline(always)]
+pub fn emit_share_spent(window: u64) {
+    let record = ShareSpent {
+        header: header(kind::SHARE_SPENT),
+        window,
+    };
+    if RECORDS
+        .output::<ShareSpent>(record, BPF_RB_FORCE_WAKEUP as u64)
         .is_err()
     {
         count(Counter::EventsRingFull);

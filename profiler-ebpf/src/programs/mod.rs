@@ -1,5 +1,6 @@
 //! Entry points: one file per hook. [`emit`] alone writes to the ring buffer.
 
+mod budget;
 mod chain;
 mod cpu;
 mod emit;
@@ -8,6 +9,7 @@ mod labels;
 mod lifecycle;
 mod memory;
 mod off_cpu;
+mod probe_count;
 mod registers;
 mod sample;
 mod scratch;

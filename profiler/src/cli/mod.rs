@@ -6,6 +6,7 @@ pub mod agent;
 pub mod doctor;
 pub mod goroutines;
 pub mod leaks;
+pub mod probes;
 mod process;
 pub mod record;
 pub mod stats;
@@ -46,6 +47,12 @@ enum Command {
     Leaks(Box<leaks::Args>),
     /// Check what this machine, and a process, can give
     Doctor(doctor::Args),
+    /// What a probe's hit takes is measured on this
+    #[command(name = crate::probe::calibrate::CHILD_ARGUMENT, hide = true)]
+    ProbeTarget,
+    /// Hold the smallest probe on a process to a budget
+    #[command(hide = true)]
+    ProbeHold(probes::Args),
 }
 
 /// Why goprof ends without doing what it was asked to.
@@ -101,6 +108,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Stats(args) => stats::run(&args),
         Command::Leaks(args) => leaks::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::ProbeTarget => probes::serve(),
+        Command::ProbeHold(args) => probes::hold(&args),
     }
 }
 

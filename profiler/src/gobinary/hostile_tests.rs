@@ -93,6 +93,7 @@ fn survive(file: &File, what: &str) {
         binary.g_location();
         binary.variables();
         binary.wait_reasons();
+        binary.probe_places(&["runtime.gopark", "runtime.goexit"]);
         let sites = binary.allocation_sites();
         for function in binary.functions().take(20) {
             sites.type_at(function.entry + 16);

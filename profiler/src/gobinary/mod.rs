@@ -17,6 +17,7 @@ mod moduledata;
 mod offsets;
 mod offsets_table;
 mod pclntab;
+mod probe_places;
 mod runtime;
 mod runtime_fields;
 mod semaphores;
@@ -45,6 +46,7 @@ pub use mem_profile::{
     is_hidden_allocator, unsample,
 };
 pub use offsets::RuntimeOffsets;
+pub use probe_places::{NoProbePlace, PlaceInstruction, ProbePlace};
 pub use runtime_fields::{GcControllerFields, GcFields, SchedFields, TimeHistogram};
 pub use semaphores::{SemaphoreTable, is_for_semaphore, owner_of_semaphore};
 pub use status::GoroutineStatus;

@@ -1,13 +1,20 @@
 //! Probes: loads the eBPF object and attaches its programs. Knows the maps by
 //! name and nothing of what the records mean.
 
+mod budget;
+pub mod calibrate;
 mod counters;
 mod cpu;
 mod diagnostics;
+mod estimate;
 mod kernel_types;
 mod lifecycle;
 mod off_cpu;
+mod shares;
 mod targets;
+mod uprobe_programs;
+mod uprobes;
+mod watch;
 
 use std::time::Instant;
 
@@ -17,12 +24,19 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 
+pub use budget::{Budget, Closed, Controller, Costs, Plan};
 pub use counters::Counters;
 pub use cpu::Clock;
 use cpu::Ticking;
 use diagnostics::Diagnostics;
+pub use estimate::{Estimate, Estimator, Weight};
 use kernel_types::KernelTypes;
+pub use shares::Shares;
 pub use targets::Targets;
+use uprobe_programs::MapDescriptors;
+pub use uprobe_programs::UprobePrograms;
+pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
+pub use watch::{Watch, Watched, monotonic_ns};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");
@@ -47,6 +61,7 @@ pub struct Options {
 /// The loaded programs. Dropping it detaches them all.
 pub struct Probes {
     ebpf: Ebpf,
+    maps: MapDescriptors,
     diagnostics: Diagnostics,
     ticking: Option<Ticking>,
     off_cpu: bool,
@@ -81,6 +96,7 @@ impl Probes {
             .map_max_entries("RECORDS", options.ring_bytes)
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
+        let maps = MapDescriptors::of(&ebpf)?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
         if options.cpu {
             cpu::load(&mut ebpf)?;
@@ -90,6 +106,7 @@ impl Probes {
         }
         Ok(Self {
             ebpf,
+            maps,
             diagnostics,
             ticking: None,
             off_cpu: false,
@@ -163,6 +180,22 @@ impl Probes {
     /// It was taken before.
     pub fn take_targets(&mut self) -> Result<Targets> {
         Targets::take(&mut self.ebpf)
+    }
+
+    /// Loads programs that are attached to places of processes.
+    ///
+    /// # Errors
+    /// The kernel refuses one: it takes Linux 6.6.
+    pub fn load_uprobes(&self, names: &[&'static str]) -> Result<UprobePrograms> {
+        UprobePrograms::load(OBJECT, &self.maps, names)
+    }
+
+    /// What probes took of each process; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_shares(&mut self) -> Result<Shares> {
+        Shares::take(&mut self.ebpf)
     }
 
     /// What the programs had to say since the last call: rare, and for people.

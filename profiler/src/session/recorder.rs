@@ -278,7 +278,8 @@ impl<T: Sampled> Recorder<T> {
             Ok(Event::Exit { pid }) => {
                 self.exiting.insert(pid);
             }
-            Err(_) => self.tally.undecodable += 1,
+            // A session puts no probes on.
+            Ok(Event::ShareSpent { .. }) | Err(_) => self.tally.undecodable += 1,
         }
     }
 

@@ -1,0 +1,141 @@
+//! What probes may take from their process: every uprobe program begins with
+//! [`admit`] and ends with [`Admitted::charge`]. Outside of a window, or when its
+//! share is spent, a hit is counted and nothing else is done for it.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    macros::map,
+    maps::HashMap,
+    programs::ProbeContext,
+};
+use profiler_ebpf::wire::{ProbeShare, ProbeWindow, cookie};
+
+use super::{emit::emit_share_spent, registers::is_arm64};
+
+/// Most processes that are probed at a time.
+const MAX_PROBED: u32 = 1024;
+
+/// Most that a program is charged for one hit. It takes a fraction of that; what is
+/// more is the time for which its thread was put aside.
+const MAX_PROGRAM_NS: u64 = 100_000;
+
+/// What probes took so far, by pid. On one entry, not one for each CPU: a program
+/// can be put aside between a load and a store, so that additions must be atomic in
+/// either case, and the share is one for all CPUs.
+#[map]
+static PROBE_SHARES: HashMap<u32, ProbeShare> = HashMap::with_max_entries(MAX_PROBED, 0);
+
+/// The window of each process, by pid.
+#[map]
+static PROBE_WINDOWS: HashMap<u32, ProbeWindow> = HashMap::with_max_entries(MAX_PROBED, 0);
+
+/// The window of each process whose share is spent, by pid: who puts it there tells
+/// of it. Userspace removes it before the next window opens.
+#[map]
+static PROBE_SPENT: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROBED, 0);
+
+/// A hit in a window, at work.
+pub struct Admitted {
+    share: *mut ProbeShare,
+    began_ns: u64,
+}
+
+/// Counts a hit, and says whether it is to be looked at. `None` where it lies outside
+/// of a window, the window's share is spent, or it is no call: the stack has to grow
+/// first, and the function begins once more.
+#[inline(always)]
+pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let share = PROBE_SHARES.get_ptr_mut(pid)?;
+    // SAFETY: reads the clock.
+    let began_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a value of the map, which stays where it is while programs run.
+    unsafe { add(&raw mut (*share).hits, 1) };
+    // SAFETY: read only, and at most replaced meanwhile.
+    let wanted = match unsafe { PROBE_WINDOWS.get(pid) } {
+        Some(window) if window.opens_ns <= began_ns && began_ns < window.closes_ns => {
+            // SAFETY: as above. A count that another CPU is at misses this hit at
+            // worst: the next sees both.
+            let charge_ns = unsafe { (*share).charge_ns(window.trap_ns) };
+            let within = charge_ns < window.spent_at_ns;
+            if !within {
+                tell_once(pid, window.number);
+            }
+            within
+        }
+        _ => false,
+    };
+    if !wanted {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*share).refused, 1) };
+        return None;
+    }
+    if stack_grows(ctx) {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*share).repeated, 1) };
+        return None;
+    }
+    Some(Admitted { share, began_ns })
+}
+
+impl Admitted {
+    /// Charges the process with what the program took.
+    #[inline(always)]
+    pub fn charge(self) {
+        // SAFETY: reads the clock.
+        let took_ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(self.began_ns);
+        let took_ns = if took_ns > MAX_PROGRAM_NS {
+            MAX_PROGRAM_NS
+        } else {
+            took_ns
+        };
+        // SAFETY: a value of the map, which stays where it is while programs run.
+        unsafe { add(&raw mut (*self.share).program_ns, took_ns) };
+    }
+}
+
+/// # Safety
+/// `counter` is in a value of a map.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, number: u64) {
+    // SAFETY: the caller's. The old value is not used, so that the oldest form of the
+    // instruction will do.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, number) };
+}
+
+/// Tells userspace, unless somebody did for this window.
+#[inline(always)]
+fn tell_once(pid: u32, window: u64) {
+    // SAFETY: only whether it is there matters.
+    let told = unsafe { PROBE_SPENT.get(pid) }.is_some();
+    if !told && PROBE_SPENT.insert(pid, window, BPF_NOEXIST as u64).is_ok() {
+        emit_share_spent(window);
+    }
+}
+
+/// Whether the probe sits on the branch of a check of the stack, and it is taken.
+#[inline(always)]
+fn stack_grows(ctx: &ProbeContext) -> bool {
+    // SAFETY: valid in programs of uprobes (Linux 5.15).
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie & cookie::STACK_CHECK == 0 {
+        return false;
+    }
+    let words = ctx.as_ptr() as *const u64;
+    if is_arm64() {
+        // `b.ls`: taken where C is clear or Z is set, bits 29 and 30 of `pstate`.
+        // SAFETY: the context of a uprobe's program are the thread's registers; the
+        // verifier allows a load of each at its constant offset.
+        let flags = unsafe { core::ptr::read_volatile(words.add(33)) };
+        flags >> 29 & 1 == 0 || flags >> 30 & 1 != 0
+    } else {
+        // `jbe`: taken where CF or ZF is set, bits 0 and 6 of the flags.
+        // SAFETY: as above.
+        let flags = unsafe { core::ptr::read_volatile(words.add(18)) };
+        flags & 0x41 != 0
+    }
+}

@@ -1,0 +1,231 @@
+//! Waiting for semaphores: mutexes, wait groups and what else has one. A goroutine
+//! queues up, and another one wakes it. What it waited counts for who woke it, as in
+//! Go's own mutex profile, or for itself.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_ktime_get_ns,
+    macros::{map, uprobe},
+    maps::HashMap,
+    programs::ProbeContext,
+};
+use profiler_ebpf::wire::{Counter, Measured, at, event, kind, wait};
+
+use super::{
+    budget::{Admitted, admit},
+    emit::{TARGETS, count, emit_sample, header},
+    memory::{read_word, read_words},
+    registers::{Arguments, arguments, probed_registers},
+    sample::{take, take_parked},
+    scratch::Scratch,
+    waits::{Key, WAIT_LAYOUTS, key, reason_of},
+};
+
+/// A goroutine that waits for a semaphore.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Waiter {
+    since_ns: u64,
+    /// The semaphore; 0 where its other waiters do not matter.
+    address: u64,
+}
+
+/// What waits for a semaphore, as far as it began while somebody watched.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Queue {
+    waiters: u64,
+    /// The sum of when each began to wait, or was counted last.
+    since_sum_ns: u64,
+    /// When they were counted last.
+    counted_ns: u64,
+    /// Since when somebody watches: who began to wait before is not counted here.
+    watched_since_ns: u64,
+}
+
+/// By process and goroutine.
+#[map]
+static WAITERS: HashMap<Key, Waiter> = HashMap::with_max_entries(256 * 1024, NO_PREALLOC);
+/// By process and semaphore.
+#[map]
+static QUEUES: HashMap<Key, Queue> = HashMap::with_max_entries(64 * 1024, NO_PREALLOC);
+
+/// `BPF_F_NO_PREALLOC`: most processes have few.
+const NO_PREALLOC: u32 = 1;
+
+/// `(*semaRoot).queue(root, addr, s, lifo)`, `runtime/sema.go`: the current goroutine
+/// is about to wait.
+#[uprobe]
+fn contention_queue(ctx: ProbeContext) -> u32 {
+    let Some(admitted) = admit(&ctx) else {
+        return 0;
+    };
+    let Arguments { b: address, g, .. } = arguments(&ctx);
+    begin(g, address, admitted.since_ns);
+    admitted.charge();
+    0
+}
+
+/// `notifyListWait(l, t)`, `runtime/sema.go`: likewise, for a `sync.Cond`.
+#[uprobe]
+fn contention_notify(ctx: ProbeContext) -> u32 {
+    let Some(admitted) = admit(&ctx) else {
+        return 0;
+    };
+    begin(arguments(&ctx).g, 0, admitted.since_ns);
+    admitted.charge();
+    0
+}
+
+#[inline(always)]
+fn begin(g: u64, address: u64, watched_since_ns: u64) {
+    // SAFETY: reads the clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let waiter = Waiter {
+        since_ns: now,
+        address,
+    };
+    if WAITERS.insert(key(g), waiter, 0).is_err() {
+        count(Counter::WaitsFull);
+        return;
+    }
+    if address == 0 {
+        return;
+    }
+    // Two waiters of one semaphore hold its lock, one after the other.
+    if let Some(queue) = QUEUES.get_ptr_mut(key(address)) {
+        // SAFETY: a slot of the map.
+        let queue = unsafe { &mut *queue };
+        if queue.watched_since_ns == watched_since_ns {
+            queue.waiters += 1;
+            queue.since_sum_ns = queue.since_sum_ns.wrapping_add(now);
+            return;
+        }
+    }
+    let queue = Queue {
+        waiters: 1,
+        since_sum_ns: now,
+        counted_ns: 0,
+        watched_since_ns,
+    };
+    if QUEUES.insert(key(address), queue, 0).is_err() {
+        count(Counter::WaitsFull);
+    }
+}
+
+/// `readyWithTime(s, traceskip)`, `runtime/sema.go`: the current goroutine wakes the
+/// one that `s` stands for.
+#[uprobe]
+fn contention_ready(ctx: ProbeContext) -> u32 {
+    if let Some(admitted) = admit(&ctx) {
+        wake(&ctx, &admitted);
+        admitted.charge();
+    }
+    0
+}
+
+#[inline(always)]
+fn wake(ctx: &ProbeContext, admitted: &Admitted) {
+    let pid = admitted.pid;
+    // SAFETY: read only, and at most replaced meanwhile.
+    let (Some(layout), Some(target)) =
+        (unsafe { (WAIT_LAYOUTS.get(pid), TARGETS.get(pid)) })
+    else {
+        return;
+    };
+    // SAFETY: reads the clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let sudog = arguments(ctx).a;
+    // `sudog.g` is its first field, in every version.
+    let waiter = read_word(sudog);
+    // SAFETY: a copy of integers.
+    let known = unsafe { WAITERS.get(key(waiter)) }.copied();
+    let _ = WAITERS.remove(key(waiter));
+    let since = known.filter(|known| known.since_ns >= admitted.since_ns);
+    let mut flags = 0;
+    let mut own_ns = match since {
+        Some(known) => now.wrapping_sub(known.since_ns),
+        None => {
+            flags |= wait::BEGAN_BEFORE;
+            now.wrapping_sub(admitted.since_ns)
+        }
+    };
+    if own_ns < layout.min_wait_ns {
+        return;
+    }
+    let reason = reason_of(layout, waiter);
+    if !layout.wants(reason) {
+        return;
+    }
+    // All who wait for it waited for this unlock, as Go counts since 1.21.
+    let mut all_ns = own_ns;
+    if let Some(known) = since
+        && known.address != 0
+        && layout.counts_all != 0
+    {
+        (own_ns, all_ns) = charge_queue(known, now, admitted.since_ns);
+    }
+    let Some(scratch) = Scratch::for_probe() else {
+        count(Counter::ProbesNested);
+        return;
+    };
+    scratch.measured = Measured {
+        header: header(kind::MEASURED),
+        event: event::MUTEX,
+        weight: 1,
+        duration_ns: all_ns,
+        part_ns: own_ns,
+        detail: reason | flags,
+        window: admitted.window,
+    };
+    if layout.at & at::WAKER != 0 {
+        let registers = probed_registers(ctx);
+        take(ctx.as_ptr(), scratch, &target.go, &registers, true);
+        if let Some(record) = scratch.measured_record() {
+            emit_sample(record);
+        }
+    }
+    if layout.at & at::WAITER != 0 {
+        scratch.measured.detail = reason | flags | wait::OF_WAITER;
+        scratch.measured.duration_ns = match since {
+            Some(known) => now.wrapping_sub(known.since_ns),
+            None => own_ns,
+        };
+        take_parked(scratch, &target.go, waiter);
+        if let Some(record) = scratch.measured_record() {
+            emit_sample(record);
+        }
+    }
+    scratch.release();
+}
+
+/// What one who is woken has waited since it was counted last, and what all that
+/// wait for the same semaphore have; counts them.
+#[inline(always)]
+fn charge_queue(known: Waiter, now: u64, watched_since_ns: u64) -> (u64, u64) {
+    let whole = now.wrapping_sub(known.since_ns);
+    let Some(queue) = QUEUES.get_ptr_mut(key(known.address)) else {
+        return (whole, whole);
+    };
+    // SAFETY: a slot of the map. Who wakes has just held the semaphore's lock.
+    let queue = unsafe { &mut *queue };
+    if queue.waiters == 0 || queue.watched_since_ns != watched_since_ns {
+        return (whole, whole);
+    }
+    let all_ns = queue
+        .waiters
+        .wrapping_mul(now)
+        .wrapping_sub(queue.since_sum_ns);
+    let since = if queue.counted_ns > known.since_ns {
+        queue.counted_ns
+    } else {
+        known.since_ns
+    };
+    queue.waiters -= 1;
+    queue.since_sum_ns = queue.waiters.wrapping_mul(now);
+    queue.counted_ns = now;
+    if queue.waiters == 0 {
+        let _ = QUEUES.remove(key(known.address));
+    }
+    (now.wrapping_sub(since), all_ns)
+}

@@ -1,0 +1,309 @@
+//! How much probes may take from a process, and the windows that follow from it:
+//! when to put them on, for how long, and what they may spend. Decides only; it reads
+//! no clock, does no I/O, and is simulated in its tests.
+
+/// No [`PERIOD_NS`], wherever it begins, may hold more than its share.
+pub const PERIOD_NS: u64 = 10_000_000_000;
+
+/// The time of the target falls into slots of this length, or of some of them
+/// together, each with one window at most.
+const SLOT_NS: u64 = 250_000_000;
+/// Most of them together: where a hit is so dear, or so many come at once, that a
+/// short slot's share is gone before anything was seen.
+const MAX_SLOTS: u64 = 4;
+
+/// The very first window: nothing is known of the target yet.
+const FIRST_NS: u64 = 300_000;
+/// No window is shorter: to put probes on and off takes a part of this.
+const MIN_NS: u64 = 50_000;
+/// A window up to this long ends fast: the kernel still remembers that it waited for
+/// all CPUs when the probes were put on, and takes them off without waiting again.
+const SHORT_NS: u64 = 3_000_000;
+/// How long breakpoints stay when such a window is over.
+const SHORT_TAIL_NS: u64 = 300_000;
+/// How long they stay when a longer one is.
+const LONG_TAIL_NS: u64 = 8_000_000;
+/// What is kept free at a slot's end, so that a window that opens late still lies
+/// in it.
+const MARGIN_NS: u64 = 20_000_000;
+
+/// Of a slot's share, what a window is planned to take. The rest is for a target
+/// that does more than it did.
+const PLANNED: f64 = 0.8;
+/// Of a slot's share, the least that a window may spend.
+const LEAST: f64 = 0.1;
+/// How much of what a target did before counts where it does less now.
+const MEMORY: f64 = 0.7;
+
+/// What probes may take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// This share of one CPU, over any [`PERIOD_NS`].
+    Share(f64),
+    /// Whatever it takes: probes are on all the time.
+    Unlimited,
+}
+
+/// What probes take, as calibration found it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Costs {
+    /// A hit, beside what its program takes by its own measure, in nanoseconds.
+    pub trap_ns: u64,
+    /// To put all probes of the process on and take them off, in nanoseconds of
+    /// the target's time.
+    pub switch_ns: u64,
+}
+
+/// A part of the target's time, and the window in it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Plan {
+    /// The window's number, from 1 on.
+    pub number: u64,
+    /// Where the slot begins.
+    pub slot_begins_ns: u64,
+    /// How long it is.
+    pub slot_ns: u64,
+    /// When to put the probes on, if they are off.
+    pub opens_ns: u64,
+    /// How long they are wanted from when they are on.
+    pub length_ns: u64,
+    /// What they may spend until then.
+    pub spend_ns: u64,
+    /// Whether the window is the whole slot: the next may follow without a gap.
+    pub whole: bool,
+}
+
+/// What became of a window.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Closed {
+    /// The window.
+    pub plan: Plan,
+    /// When it opened.
+    pub opened_ns: u64,
+    /// When it ended: as planned, or when its share was spent.
+    pub ended_ns: u64,
+    /// What hits took in all, those outside of it included.
+    pub charged_ns: u64,
+    /// What those outside took: before it opened, and until the probes were off.
+    pub outside_ns: u64,
+    /// Whether probes were put on for it, or had been on before.
+    pub switched: bool,
+    /// Whether its share was spent before its time.
+    pub spent: bool,
+}
+
+impl Closed {
+    /// How long was watched.
+    pub fn watched_ns(&self) -> u64 {
+        self.ended_ns.saturating_sub(self.opened_ns)
+    }
+}
+
+/// Holds the probes of one process to their budget.
+///
+/// A slot of length `s` has the share `budget · s / (period + 2 · longest slot)`.
+/// Any period touches slots that are together no longer than that divisor, so that
+/// their windows take no more than the budget, whatever the target does. Windows lie
+/// in their slots at random, and neither their place nor their length depends on what
+/// happens in the slot: only the end of one whose share is spent does.
+#[derive(Debug)]
+pub struct Controller {
+    budget: Budget,
+    costs: Costs,
+    dice: Dice,
+    next_number: u64,
+    /// Where the next slot begins.
+    next_slot_ns: u64,
+    /// Nanoseconds taken per nanosecond watched; none before the first window.
+    rate: Option<f64>,
+    /// What was taken beyond a slot's share, to be made up for by slots without a
+    /// window.
+    debt_ns: f64,
+    skipped: u64,
+}
+
+impl Controller {
+    /// Begins at `now_ns`. The first slot begins a random part of one later, so that
+    /// nothing the target does in step with slots is always or never seen.
+    pub fn new(budget: Budget, costs: Costs, seed: u64, now_ns: u64) -> Self {
+        let mut dice = Dice(seed);
+        let next_slot_ns = match budget {
+            Budget::Share(_) => now_ns + dice.below(SLOT_NS),
+            Budget::Unlimited => now_ns,
+        };
+        Self {
+            budget,
+            costs,
+            dice,
+            next_number: 1,
+            next_slot_ns,
+            rate: None,
+            debt_ns: 0.0,
+            skipped: 0,
+        }
+    }
+
+    /// The next window. Slots that are over by `now_ns`, or whose share was taken
+    /// before, have none.
+    pub fn next(&mut self, now_ns: u64) -> Plan {
+        let Budget::Share(share) = self.budget else {
+            let begins_ns = self.next_slot_ns.max(now_ns);
+            return self.whole_slot(begins_ns, SLOT_NS, u64::MAX);
+        };
+        loop {
+            let slots = self.slots_together(share);
+            let slot_ns = slots * SLOT_NS;
+            let allowed_ns = allowance_ns(share, slot_ns);
+            let begins_ns = self.next_slot_ns;
+            let late = begins_ns + MARGIN_NS < now_ns;
+            if late || self.debt_ns > 0.0 {
+                self.skipped += slots;
+                self.next_slot_ns += slot_ns;
+                self.debt_ns = (self.debt_ns - allowed_ns).max(0.0);
+                continue;
+            }
+            if self.fits_whole(slot_ns, allowed_ns) {
+                return self.whole_slot(begins_ns, slot_ns, allowed_ns as u64);
+            }
+            return self.window(begins_ns, slot_ns, allowed_ns);
+        }
+    }
+
+    /// Learns from a window.
+    pub fn closed(&mut self, closed: &Closed) {
+        let watched_ns = closed.watched_ns().max(1) as f64;
+        let inside_ns = closed.charged_ns.saturating_sub(closed.outside_ns);
+        let seen = inside_ns as f64 / watched_ns;
+        self.rate = Some(match self.rate {
+            Some(rate) => seen.max(MEMORY * rate + (1.0 - MEMORY) * seen),
+            None => seen,
+        });
+        if let Budget::Share(share) = self.budget {
+            let switch_ns = if closed.switched {
+                self.costs.switch_ns
+            } else {
+                0
+            };
+            let taken_ns = (closed.charged_ns + switch_ns) as f64;
+            let allowed_ns = allowance_ns(share, closed.plan.slot_ns);
+            self.debt_ns += (taken_ns - allowed_ns).max(0.0);
+        }
+    }
+
+    /// What probes take, as it was told.
+    pub fn costs(&self) -> Costs {
+        self.costs
+    }
+
+    /// What probes take of the target while they are on, in CPUs; none before the
+    /// first window.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
+    /// Slots without a window: those that were over before their turn came, and
+    /// those whose share had been taken.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// As few slots together as let a window be of some use.
+    fn slots_together(&self, share: f64) -> u64 {
+        let worth_it = |slots: &u64| {
+            let allowed_ns = allowance_ns(share, slots * SLOT_NS);
+            let rate = self.rate.unwrap_or(0.0);
+            self.length_ns(allowed_ns, rate) >= FIRST_NS as f64
+        };
+        let mut choices = [1, 2].into_iter();
+        choices.find(worth_it).unwrap_or(MAX_SLOTS)
+    }
+
+    /// How long a window may be at this rate. A long one takes longer to end.
+    fn length_ns(&self, allowed_ns: f64, rate: f64) -> f64 {
+        let planned_ns = PLANNED * allowed_ns - self.costs.switch_ns as f64;
+        let all_ns = planned_ns / rate.max(1e-9);
+        let short_ns = (all_ns - SHORT_TAIL_NS as f64).min(SHORT_NS as f64);
+        let long_ns = all_ns - LONG_TAIL_NS as f64;
+        short_ns.max(long_ns)
+    }
+
+    fn fits_whole(&self, slot_ns: u64, allowed_ns: f64) -> bool {
+        let rate = self.rate.unwrap_or(f64::INFINITY);
+        let tail_ns = rate * LONG_TAIL_NS as f64;
+        rate * slot_ns as f64 + tail_ns + self.costs.switch_ns as f64 <= PLANNED * allowed_ns
+    }
+
+    fn whole_slot(&mut self, begins_ns: u64, slot_ns: u64, spend_ns: u64) -> Plan {
+        self.next_slot_ns = begins_ns + slot_ns;
+        Plan {
+            number: self.number(),
+            slot_begins_ns: begins_ns,
+            slot_ns,
+            opens_ns: begins_ns,
+            length_ns: slot_ns,
+            spend_ns,
+            whole: true,
+        }
+    }
+
+    fn window(&mut self, begins_ns: u64, slot_ns: u64, allowed_ns: f64) -> Plan {
+        let (length_ns, spend_ns) = match self.rate {
+            None => (FIRST_NS, allowed_ns / 4.0),
+            Some(rate) => {
+                let most_ns = (slot_ns / 2) as f64;
+                let length_ns = self.length_ns(allowed_ns, rate);
+                let length_ns = length_ns.clamp(MIN_NS as f64, most_ns) as u64;
+                let tail_ns = if length_ns <= SHORT_NS {
+                    SHORT_TAIL_NS
+                } else {
+                    LONG_TAIL_NS
+                };
+                let kept_ns = rate * tail_ns as f64 + self.costs.switch_ns as f64;
+                (length_ns, (allowed_ns - kept_ns).max(LEAST * allowed_ns))
+            }
+        };
+        let room_ns = slot_ns - length_ns - MARGIN_NS;
+        self.next_slot_ns = begins_ns + slot_ns;
+        Plan {
+            number: self.number(),
+            slot_begins_ns: begins_ns,
+            slot_ns,
+            opens_ns: begins_ns + self.dice.below(room_ns),
+            length_ns,
+            spend_ns: spend_ns as u64,
+            whole: false,
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+}
+
+/// What a slot may take.
+fn allowance_ns(share: f64, slot_ns: u64) -> f64 {
+    let budget_ns = share * PERIOD_NS as f64;
+    budget_ns * slot_ns as f64 / (PERIOD_NS + 2 * MAX_SLOTS * SLOT_NS) as f64
+}
+
+/// Numbers that look random (SplitMix64).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    /// A number below `bound`, 0 where that is 0.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        (u128::from(mixed) * u128::from(bound) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+#[path = "budget_tests.rs"]
+mod tests;
