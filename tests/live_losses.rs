@@ -32,6 +32,7 @@ fn record(target: &Target, ring_bytes: u32, while_sampling: impl FnOnce()) -> Re
             goroutines: false,
             labels: true,
             ring_bytes,
+            probes: goprof::session::ProbeConfig::default(),
         })
         .expect("root, and a kernel that runs eBPF");
         session.start().expect("a perf event");

@@ -157,6 +157,8 @@ pub struct Measured {
     pub part_ns: u64,
     /// What else there is to say; see [`event`].
     pub detail: u64,
+    /// Of probes: the number of the window that it was taken in; else 0.
+    pub window: u64,
 }
 
 /// A thread that was off the CPU for this long counts for itself alone, whether
@@ -172,6 +174,69 @@ pub mod event {
     /// what was taken. `detail` is the state it left in (`task_struct`'s
     /// `__state`; 0 where it was still runnable).
     pub const OFF_CPU: u32 = 1;
+    /// A wait for a semaphore is over. The stack is that of the goroutine that woke
+    /// the one that waited; `duration_ns` what all waited that wait for the same,
+    /// since it was counted last; `part_ns` of it what the one did. Or with
+    /// [`super::wait::OF_WAITER`] the stack of the one that waited, and how long.
+    /// `detail` is its wait reason, with bits of [`super::wait`].
+    pub const MUTEX: u32 = 2;
+    /// A goroutine that waited goes on: its stack, and how long it was; `part_ns` of
+    /// it since it could go on, 0 where nobody said so. `detail` as above.
+    pub const BLOCK: u32 = 3;
+}
+
+/// Bits of [`Measured::detail`] of a wait, beside the reason's number.
+pub mod wait {
+    /// The reason.
+    pub const REASON: u64 = 0xff;
+    /// It began before somebody watched: the duration is since then.
+    pub const BEGAN_BEFORE: u64 = 1 << 8;
+    /// The stack is that of the goroutine that waited.
+    pub const OF_WAITER: u64 = 1 << 9;
+}
+
+/// Whose stack a wait for a semaphore is counted for: bits of [`WaitLayout::at`].
+pub mod at {
+    /// That of the goroutine that woke the one that waited.
+    pub const WAKER: u8 = 1;
+    /// Its own.
+    pub const WAITER: u8 = 2;
+}
+
+/// What of a process's waits is wanted, and where its runtime keeps what: the value of
+/// the map `WAIT_LAYOUTS`, keyed by pid.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WaitLayout {
+    /// Wait reasons that are wanted, a bit for each number.
+    pub reasons: [u64; 2],
+    /// Waits that are shorter are left out.
+    pub min_wait_ns: u64,
+    /// Where `runtime.gopark` is.
+    pub park: Code,
+    /// `g.waitreason`.
+    pub g_wait_reason: u16,
+    /// Bits of [`at`].
+    pub at: u8,
+    /// Not zero where an unlock counts for all that wait.
+    pub counts_all: u8,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl WaitLayout {
+    /// Whether waits for this reason are wanted.
+    #[inline(always)]
+    pub fn wants(&self, reason: u64) -> bool {
+        let half = if reason & 64 == 0 {
+            self.reasons[0]
+        } else {
+            self.reasons[1]
+        };
+        reason < 128 && half >> (reason & 63) & 1 != 0
+    }
 }
 
 /// A piece of stack: registers, the chain of frame pointers from them, and the
@@ -414,11 +479,15 @@ pub enum Counter {
     EndsRingFull = 9,
     /// Threads not followed because the table of threads was full.
     ThreadsFull = 10,
+    /// Waits not followed because a table of them was full.
+    WaitsFull = 11,
+    /// Hits of a probe in the midst of another's on the same CPU, which are lost.
+    ProbesNested = 12,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 11] = [
+    pub const ALL: [Counter; 13] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
@@ -430,6 +499,8 @@ impl Counter {
         Counter::SwitchesTaken,
         Counter::EndsRingFull,
         Counter::ThreadsFull,
+        Counter::WaitsFull,
+        Counter::ProbesNested,
     ];
 }
 
@@ -482,6 +553,8 @@ pub struct ProbeWindow {
     pub opens_ns: u64,
     /// And of its end.
     pub closes_ns: u64,
+    /// Since when probes have been on without a pause: what began before was not seen.
+    pub since_ns: u64,
     /// What a hit takes beside the program, in nanoseconds.
     pub trap_ns: u64,
     /// The [`ProbeShare::charge_ns`] at which the share of the window is spent.

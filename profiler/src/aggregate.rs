@@ -165,6 +165,26 @@ impl Window {
         self.samples = self.samples.saturating_add(added[0].unsigned_abs());
     }
 
+    /// Adds all of another window, with its values changed by `change`.
+    pub fn merge(&mut self, other: &Window, mut change: impl FnMut(Values) -> Values) {
+        for of in other.stacks() {
+            let mut stack = of.kernel.to_vec();
+            stack.extend_from_slice(of.user);
+            let owner = Owner {
+                process: of.process,
+                thread: of
+                    .thread
+                    .as_ref()
+                    .map(|thread| (thread.tid, comm(&thread.name))),
+                goid: of.goid,
+                labels: of.labels.to_vec(),
+                block_bytes: of.block_bytes,
+            };
+            let kernel_frames = u16::try_from(of.kernel.len()).unwrap_or(u16::MAX);
+            self.add_values(owner, &stack, kernel_frames, change(of.values));
+        }
+    }
+
     /// Takes out all samples of a process, and says how many they were.
     pub fn drop_process(&mut self, process: ProcessIndex) -> u64 {
         let mut dropped = 0;
@@ -269,6 +289,15 @@ impl StackValues<'_> {
             self.block_bytes,
         )
     }
+}
+
+/// A thread's name as its sixteen bytes.
+fn comm(name: &str) -> [u8; 16] {
+    let mut comm = [0; 16];
+    for (to, from) in comm.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    comm
 }
 
 /// A thread's name out of its sixteen bytes.

@@ -11,6 +11,7 @@ pub mod leaks;
 mod looks;
 mod measured;
 mod mem_profile;
+mod probing;
 mod recorder;
 mod tally;
 mod waits;
@@ -37,6 +38,8 @@ use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
+use probing::Probing;
+pub use probing::{At, ProbeConfig, ProbeFacts, takes_probes};
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;
@@ -50,7 +53,12 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 2] = [symbolize::Event::Cpu, symbolize::Event::OffCpu];
+pub const SAMPLED: [symbolize::Event; 4] = [
+    symbolize::Event::Cpu,
+    symbolize::Event::Mutex,
+    symbolize::Event::Block,
+    symbolize::Event::OffCpu,
+];
 
 /// What to record, validated.
 #[derive(Debug, Clone)]
@@ -73,6 +81,8 @@ pub struct Config {
     pub labels: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
+    /// What probes may do, for the events that take them.
+    pub probes: ProbeConfig,
 }
 
 /// How much memory a session may take.
@@ -183,6 +193,7 @@ impl Session {
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;
         let mut recorder = Recorder::new(&config, targets);
+        recorder.probing = Probing::prepare(&mut probes, &config.events, config.probes)?;
         recorder.watch = limit.map(|limit| Watch::new(limit.process_bytes));
         // First the news of processes that begin, then those that are there:
         // so none falls in between.
@@ -262,9 +273,11 @@ impl Session {
                     self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
                 }
                 symbolize::Event::OffCpu => self.probes.attach_off_cpu()?,
+                event if takes_probes(*event) => {}
                 other => anyhow::bail!("a session records no {}", other.name()),
             }
         }
+        self.recorder.follow();
         // Not before every CPU is sampled: a short recording would be over.
         self.begun = Begun::now();
         Ok(())
@@ -292,19 +305,22 @@ impl Session {
                 () = exit(&mut child) => return Stopped::TargetsGone,
             }
             let is_due = looked.elapsed() >= LIVENESS_EVERY;
+            let over = self.recorder.windows_over();
             let exited = match is_due {
                 true => self.recorder.exited(),
                 false => Vec::new(),
             };
-            if exited.is_empty() {
+            if exited.is_empty() && over.is_empty() {
                 self.drain();
             } else {
                 self.drain_all();
             }
+            self.recorder.close_windows(over);
             self.recorder.look_again(Instant::now());
             if is_due {
                 looked = Instant::now();
                 self.recorder.forget_exited(&exited);
+                self.recorder.follow();
             }
             if self.is_full() {
                 return Stopped::Full;
@@ -324,7 +340,9 @@ impl Session {
     pub fn rotate(&mut self) -> Result<Finished> {
         let gone = self.recorder.gone();
         let due = self.probes.ticks_due();
+        let over = self.recorder.windows_over();
         self.drain_all();
+        self.recorder.close_windows(over);
         let finished = self.split_off(&gone, due, None)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
         if self.config.selection.watches_execs() {
@@ -350,7 +368,9 @@ impl Session {
         let duration = self.begun.at.elapsed();
         let due = self.probes.ticks_due();
         self.probes.detach()?;
+        let over = self.recorder.stop_probing();
         while self.drain() == DRAIN_LIMIT {}
+        self.recorder.close_windows(over);
         let mut finished = self.split_off(&[], due, Some(stopped))?;
         for (taken, _) in &mut finished.windows {
             taken.duration = duration;

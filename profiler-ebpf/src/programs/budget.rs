@@ -42,6 +42,12 @@ static PROBE_SPENT: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROBED, 0)
 pub struct Admitted {
     share: *mut ProbeShare,
     began_ns: u64,
+    /// The process.
+    pub pid: u32,
+    /// The window's number.
+    pub window: u64,
+    /// Since when probes have been on without a pause, at least.
+    pub since_ns: u64,
 }
 
 /// Counts a hit, and says whether it is to be looked at. `None` where it lies outside
@@ -56,10 +62,12 @@ pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
     // SAFETY: a value of the map, which stays where it is while programs run.
     unsafe { add(&raw mut (*share).hits, 1) };
     // SAFETY: read only, and at most replaced meanwhile.
+    let (mut number, mut since_ns) = (0, 0);
     let wanted = match unsafe { PROBE_WINDOWS.get(pid) } {
         Some(window) if window.opens_ns <= began_ns && began_ns < window.closes_ns => {
             // SAFETY: as above. A count that another CPU is at misses this hit at
             // worst: the next sees both.
+            (number, since_ns) = (window.number, window.since_ns);
             let charge_ns = unsafe { (*share).charge_ns(window.trap_ns) };
             let within = charge_ns < window.spent_at_ns;
             if !within {
@@ -79,7 +87,13 @@ pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
         unsafe { add(&raw mut (*share).repeated, 1) };
         return None;
     }
-    Some(Admitted { share, began_ns })
+    Some(Admitted {
+        share,
+        began_ns,
+        pid,
+        window: number,
+        since_ns,
+    })
 }
 
 impl Admitted {
@@ -101,7 +115,7 @@ impl Admitted {
 /// # Safety
 /// `counter` is in a value of a map.
 #[inline(always)]
-unsafe fn add(counter: *mut u64, number: u64) {
+pub unsafe fn add(counter: *mut u64, number: u64) {
     // SAFETY: the caller's. The old value is not used, so that the oldest form of the
     // instruction will do.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, number) };

@@ -14,7 +14,7 @@ use profiler_ebpf::wire::{Counter, Measured, at, event, kind, wait};
 use super::{
     budget::{Admitted, admit},
     emit::{TARGETS, count, emit_sample, header},
-    memory::{read_word, read_words},
+    memory::read_word,
     registers::{Arguments, arguments, probed_registers},
     sample::{take, take_parked},
     scratch::Scratch,
@@ -128,8 +128,7 @@ fn contention_ready(ctx: ProbeContext) -> u32 {
 fn wake(ctx: &ProbeContext, admitted: &Admitted) {
     let pid = admitted.pid;
     // SAFETY: read only, and at most replaced meanwhile.
-    let (Some(layout), Some(target)) =
-        (unsafe { (WAIT_LAYOUTS.get(pid), TARGETS.get(pid)) })
+    let (Some(layout), Some(target)) = (unsafe { (WAIT_LAYOUTS.get(pid), TARGETS.get(pid)) })
     else {
         return;
     };

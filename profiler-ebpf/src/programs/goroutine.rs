@@ -84,6 +84,21 @@ pub fn current(layout: &GoLayout, registers: &UserRegisters, block: &mut Block) 
     goroutine
 }
 
+/// The goroutine of a `g` that no thread runs.
+#[inline(always)]
+pub fn parked(layout: &GoLayout, g: u64) -> Goroutine {
+    let mut goroutine = Goroutine {
+        g,
+        id: read_word(g.wrapping_add(layout.g_goid as u64)),
+        on_thread: g,
+        ..Goroutine::default()
+    };
+    if layout.labels != labels::UNKNOWN {
+        goroutine.label_set = read_word(g.wrapping_add(layout.g_labels as u64));
+    }
+    goroutine
+}
+
 /// The goroutine that Go code has in a register, if it is on its own stack: what
 /// else assembly has there is no `g` with this stack, and only goroutines have an
 /// id (`runtime.newproc1`, `runtime.oneNewExtraM`). That spares most samples the

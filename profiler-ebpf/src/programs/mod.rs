@@ -1,7 +1,9 @@
 //! Entry points: one file per hook. [`emit`] alone writes to the ring buffer.
 
+mod blocking;
 mod budget;
 mod chain;
+mod contention;
 mod cpu;
 mod emit;
 mod goroutine;
@@ -14,3 +16,4 @@ mod registers;
 mod sample;
 mod scratch;
 mod stack;
+mod waits;

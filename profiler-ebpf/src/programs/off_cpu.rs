@@ -148,6 +148,7 @@ fn leave(
             duration_ns: 0,
             part_ns: 0,
             detail: state,
+            window: 0,
         };
         let registers = saved_user_registers();
         take(ctx.as_ptr(), scratch, layout, &registers, false);
@@ -216,6 +217,7 @@ fn come_back(thread: &mut Thread, tid: u32, now: u64) {
             duration_ns,
             part_ns: now.wrapping_sub(ready),
             detail: thread.state,
+            window: 0,
         });
     }
     thread.left_ns = 0;

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
-    programs::PerfEventContext,
+    programs::{PerfEventContext, ProbeContext},
 };
 use profiler_ebpf::wire::Segment;
 
@@ -53,6 +53,9 @@ impl UserRegisters {
 mod x86 {
     pub const G: usize = 1;
     pub const FP: usize = 4;
+    pub const BX: usize = 5;
+    pub const AX: usize = 10;
+    pub const CX: usize = 11;
     pub const IP: usize = 16;
     pub const SP: usize = 19;
 }
@@ -92,11 +95,67 @@ fn is_user(registers: &UserRegisters) -> bool {
     registers.ip != 0 && registers.ip < USER_END
 }
 
+/// The registers at a probe.
+#[inline(always)]
+pub fn probed_registers(ctx: &ProbeContext) -> UserRegisters {
+    // SAFETY: the context of a uprobe's program are the thread's registers.
+    unsafe { first_in(ctx.as_ptr()) }
+}
+
+/// The arguments of a Go function at a probe on its prologue, and the goroutine: by
+/// Go's own calling convention (src/cmd/compile/abi-internal.md), since 1.17.
+#[derive(Clone, Copy)]
+pub struct Arguments {
+    pub a: u64,
+    pub b: u64,
+    pub c: u64,
+    pub g: u64,
+}
+
+/// See [`Arguments`].
+#[inline(always)]
+pub fn arguments(ctx: &ProbeContext) -> Arguments {
+    let words = ctx.as_ptr() as *const u64;
+    let word = |index: usize| {
+        // SAFETY: as above; the verifier allows a load of each at its constant offset.
+        unsafe { core::ptr::read_volatile(words.add(index)) }
+    };
+    // Outside of the branch: of two loads at its end the compiler makes one at an
+    // address that is not constant.
+    let (ax, bx, cx, r14) = (word(x86::AX), word(x86::BX), word(x86::CX), word(x86::G));
+    let (x0, x1, x2) = (word(0), word(1), word(2));
+    if is_arm64() {
+        Arguments {
+            a: x0,
+            b: x1,
+            c: x2,
+            g: word(arm64::G),
+        }
+    } else {
+        Arguments {
+            a: ax,
+            b: bx,
+            c: cx,
+            g: r14,
+        }
+    }
+}
+
 #[inline(always)]
 fn interrupted(ctx: &PerfEventContext) -> UserRegisters {
-    let words = ctx.as_ptr() as *const u64;
     // SAFETY: the context of a perf-event program begins with the interrupted
-    // registers; the verifier allows a load of each at its constant offset.
+    // registers.
+    unsafe { first_in(ctx.as_ptr()) }
+}
+
+/// The registers that a context begins with.
+///
+/// # Safety
+/// It begins with them; the verifier allows a load of each at its constant offset.
+#[inline(always)]
+unsafe fn first_in(ctx: *mut c_void) -> UserRegisters {
+    let words = ctx as *const u64;
+    // SAFETY: the caller's.
     unsafe {
         // Outside of the branch: of two loads at its end the compiler makes one
         // at an address that is not constant.

@@ -53,6 +53,26 @@ pub fn take(
     }
 }
 
+/// Puts a sample together of a goroutine that waits: its stack from where it left it,
+/// its id and labels. The thread is the current one.
+#[inline(always)]
+pub fn take_parked(scratch: &mut Scratch, layout: &GoLayout, g: u64) {
+    scratch.begin();
+    let registers = goroutine::saved_registers(layout, g);
+    begin_sample(&mut scratch.sample, &registers, true);
+    if registers.ip == 0 {
+        count(Counter::NoUserRegisters);
+        return;
+    }
+    let goroutine = goroutine::parked(layout, g);
+    scratch.sample.goid = goroutine.id;
+    scratch.state.goroutine = goroutine;
+    take_thread_stack(scratch, layout);
+    if goroutine.label_set != 0 {
+        take_labels(scratch, layout.labels as u64, goroutine.label_set);
+    }
+}
+
 /// Begins the header: the thread, and nothing taken yet.
 #[inline(always)]
 fn begin_sample(sample: &mut Sample, registers: &UserRegisters, in_user: bool) {

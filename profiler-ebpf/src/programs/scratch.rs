@@ -7,6 +7,7 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 use profiler_ebpf::wire::{MAX_PAYLOAD_WORDS, Measured, Sample};
 
 use super::{
+    budget::add,
     chain::{IntoC, Walk, Walked},
     goroutine::Goroutine,
     memory::{self, Block},
@@ -19,6 +20,8 @@ pub const MAX_COPY_WORDS: usize = 128;
 /// (`PCPU_MIN_UNIT_SIZE`).
 #[repr(C)]
 pub struct Scratch {
+    /// Programs of probes at work on this slot, or that look whether one is.
+    users: u64,
     /// Words in use. In the map, not in a register: the verifier then knows
     /// only what was last checked, and need not follow each depth at which a
     /// walk can end on its own.
@@ -68,10 +71,13 @@ pub enum Slot {
     Tick = 0,
     /// Thread switches, which happen with interrupts off.
     Switch = 1,
+    /// Programs of probes, of which one can be put aside for another: by
+    /// [`Scratch::for_probe`] alone.
+    Probe = 2,
 }
 
 /// Slots a CPU.
-const SLOTS: u32 = 2;
+const SLOTS: u32 = 3;
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SLOTS, 0);
@@ -84,6 +90,31 @@ impl Scratch {
         SCRATCH
             .get_ptr_mut(slot as u32)
             .map(|scratch| unsafe { &mut *scratch })
+    }
+
+    /// This CPU's slot for a program of a probe; none where another one is at work
+    /// on it. To be given back by [`Scratch::release`].
+    #[inline(always)]
+    pub fn for_probe() -> Option<&'static mut Scratch> {
+        let scratch = Self::of_this_cpu(Slot::Probe)?;
+        // Of two that come at the same time, at least one sees two.
+        // SAFETY: in a value of a map; volatile, as others write it.
+        let users = unsafe {
+            add(&raw mut scratch.users, 1);
+            core::ptr::read_volatile(&raw const scratch.users)
+        };
+        if users != 1 {
+            scratch.release();
+            return None;
+        }
+        Some(scratch)
+    }
+
+    /// Gives the slot back.
+    #[inline(always)]
+    pub fn release(&mut self) {
+        // SAFETY: in a value of a map.
+        unsafe { add(&raw mut self.users, u64::MAX) };
     }
 
     /// Begins a record: no words are in use.

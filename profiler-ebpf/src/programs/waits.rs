@@ -1,11 +1,7 @@
 //! What the programs that follow waits share: where a process keeps what, and which
 //! waits are wanted.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
-    macros::map,
-    maps::HashMap,
-};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
 use profiler_ebpf::wire::WaitLayout;
 
 use super::memory::read_word;

@@ -156,6 +156,7 @@ impl Sampler {
                 goroutines: config.goroutines,
                 labels: config.labels,
                 ring_bytes: memory.ring_bytes(),
+                probes: session::ProbeConfig::default(),
             },
             flush: config.flush.0,
             memory,

@@ -98,6 +98,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         goroutines: plan.goroutines,
         labels: true,
         ring_bytes: 8 * 1024 * 1024,
+        probes: plan.probes,
     };
     let mut stop = StopSignals::new()?;
     let mut session = Session::prepare(config)?;

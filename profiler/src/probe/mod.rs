@@ -14,6 +14,7 @@ mod shares;
 mod targets;
 mod uprobe_programs;
 mod uprobes;
+mod wait_layouts;
 mod watch;
 
 use std::time::Instant;
@@ -36,6 +37,7 @@ pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
 pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
+pub use wait_layouts::WaitLayouts;
 pub use watch::{Watch, Watched, monotonic_ns};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
@@ -188,6 +190,14 @@ impl Probes {
     /// The kernel refuses one: it takes Linux 6.6.
     pub fn load_uprobes(&self, names: &[&'static str]) -> Result<UprobePrograms> {
         UprobePrograms::load(OBJECT, &self.maps, names)
+    }
+
+    /// Which waits are followed; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_wait_layouts(&mut self) -> Result<WaitLayouts> {
+        WaitLayouts::take(&mut self.ebpf)
     }
 
     /// What probes took of each process; to be taken once.

@@ -70,6 +70,7 @@ impl Watch {
             received,
             take,
             attached: None,
+            since_ns: 0,
             windows: 0,
         };
         let thread = thread::Builder::new()
@@ -88,6 +89,19 @@ impl Watch {
         if let Some(orders) = &self.orders {
             // It fails where the thread has ended, and then nothing is on.
             let _ = orders.send(Spent { number, time_ns });
+        }
+    }
+
+    /// Begins to take the probes off, the last window with them.
+    pub fn end(&mut self) {
+        self.orders = None;
+    }
+
+    /// Waits until they are off. Why it ended is not asked.
+    pub fn wait(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 
@@ -115,11 +129,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // Why it ended is asked for by `stop`.
-            let _ = thread.join();
-        }
+        // Why it ended is asked for by `stop`.
+        self.wait();
     }
 }
 
@@ -130,6 +141,8 @@ struct Watching<F> {
     received: Receiver<Spent>,
     take: F,
     attached: Option<Attached>,
+    /// Since when they are on, on the monotonic clock.
+    since_ns: u64,
     windows: u64,
 }
 
@@ -200,6 +213,9 @@ impl<F: FnMut(&Watched)> Watching<F> {
         };
         let mut shares = lock(&self.shares);
         let opens_ns = monotonic_ns();
+        if attach_ns > 0 {
+            self.since_ns = opens_ns;
+        }
         let closes_ns = if plan.whole {
             (plan.slot_begins_ns + plan.slot_ns).max(opens_ns)
         } else {
@@ -210,6 +226,7 @@ impl<F: FnMut(&Watched)> Watching<F> {
             number: plan.number,
             opens_ns,
             closes_ns,
+            since_ns: self.since_ns,
             trap_ns,
             spent_at_ns: before.charge_ns(trap_ns).saturating_add(plan.spend_ns),
         };

@@ -186,7 +186,7 @@ impl Process {
     }
 
     /// The Go object, and what to add to its link-time addresses.
-    fn go_mapping(&self) -> Option<(&Arc<Object>, u64)> {
+    pub(super) fn go_mapping(&self) -> Option<(&Arc<Object>, u64)> {
         let object = self.go_object()?;
         self.mappings
             .iter()

@@ -10,6 +10,7 @@ mod object;
 mod proof;
 mod runtimes;
 mod select;
+mod waits;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,7 +1,7 @@
 //! The side of a recorder that takes what has a duration: a stack at one moment,
 //! how long it lasted at another.
 
-use profiler_ebpf::wire::{LONG_WAIT_NS, Measured, event};
+use profiler_ebpf::wire::{LONG_WAIT_NS, Measured, event, wait};
 
 use super::{
     recorder::{Recorder, Sampled},
@@ -14,6 +14,10 @@ use crate::{
     unwind::GAP,
 };
 
+/// The label that says what a goroutine waited for.
+const REASON: &str = "wait_reason";
+/// The label of stacks of those who waited, where others are there too.
+const AT: &str = "at";
 /// The label that says what a thread off the CPU waited for.
 const STATE: &str = "thread_state";
 /// It waited for something else than a CPU; the kernel's frames say for what.
@@ -24,10 +28,45 @@ const WAITING: &str = "waiting for a CPU";
 impl<T: Sampled> Recorder<T> {
     /// Takes the stack of something that begins.
     pub(super) fn measured(&mut self, measured: &Measured, sample: &Sample<'_>) {
-        if measured.event != event::OFF_CPU {
-            self.tally.undecodable += 1;
-            return;
+        match measured.event {
+            event::OFF_CPU => self.left_cpu(measured, sample),
+            event::MUTEX => self.waited(Event::Mutex, measured, sample),
+            event::BLOCK => self.waited(Event::Block, measured, sample),
+            _ => self.tally.undecodable += 1,
         }
+    }
+
+    /// A goroutine has waited.
+    fn waited(&mut self, event: Event, measured: &Measured, sample: &Sample<'_>) {
+        let Some(mut owner) = self.unwind(sample) else {
+            return;
+        };
+        let pid = measured.header.pid;
+        let probed = self.probing.as_mut().and_then(|probing| probing.get(pid));
+        let Some(probed) = probed else {
+            self.tally.unknown_process += 1;
+            return;
+        };
+        let reason = (measured.detail & wait::REASON) as usize;
+        if let Some(reason) = probed.reasons.get(reason) {
+            owner.labels.push((REASON.to_owned(), reason.clone()));
+        }
+        if event == Event::Mutex && measured.detail & wait::OF_WAITER != 0 {
+            owner.labels.push((AT.to_owned(), "waiter".to_owned()));
+        }
+        owner.labels.sort_unstable();
+        let latency = match event {
+            Event::Block => clamped(measured.part_ns),
+            _ => 0,
+        };
+        let values: Values = [1, clamped(measured.duration_ns), latency, 0];
+        let began_before = measured.detail & wait::BEGAN_BEFORE != 0;
+        let window = probed.window(measured.window, began_before).get(event);
+        window.add_values(owner, &self.stack, sample.head.kernel_frames, values);
+    }
+
+    /// A thread has left the CPU.
+    fn left_cpu(&mut self, measured: &Measured, sample: &Sample<'_>) {
         let Some(owner) = self.unwind(sample) else {
             return;
         };

@@ -9,7 +9,9 @@ use std::{
 use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
-use super::{Config, Tally, breaks::Breaks, looks::Looks, waits::Waits, windows::Windows};
+use super::{
+    Config, Tally, breaks::Breaks, looks::Looks, probing::Probing, waits::Waits, windows::Windows,
+};
 use crate::{
     aggregate::{Labels, Owner},
     decode::{Event, Sample, decode},
@@ -95,6 +97,8 @@ pub(super) struct Recorder<T> {
     pub(super) breaks: Breaks,
     /// Where memory is limited.
     pub(super) watch: Option<Watch>,
+    /// Where there are events that take probes.
+    pub(super) probing: Option<Probing>,
 }
 
 impl<T: Sampled> Recorder<T> {
@@ -123,6 +127,7 @@ impl<T: Sampled> Recorder<T> {
             tally: Tally::default(),
             breaks: Breaks::default(),
             watch: None,
+            probing: None,
         }
     }
 
@@ -278,8 +283,16 @@ impl<T: Sampled> Recorder<T> {
             Ok(Event::Exit { pid }) => {
                 self.exiting.insert(pid);
             }
-            // A session puts no probes on.
-            Ok(Event::ShareSpent { .. }) | Err(_) => self.tally.undecodable += 1,
+            Ok(Event::ShareSpent {
+                pid,
+                window,
+                time_ns,
+            }) => {
+                if let Some(probing) = &self.probing {
+                    probing.spent(pid, window, time_ns);
+                }
+            }
+            Err(_) => self.tally.undecodable += 1,
         }
     }
 
@@ -441,6 +454,7 @@ mod tests {
             goroutines: true,
             labels: true,
             ring_bytes: 4096,
+            probes: super::super::ProbeConfig::default(),
         };
         let mut recorder = Recorder::new(&config, Told::default());
         begin(&mut recorder);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::wire::Counter;
 
+use super::ProbeFacts;
 use crate::{probe::Counters, unwind::StackEnd};
 
 /// What was counted beside the samples.
@@ -45,6 +46,8 @@ pub struct Tally {
     /// Times that what was read and remembered of code was let go of, as memory
     /// was short. Nothing is missing for it.
     pub evictions: u64,
+    /// What probes of each process came to.
+    pub probes: Vec<ProbeFacts>,
     /// What is not recorded of which program, and why.
     pub off: BTreeSet<String>,
     /// What the kernel side had to say, in words.
@@ -107,6 +110,14 @@ impl Tally {
             (
                 self.ends_missed,
                 "waits left out, as nobody told of their end",
+            ),
+            (
+                self.kernel.get(Counter::WaitsFull),
+                "waits not followed: table of waits full",
+            ),
+            (
+                self.kernel.get(Counter::ProbesNested),
+                "waits lost: a probe was hit in the midst of another",
             ),
             (
                 self.stacks_not_taken,

@@ -5,11 +5,12 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled, windows::Windows,
+    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, probing::Probing,
+    recorder::Sampled, windows::Windows,
 };
 use crate::{
     aggregate::Window,
-    probe::Clock,
+    probe::{Clock, Watched},
     process::{Depth, Process, ProcessTable, all_pids, is_alive},
     symbolize::{Symbolizer, Taken},
 };
@@ -112,6 +113,9 @@ impl<T: Sampled> Recorder<T> {
             self.looks.forget(*pid);
             let _ = self.targets.remove(*pid);
         }
+        if let Some(probing) = &mut self.probing {
+            self.tally.probes = probing.split_off(&mut self.windows);
+        }
         let processes = self.table.split_off();
         self.off_cpu.retain(|index| self.table.contains(index));
         self.disproven.retain(|index| self.table.contains(*index));
@@ -156,6 +160,41 @@ impl<T: Sampled> Recorder<T> {
         self.excluded.insert(pid);
         let _ = self.targets.remove(pid);
     }
+
+    /// Puts probes on what runs, where events take them.
+    pub(super) fn follow(&mut self) {
+        let Some(probing) = &mut self.probing else {
+            return;
+        };
+        let table = &self.table;
+        let running = table.running();
+        let running = running.filter_map(|process| Some((table.current(process.pid)?, process)));
+        let (tally, off) = (&mut self.tally, &mut self.off);
+        probing.follow(running, |process, why| {
+            let text = format!("{}: no probes: {why}", process.exe);
+            off.insert(process.pid, text.clone());
+            tally.off.insert(text);
+        });
+    }
+
+    /// The windows of probes that are over: to be closed once the ring was emptied.
+    pub(super) fn windows_over(&self) -> Vec<(u32, Watched)> {
+        self.probing.as_ref().map_or_else(Vec::new, Probing::over)
+    }
+
+    /// See [`Probing::close`].
+    pub(super) fn close_windows(&mut self, over: Vec<(u32, Watched)>) {
+        if let Some(probing) = &mut self.probing {
+            probing.close(over);
+        }
+    }
+
+    /// See [`Probing::stop`].
+    pub(super) fn stop_probing(&mut self) -> Vec<(u32, Watched)> {
+        let probing = self.probing.as_mut();
+        probing.map_or_else(Vec::new, Probing::stop)
+    }
+
     /// Looks again at the processes that were excluded.
     pub(super) fn reconsider(&mut self) {
         for pid in std::mem::take(&mut self.excluded) {

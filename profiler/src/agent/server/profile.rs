@@ -222,6 +222,7 @@ fn record(
         goroutines: false,
         labels: true,
         ring_bytes: memory.ring_bytes(),
+        probes: session::ProbeConfig::default(),
     };
     let recording = runtime.block_on(async {
         let mut session = Session::prepare_within(config, Some(memory.of_session()))?;

@@ -11,7 +11,9 @@ use regex::Regex;
 
 use crate::{
     cli::Failure,
+    probe::Budget,
     profile::Format,
+    session::{At, ProbeConfig, takes_probes},
     symbolize::{Event, Filter},
 };
 
@@ -111,6 +113,22 @@ pub struct Args {
     #[arg(long, value_name = "RE")]
     pub exclude: Option<Regex>,
 
+    /// What probes may take from each process, of one CPU, over any 10 s: 1%, 0.5%, or
+    /// off for no limit; where they would take more they watch a part of the time, and
+    /// values are scaled by it; for -e mutex and -e block
+    #[arg(long, value_name = "SHARE", value_parser = parse_budget)]
+    pub probe_budget: Option<Budget>,
+    /// Leave out waits that are shorter: 10us, 1ms; for -e mutex and -e block
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    pub min_wait: Option<Duration>,
+    /// Whose stack -e mutex counts a wait for (default: waker, as Go does)
+    #[arg(long, value_enum)]
+    pub at: Option<AtArg>,
+    /// With -e block, also the waits that nobody asks about: sleeps, and those of the
+    /// runtime's own goroutines
+    #[arg(long)]
+    pub block_all: bool,
+
     /// Write nothing to stderr but errors
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -126,10 +144,35 @@ pub enum EventArg {
     Cpu,
     /// Time off the CPU: blocked, or waiting for one
     Offcpu,
+    /// Waiting for mutexes and other semaphores, by who held them
+    Mutex,
+    /// Goroutines that wait for channels, locks, the network
+    Block,
     /// Memory in use, and all that was allocated since the program began
     Heap,
     /// Memory allocated during the recording
     Allocs,
+}
+
+/// Whose stack, as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AtArg {
+    /// Who held it and woke the one that waited
+    Waker,
+    /// Who waited
+    Waiter,
+    /// Both; stacks of who waited have the label at=waiter
+    Both,
+}
+
+impl From<AtArg> for At {
+    fn from(arg: AtArg) -> Self {
+        match arg {
+            AtArg::Waker => At::Waker,
+            AtArg::Waiter => At::Waiter,
+            AtArg::Both => At::Both,
+        }
+    }
 }
 
 impl From<EventArg> for Event {
@@ -137,6 +180,8 @@ impl From<EventArg> for Event {
         match arg {
             EventArg::Cpu => Event::Cpu,
             EventArg::Offcpu => Event::OffCpu,
+            EventArg::Mutex => Event::Mutex,
+            EventArg::Block => Event::Block,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
         }
@@ -192,6 +237,7 @@ pub(super) struct Plan {
     pub threads: bool,
     pub goroutines: bool,
     pub filter: Filter,
+    pub probes: ProbeConfig,
     pub quiet: bool,
     pub verbose: bool,
 }
@@ -229,6 +275,18 @@ impl Args {
             "--enable-memprofile",
         )?;
         check_event(memory, sampled.is_none() && self.threads, "--threads")?;
+        let first = events.first().copied();
+        let no_probes = !events.iter().any(|event| takes_probes(*event));
+        let no_mutex = !events.contains(&Event::Mutex);
+        let no_block = !events.contains(&Event::Block);
+        for (is_meaningless, flag) in [
+            (no_probes && self.probe_budget.is_some(), "--probe-budget"),
+            (no_probes && self.min_wait.is_some(), "--min-wait"),
+            (no_mutex && self.at.is_some(), "--at"),
+            (no_block && self.block_all, "--block-all"),
+        ] {
+            check_event(first, is_meaningless, flag)?;
+        }
         if let Some(event) = memory
             && matches!(who, Who::Command(_))
             && self.duration.is_none()
@@ -260,6 +318,12 @@ impl Args {
                 include: self.include,
                 exclude: self.exclude,
                 labels: self.label,
+            },
+            probes: ProbeConfig {
+                budget: self.probe_budget.unwrap_or(ProbeConfig::default().budget),
+                min_wait: self.min_wait.unwrap_or_default(),
+                at: self.at.map_or(At::Waker, At::from),
+                all_waits: self.block_all,
             },
             quiet: self.quiet,
             verbose: self.verbose > 0,
@@ -305,6 +369,27 @@ fn check_event(event: Option<Event>, is_meaningless: bool, flag: &str) -> Result
         ))),
         _ => Ok(()),
     }
+}
+
+/// `1%`, or `off`.
+fn parse_budget(text: &str) -> Result<Budget, String> {
+    if text == "off" {
+        return Ok(Budget::Unlimited);
+    }
+    let percent = text
+        .strip_suffix('%')
+        .map(|number| number.trim().parse::<f64>());
+    match percent {
+        Some(Ok(percent)) if percent > 0.0 && percent <= 100.0 => {
+            Ok(Budget::Share(percent / 100.0))
+        }
+        _ => Err("must be a share of one CPU such as 1% or 0.5%, or off".to_owned()),
+    }
+}
+
+/// A time with its unit.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
 }
 
 /// `KEY=RE`.

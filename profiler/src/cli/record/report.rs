@@ -8,7 +8,7 @@ use crate::{
     cli::printable,
     probe::Clock,
     profile::Format,
-    session::{Break, Named, Recording},
+    session::{Break, Named, ProbeFacts, Recording},
     symbolize::Event,
     unwind::StackEnd,
 };
@@ -46,6 +46,9 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     for note in notes(recording) {
         eprintln!("  {}", printable(&note));
     }
+    for facts in &recording.tally.probes {
+        eprintln!("  {}", printable(&probes(facts)));
+    }
     for (named, kept) in recording.named.iter().zip(kept) {
         if *kept != named.samples {
             eprintln!("  {kept} samples kept by --include and --exclude");
@@ -74,6 +77,32 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
         percent(cpu.as_secs_f64() / seconds.max(0.001)),
         memory_bytes / 1_000_000,
     );
+}
+
+/// What probes of a process came to.
+fn probes(facts: &ProbeFacts) -> String {
+    let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
+    let taken = facts.charged_ns as f64 / facts.elapsed_ns.max(1) as f64;
+    let totals = facts.totals.iter().map(|(event, counts, delays)| {
+        format!(
+            "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
+            event.name(),
+            counts.value,
+            counts.standard_error,
+            delays.value / 1e9,
+            delays.standard_error / 1e9
+        )
+    });
+    format!(
+        "pid {} {}: watched {:.1}% of the time in {} windows, {} hits, probes took {:.2}% of one CPU{}",
+        facts.pid,
+        facts.comm,
+        share * 100.0,
+        facts.windows,
+        facts.hits,
+        taken * 100.0,
+        totals.collect::<String>()
+    )
 }
 
 /// What was taken of an event, in words.

@@ -1,0 +1,73 @@
+//! What the kernel side must know of a Go program to follow its waits.
+
+use profiler_ebpf::wire::{Code, WaitLayout};
+
+use super::{NoLayout, Process};
+use crate::gomemory::Live;
+
+/// Waits that nobody asked about: those of the runtime's own goroutines for work, and
+/// sleeps (`waitReasonStrings` in `runtime/runtime2.go`, in all versions that have
+/// them).
+const UNASKED: [&str; 14] = [
+    "",
+    "GC worker (idle)",
+    "GC worker (active)",
+    "GC assist marking",
+    "GC background sweeper wait",
+    "GC sweep wait",
+    "GC scavenge wait",
+    "force gc (idle)",
+    "finalizer wait",
+    "cleanup wait",
+    "sleep",
+    "debug call",
+    "trace reader (blocked)",
+    "stopping the world",
+];
+
+impl Process {
+    /// What the kernel side must know to follow the waits of this program, and its
+    /// wait reasons, in words; None where its goroutines cannot be found yet. Waits
+    /// that nobody asked about are left out unless `all` are wanted.
+    ///
+    /// # Errors
+    /// Why that cannot be known.
+    pub fn wait_layout(&self, all: bool) -> Result<Option<(WaitLayout, Vec<String>)>, String> {
+        let memory = Live::open(self.pid).map_err(|error| error.to_string())?;
+        let offsets = match self.struct_offsets(&memory) {
+            Ok((offsets, true)) => offsets,
+            Ok((_, false)) | Err(NoLayout::NotYet) => return Ok(None),
+            Err(NoLayout::Unknown(why)) => return Err(why),
+        };
+        let (object, bias) = self.go_mapping().ok_or("its Go code is not mapped")?;
+        let binary = object.go().ok_or("it is not Go")?;
+        let reasons = binary
+            .wait_reasons()
+            .ok_or("it does not say what goroutines wait for")?;
+        let park = binary
+            .functions_by_name("runtime.gopark")
+            .next()
+            .ok_or("it has no runtime.gopark")?;
+        let mut wanted = [0_u64; 2];
+        for (number, reason) in reasons.iter().enumerate().take(128) {
+            if all || !UNASKED.contains(&reason.as_str()) {
+                wanted[number / 64] |= 1 << (number % 64);
+            }
+        }
+        let layout = WaitLayout {
+            reasons: wanted,
+            min_wait_ns: 0,
+            park: Code {
+                start: park.entry.wrapping_add(bias),
+                len: park.end.saturating_sub(park.entry),
+            },
+            g_wait_reason: u16::try_from(offsets.g.wait_reason)
+                .map_err(|_| "its offsets are out of range")?,
+            at: 0,
+            // `semrelease1` in `runtime/sema.go`.
+            counts_all: u8::from(binary.version().major_minor() >= (1, 21)),
+            reserved: 0,
+        };
+        Ok(Some((layout, reasons)))
+    }
+}

@@ -1,0 +1,471 @@
+//! Probes on the processes of a session: which go where, and what their windows come
+//! to. The budget of each is held by a thread of its own (`probe::Watch`).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow};
+use profiler_ebpf::wire::at;
+
+use super::windows::Windows;
+use crate::{
+    probe::{
+        self, Budget, Controller, Costs, Estimate, Estimator, ProbeSet, Probes, Shares,
+        UprobePrograms, WaitLayouts, Watch, Watched, Weight, calibrate,
+    },
+    process::{Process, ProcessIndex, is_alive},
+    symbolize::Event,
+};
+
+/// What probes may do.
+#[derive(Debug, Clone, Copy)]
+pub struct ProbeConfig {
+    /// What they may take from each process.
+    pub budget: Budget,
+    /// Waits that are shorter are left out.
+    pub min_wait: Duration,
+    /// Whose stacks a wait for a mutex is counted for.
+    pub at: At,
+    /// Also waits that nobody asks about.
+    pub all_waits: bool,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self {
+            budget: Budget::Share(0.01),
+            min_wait: Duration::ZERO,
+            at: At::Waker,
+            all_waits: false,
+        }
+    }
+}
+
+/// Whose stacks a wait for a mutex is counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// Who held it, as in Go's own profile.
+    Waker,
+    /// Who waited.
+    Waiter,
+    /// Both, told apart by a label.
+    Both,
+}
+
+impl At {
+    fn bits(self) -> u8 {
+        match self {
+            At::Waker => at::WAKER,
+            At::Waiter => at::WAITER,
+            At::Both => at::WAKER | at::WAITER,
+        }
+    }
+}
+
+/// A program of probes, the function it goes to, and whether events can be had
+/// without.
+struct Part(&'static str, &'static str, bool);
+
+/// What each event that takes probes is made of.
+static PARTS: [(Event, [Part; 3]); 2] = [
+    (
+        Event::Mutex,
+        [
+            Part("contention_queue", "runtime.(*semaRoot).queue", true),
+            Part("contention_ready", "runtime.readyWithTime", true),
+            Part("contention_notify", "sync.runtime_notifyListWait", false),
+        ],
+    ),
+    (
+        Event::Block,
+        [
+            Part("blocking_park", "runtime.gopark", true),
+            Part("blocking_execute", "runtime.execute", true),
+            Part("blocking_ready", "runtime.ready", false),
+        ],
+    ),
+];
+
+/// Whether an event takes probes.
+pub fn takes_probes(event: Event) -> bool {
+    PARTS.iter().any(|(of, _)| *of == event)
+}
+
+/// What probes of a process came to.
+#[derive(Debug, Clone)]
+pub struct ProbeFacts {
+    /// The process.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// How often they were hit.
+    pub hits: u64,
+    /// What they took from it, in nanoseconds of CPU time.
+    pub charged_ns: u64,
+    /// How long it was watched, in nanoseconds.
+    pub watched_ns: u64,
+    /// Out of how long.
+    pub elapsed_ns: u64,
+    /// In how many windows.
+    pub windows: u64,
+    /// The totals of each event: counts and nanoseconds.
+    pub totals: Vec<(Event, Estimate, Estimate)>,
+}
+
+/// Probes at work.
+pub(super) struct Probing {
+    config: ProbeConfig,
+    events: Vec<Event>,
+    programs: UprobePrograms,
+    shares: Arc<Mutex<Shares>>,
+    layouts: WaitLayouts,
+    trap_ns: u64,
+    probed: HashMap<u32, Probed>,
+    /// Programs that cannot be probed: not to be tried again.
+    refused: HashMap<u32, ProcessIndex>,
+    sender: Sender<(u32, Watched)>,
+    windows: Receiver<(u32, Watched)>,
+}
+
+/// A process that is probed.
+pub(super) struct Probed {
+    index: ProcessIndex,
+    comm: String,
+    watch: Watch,
+    /// Its wait reasons, in words.
+    pub reasons: Vec<String>,
+    /// What was seen in windows that are not over, by their number.
+    open: BTreeMap<u64, Seen>,
+    /// What those that are over stand for.
+    seen: Windows,
+    since_ns: u64,
+    facts: Counts,
+    totals: BTreeMap<Event, (Estimator, Estimator)>,
+}
+
+/// What was seen in a window.
+#[derive(Default)]
+struct Seen {
+    whole: Windows,
+    /// Of waits that began before anybody watched.
+    begun_before: Windows,
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: u64,
+    charged_ns: u64,
+    watched_ns: u64,
+    slots_ns: u64,
+    windows: u64,
+}
+
+impl Probing {
+    /// Loads what `events` take; None where none of them takes probes.
+    ///
+    /// # Errors
+    /// The kernel refuses a program.
+    pub(super) fn prepare(
+        probes: &mut Probes,
+        events: &[Event],
+        config: ProbeConfig,
+    ) -> Result<Option<Self>> {
+        let events: Vec<Event> = events
+            .iter()
+            .copied()
+            .filter(|e| takes_probes(*e))
+            .collect();
+        if events.is_empty() {
+            return Ok(None);
+        }
+        let names = parts(&events).map(|part| part.0);
+        let names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
+        let programs = probes.load_uprobes(&names)?;
+        let mut shares = probes.take_shares()?;
+        let exe = Path::new("/proc/self/exe");
+        // Where it cannot be measured, it is taken for more than it is.
+        let trap_ns = calibrate::measure(exe, &programs, &mut shares)
+            .map_or(calibrate::DEFAULT_TRAP_NS, |cost| cost.median_ns);
+        let (sender, windows) = channel();
+        Ok(Some(Self {
+            config,
+            events,
+            programs,
+            shares: Arc::new(Mutex::new(shares)),
+            layouts: probes.take_wait_layouts()?,
+            trap_ns,
+            probed: HashMap::new(),
+            refused: HashMap::new(),
+            sender,
+            windows,
+        }))
+    }
+
+    /// Puts probes on what runs and has none, and takes them off what is gone. Calls
+    /// `refuse` with each process that cannot be probed, once, and why.
+    pub(super) fn follow<'p>(
+        &mut self,
+        running: impl Iterator<Item = (ProcessIndex, &'p Arc<Process>)>,
+        mut refuse: impl FnMut(&Process, String),
+    ) {
+        let mut gone: Vec<u32> = self.probed.keys().copied().collect();
+        for (index, process) in running {
+            let pid = process.pid;
+            gone.retain(|known| *known != pid);
+            if self.refused.get(&pid) == Some(&index) {
+                continue;
+            }
+            if self.probed.get(&pid).is_some_and(|p| p.index == index) {
+                continue;
+            }
+            self.probed.remove(&pid);
+            match self.begin(index, process) {
+                Ok(Some(probed)) => {
+                    self.probed.insert(pid, probed);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.refused.insert(pid, index);
+                    refuse(process, format!("{error:#}"));
+                }
+            }
+        }
+        for pid in gone {
+            self.layouts.remove(pid);
+            // What its last windows came to is told by their messages, or lost with it.
+            if let Some(probed) = self.probed.get(&pid)
+                && probed.watch.is_over()
+            {
+                self.probed.remove(&pid);
+            }
+        }
+        self.refused.retain(|pid, _| is_alive(*pid));
+    }
+
+    /// Begins to watch a process; None where its goroutines cannot be found yet.
+    fn begin(&mut self, index: ProcessIndex, process: &Process) -> Result<Option<Probed>> {
+        let Some((mut layout, reasons)) = process
+            .wait_layout(self.config.all_waits)
+            .map_err(|why| anyhow!(why))?
+        else {
+            return Ok(None);
+        };
+        layout.min_wait_ns = u64::try_from(self.config.min_wait.as_nanos()).unwrap_or(u64::MAX);
+        layout.at = self.config.at.bits();
+        let object = process
+            .go_object()
+            .ok_or_else(|| anyhow!("its Go code is not mapped"))?;
+        let binary = object.go().ok_or_else(|| anyhow!("it is not Go"))?;
+        let wanted: Vec<&Part> = parts(&self.events).collect();
+        let names: Vec<&str> = wanted.iter().map(|part| part.1).collect();
+        let mut set = ProbeSet::new(process.pid, Arc::clone(object));
+        for (Part(program, function, is_needed), place) in
+            wanted.iter().zip(binary.probe_places(&names))
+        {
+            match place {
+                Ok(place) => set.add(&self.programs, program, &[place])?,
+                Err(why) if *is_needed => return Err(anyhow!("cannot probe {function}: {why}")),
+                Err(_) => {}
+            }
+        }
+        self.layouts.insert(process.pid, &layout)?;
+        let costs = Costs {
+            trap_ns: self.trap_ns,
+            switch_ns: probe::SWITCH_NS_PER_PLACE * set.places() as u64,
+        };
+        let now_ns = probe::monotonic_ns();
+        let seed = now_ns ^ u64::from(process.pid).rotate_left(32);
+        let controller = Controller::new(self.config.budget, costs, seed, now_ns);
+        let (sender, pid) = (self.sender.clone(), process.pid);
+        let take = move |watched: &Watched| {
+            // It fails where the session is over.
+            let _ = sender.send((pid, *watched));
+        };
+        let watch = Watch::start(set, Arc::clone(&self.shares), controller, take)?;
+        Ok(Some(Probed {
+            index,
+            comm: process.comm.clone(),
+            watch,
+            reasons,
+            open: BTreeMap::new(),
+            seen: Windows::default(),
+            since_ns: now_ns,
+            facts: Counts::default(),
+            totals: BTreeMap::new(),
+        }))
+    }
+
+    /// The process, if it is probed.
+    pub(super) fn get(&mut self, pid: u32) -> Option<&mut Probed> {
+        self.probed.get_mut(&pid)
+    }
+
+    /// The kernel side tells that a window's share is spent.
+    pub(super) fn spent(&self, pid: u32, window: u64, time_ns: u64) {
+        if let Some(probed) = self.probed.get(&pid) {
+            probed.watch.spent(window, time_ns);
+        }
+    }
+
+    /// The windows that are over by now. What they hold may still be in the ring:
+    /// they are to be [closed](Probing::close) once that was emptied.
+    pub(super) fn over(&self) -> Vec<(u32, Watched)> {
+        self.windows.try_iter().collect()
+    }
+
+    /// Counts what was seen in windows that are over.
+    pub(super) fn close(&mut self, over: Vec<(u32, Watched)>) {
+        for (pid, watched) in over {
+            if let Some(probed) = self.probed.get_mut(&pid) {
+                probed.close(&watched);
+            }
+        }
+    }
+
+    /// Takes all probes off, and gives the windows that end by that.
+    pub(super) fn stop(&mut self) -> Vec<(u32, Watched)> {
+        // All at once: each takes some tens of milliseconds.
+        self.probed
+            .values_mut()
+            .for_each(|probed| probed.watch.end());
+        self.probed
+            .values_mut()
+            .for_each(|probed| probed.watch.wait());
+        self.over()
+    }
+
+    /// Takes out what was seen since the last call, as what it stands for.
+    pub(super) fn split_off(&mut self, into: &mut Windows) -> Vec<ProbeFacts> {
+        let now_ns = probe::monotonic_ns();
+        let is_exact = self.config.budget == Budget::Unlimited;
+        let probed = self.probed.iter_mut();
+        probed
+            .map(|(pid, probed)| probed.split_off(*pid, now_ns, is_exact, into))
+            .collect()
+    }
+}
+
+impl Probed {
+    /// Where what is seen in a window goes.
+    pub(super) fn window(&mut self, number: u64, began_before: bool) -> &mut Windows {
+        let seen = self.open.entry(number).or_default();
+        match began_before {
+            true => &mut seen.begun_before,
+            false => &mut seen.whole,
+        }
+    }
+
+    fn close(&mut self, watched: &Watched) {
+        let is_whole = watched.closed.plan.whole;
+        let watched_ns = watched.closed.watched_ns();
+        let slot_ns = match is_whole {
+            true => watched_ns,
+            false => watched.closed.plan.slot_ns,
+        };
+        let facts = &mut self.facts;
+        let weight = Weight {
+            index: facts.windows,
+            slot_ns,
+            watched_ns,
+        };
+        facts.windows += 1;
+        facts.hits += watched.share.hits;
+        facts.charged_ns += watched.closed.charged_ns;
+        facts.watched_ns += watched_ns;
+        facts.slots_ns += slot_ns;
+        let Some(seen) = self.open.remove(&watched.closed.plan.number) else {
+            return;
+        };
+        let scale = slot_ns as f64 / watched_ns.max(1) as f64;
+        // A window sees the ends of as many waits that began before it as it sees
+        // begin that end after it, and as much of them: what is seen of the ones
+        // stands for both. A window that follows on another has neither.
+        let twice = if is_whole { 1.0 } else { 2.0 };
+        for (windows, times) in [(seen.whole, 1.0), (seen.begun_before, twice)] {
+            for (event, window) in windows {
+                let totals = self.totals.entry(event).or_default();
+                let (mut counts, mut delays) = (0.0, 0.0);
+                let mut carry = Carry::default();
+                self.seen.get(event).merge(&window, |values| {
+                    counts += values[0] as f64;
+                    delays += values[1] as f64 * times;
+                    carry.scaled(values, [scale, scale * times, scale * times, 0.0])
+                });
+                totals.0.add(&weight, counts);
+                totals.1.add(&weight, delays);
+            }
+        }
+    }
+
+    fn split_off(
+        &mut self,
+        pid: u32,
+        now_ns: u64,
+        is_exact: bool,
+        into: &mut Windows,
+    ) -> ProbeFacts {
+        let facts = std::mem::take(&mut self.facts);
+        let elapsed_ns = now_ns.saturating_sub(self.since_ns);
+        self.since_ns = now_ns;
+        // Slots without a window stand for what the others saw.
+        let scale = match is_exact || facts.slots_ns == 0 {
+            true => 1.0,
+            false => elapsed_ns as f64 / facts.slots_ns as f64,
+        };
+        for (event, window) in std::mem::take(&mut self.seen) {
+            let mut carry = Carry::default();
+            into.get(event)
+                .merge(&window, |values| carry.scaled(values, [scale; 4]));
+        }
+        let scaled = |estimator: &Estimator| {
+            let estimate = estimator.estimate(facts.windows);
+            Estimate {
+                value: estimate.value * scale,
+                standard_error: estimate.standard_error * scale,
+            }
+        };
+        let totals = std::mem::take(&mut self.totals);
+        ProbeFacts {
+            pid,
+            comm: self.comm.clone(),
+            hits: facts.hits,
+            charged_ns: facts.charged_ns,
+            watched_ns: facts.watched_ns,
+            elapsed_ns,
+            windows: facts.windows,
+            totals: totals
+                .iter()
+                .map(|(event, (counts, delays))| (*event, scaled(counts), scaled(delays)))
+                .collect(),
+        }
+    }
+}
+
+/// Scales values to whole numbers; what is cut off one is added to the next.
+#[derive(Default)]
+struct Carry([f64; 4]);
+
+impl Carry {
+    fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
+        let mut scaled = [0; 4];
+        for (index, to) in scaled.iter_mut().enumerate() {
+            let exact = values[index] as f64 * scales[index] + self.0[index];
+            let whole = exact.round();
+            self.0[index] = exact - whole;
+            *to = whole as i64;
+        }
+        scaled
+    }
+}
+
+fn parts(events: &[Event]) -> impl Iterator<Item = &'static Part> + '_ {
+    let wanted = PARTS.iter().filter(|(event, _)| events.contains(event));
+    wanted.flat_map(|(_, parts)| parts)
+}
