@@ -116,7 +116,7 @@ impl Windows {
         let (ratio, factor) = match self.own_ns() / scaled_own {
             // Windows that saw next to nothing of the target's own time say nothing of
             // how much it gets done in it: the clock does, if less well.
-            factor if factor.is_finite() && (0.25..4.0).contains(&factor) => {
+            factor if factor.is_finite() && (0.05..20.0).contains(&factor) => {
                 (scaled_value / scaled_own, factor)
             }
             _ => (0.0, self.by_the_clock()),
