@@ -19,7 +19,8 @@ use super::Failure;
 use crate::{
     decode::{Event, decode},
     probe::{
-        self, Budget, Controller, Costs, Options, ProbeSet, Probes, Watch, Watched, calibrate,
+        self, Budget, Controller, Costs, Options, ProbeSet, Probes, Watch, Watched, Windows,
+        calibrate,
     },
     process::Objects,
 };
@@ -118,6 +119,12 @@ fn pump(
 ) -> anyhow::Result<()> {
     let mut ring = probes.take_ring()?;
     let ends = Instant::now() + Duration::from_millis(args.duration_ms);
+    let (mut seen, mut hits) = (Windows::default(), Vec::new());
+    let mut take = |watched: &Watched| {
+        hits.push((seen.len(), watched.share.admitted() as f64));
+        seen.push(watched.weight);
+        print(&window(watched))
+    };
     while Instant::now() < ends && !watch.is_over() {
         let mut poll = libc::pollfd {
             fd: ring.as_raw_fd(),
@@ -135,14 +142,20 @@ fn pump(
             }
         }
         for watched in windows.try_iter() {
-            print(&window(&watched))?;
+            take(&watched)?;
         }
     }
     let controller = watch.stop()?;
     for watched in windows.try_iter() {
-        print(&window(&watched))?;
+        take(&watched)?;
     }
-    print(&json!({ "end": { "skipped": controller.skipped(), "rate": controller.rate() } }))
+    let estimate = seen.estimate(&hits);
+    print(&json!({ "end": {
+        "skipped": controller.skipped(), "rate": controller.rate(), "windows": seen.len(),
+        "watched_share": seen.watched_share(), "hits": estimate.value,
+        "standard_error": estimate.standard_error,
+        "half_width_95": estimate.half_width_95(seen.len()),
+    }}))
 }
 
 fn window(watched: &Watched) -> serde_json::Value {
@@ -154,6 +167,7 @@ fn window(watched: &Watched) -> serde_json::Value {
         "hits": watched.share.hits, "refused": watched.share.refused,
         "repeated": watched.share.repeated, "program_ns": watched.share.program_ns,
         "charged_ns": closed.charged_ns, "outside_ns": closed.outside_ns,
+        "own_ns": watched.weight.own_ns, "own_since_ns": watched.weight.own_since_ns,
         "attach_ns": watched.attach_ns, "detach_ns": watched.detach_ns,
     }})
 }

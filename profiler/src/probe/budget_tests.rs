@@ -1,7 +1,7 @@
 //! Simulated targets, held to their budget: whatever they do, no period may hold more
 //! than its share, and what the windows say must be the truth.
 
-use super::super::estimate::{Estimate, Estimator, Weight};
+use super::super::estimate::{Estimate, Weight, Windows};
 use super::*;
 
 const MS: u64 = 1_000_000;
@@ -11,11 +11,11 @@ const COSTS: Costs = Costs {
     switch_ns: 50_000,
 };
 
-/// A target that hits probes at a rate which changes from moment to moment.
+/// A target that is busy on all its CPUs, and hits probes at a rate which changes from
+/// moment to moment.
 struct Simulated<'a> {
-    /// Hits a second at a time, in nanoseconds.
+    /// Hits a second at a time, in nanoseconds, where probes take nothing of it.
     rate: &'a dyn Fn(u64) -> f64,
-    /// What a hit takes, which slows the target down as well: it has so many CPUs.
     cpus: f64,
 }
 
@@ -23,112 +23,126 @@ struct Simulated<'a> {
 struct Outcome {
     /// When something was charged, and how much.
     charges: Vec<(u64, f64)>,
-    watched_ns: u64,
+    windows: Windows,
+    /// What the windows say there were of hits.
     estimate: Estimate,
-    windows: u64,
-    spent: u64,
-    skipped: u64,
-    /// The hits there were in the slots of the windows.
+    /// What there were.
     truth: f64,
 }
 
 const STEP_NS: u64 = MS / 20;
 
+/// What went on in some time.
+#[derive(Default, Clone, Copy)]
+struct Sums {
+    hits: f64,
+    charged: f64,
+    own: f64,
+}
+
 impl Simulated<'_> {
-    /// Hits within a step, without and with probes on.
-    fn hits(&self, at_ns: u64) -> (f64, f64) {
+    /// A step with the probes on or off. What they take, the target cannot do.
+    fn step(&self, at_ns: u64, on: bool) -> Sums {
+        let step_ns = STEP_NS as f64;
         let rate = (self.rate)(at_ns);
-        let most = self.cpus / (COSTS.trap_ns as f64 / 1e9);
-        // A target that has the CPU for it does as much as before.
-        let with = rate.min(rate * most / (rate + most));
-        let step_s = STEP_NS as f64 / 1e9;
-        (rate * step_s, with * step_s)
+        let taken = if on {
+            rate * COSTS.trap_ns as f64 / 1e9 / self.cpus
+        } else {
+            0.0
+        };
+        let own = self.cpus * step_ns / (1.0 + taken);
+        Sums {
+            hits: rate * step_ns / 1e9 / (1.0 + taken),
+            charged: self.cpus * step_ns - own,
+            own,
+        }
     }
 
     fn run(&self, share: f64, seconds: u64, seed: u64) -> Outcome {
         let mut controller = Controller::new(Budget::Share(share), COSTS, seed, 0);
-        let mut outcome = Outcome {
-            charges: Vec::new(),
-            watched_ns: 0,
-            estimate: Estimator::default().estimate(1),
-            windows: 0,
-            spent: 0,
-            skipped: 0,
-            truth: 0.0,
-        };
-        let mut total = Estimator::default();
-        let mut now_ns = 0;
-        let mut on = false;
+        let mut charges = Vec::new();
+        let (mut windows, mut values, mut all) = (Windows::default(), Vec::new(), Sums::default());
+        let (mut now_ns, mut on) = (0, false);
         while now_ns < seconds * S {
             let plan = controller.next(now_ns);
-            let (closed, seen) = self.watch(&plan, now_ns, &mut on, &mut outcome.charges);
-            let weight = Weight {
-                index: outcome.windows,
+            let (before, begun_ns) = (all, now_ns);
+            while now_ns < plan.opens_ns {
+                all.add(self.step(now_ns, false));
+                now_ns += STEP_NS;
+            }
+            let (closed, seen) = self.watch(&plan, &mut now_ns, &mut on, &mut charges);
+            all.add(seen.0);
+            all.add(seen.1);
+            values.push((windows.len(), seen.0.hits));
+            windows.push(Weight {
                 slot_ns: plan.slot_ns,
                 watched_ns: closed.watched_ns(),
-            };
-            // The target does less while it is watched; what it would have done is
-            // not what a window can say, so the truth is taken as it was seen.
-            total.add(&weight, seen);
-            outcome.windows += 1;
-            outcome.spent += u64::from(closed.spent);
-            outcome.watched_ns += closed.watched_ns();
-            let slot = plan.slot_begins_ns..plan.slot_begins_ns + plan.slot_ns;
-            let steps = slot.step_by(STEP_NS as usize);
-            outcome.truth += steps.map(|at| self.hits(at).1).sum::<f64>();
+                own_ns: seen.0.own,
+                own_since_ns: all.own - before.own,
+                since_ns: now_ns - begun_ns,
+            });
             controller.closed(&closed);
-            now_ns = closed.ended_ns.max(now_ns);
         }
-        outcome.estimate = total.estimate(outcome.windows);
-        outcome.skipped = controller.skipped();
-        outcome
+        Outcome {
+            charges,
+            estimate: windows.estimate(&values),
+            windows,
+            truth: all.hits,
+        }
     }
 
-    /// Watches a window as the kernel would, and says what was seen.
+    /// Watches a window as the kernel would, and says what was seen, and what went on
+    /// until the probes were off.
     fn watch(
         &self,
         plan: &Plan,
-        now_ns: u64,
+        now_ns: &mut u64,
         on: &mut bool,
         charges: &mut Vec<(u64, f64)>,
-    ) -> (Closed, f64) {
-        let opened_ns = plan.opens_ns.max(now_ns);
+    ) -> (Closed, (Sums, Sums)) {
+        let opened_ns = *now_ns;
         let closes_ns = (opened_ns + plan.length_ns).min(plan.slot_begins_ns + plan.slot_ns);
         let switched = !*on;
-        let (mut charged, mut seen, mut at_ns) = (0.0, 0.0, opened_ns);
+        let (mut seen, mut tail) = (Sums::default(), Sums::default());
         if switched {
-            charges.push((at_ns, COSTS.switch_ns as f64));
+            charges.push((*now_ns, COSTS.switch_ns as f64));
         }
-        while at_ns < closes_ns && charged < plan.spend_ns as f64 {
-            let hits = self.hits(at_ns).1;
-            seen += hits;
-            charged += hits * COSTS.trap_ns as f64;
-            charges.push((at_ns, hits * COSTS.trap_ns as f64));
-            at_ns += STEP_NS;
+        while *now_ns < closes_ns && seen.charged < plan.spend_ns as f64 {
+            let step = self.step(*now_ns, true);
+            charges.push((*now_ns, step.charged));
+            seen.add(step);
+            *now_ns += STEP_NS;
         }
-        let spent = at_ns < closes_ns;
-        let (ended_ns, inside) = (at_ns, charged);
+        let (ended_ns, spent) = (*now_ns, *now_ns < closes_ns);
         *on = plan.whole && !spent;
         if !*on {
             let short = ended_ns - opened_ns <= SHORT_NS;
             let tail_ns = if short { SHORT_TAIL_NS } else { LONG_TAIL_NS };
-            while at_ns < ended_ns + tail_ns {
-                let charge = self.hits(at_ns).1 * COSTS.trap_ns as f64;
-                charged += charge;
-                charges.push((at_ns, charge));
-                at_ns += STEP_NS;
+            while *now_ns < ended_ns + tail_ns {
+                let step = self.step(*now_ns, true);
+                charges.push((*now_ns, step.charged));
+                tail.add(step);
+                *now_ns += STEP_NS;
             }
         }
         let closed = Closed {
             plan: *plan,
             opened_ns,
             ended_ns,
-            charged_ns: charged as u64,
-            outside_ns: (charged - inside) as u64,
+            charged_ns: (seen.charged + tail.charged) as u64,
+            outside_ns: tail.charged as u64,
             switched,
             spent,
         };
-        (closed, seen)
+        (closed, (seen, tail))
+    }
+}
+
+impl Sums {
+    fn add(&mut self, other: Sums) {
+        self.hits += other.hits;
+        self.charged += other.charged;
+        self.own += other.own;
     }
 }
 
@@ -160,7 +174,7 @@ fn simulate(rate: &dyn Fn(u64) -> f64, seconds: u64, seed: u64) -> Outcome {
 fn a_target_that_hits_seldom_is_watched_all_the_time() {
     let outcome = simulate(&|_| 5_000.0, 60, 1);
     assert!(outcome.worst() <= 0.01, "{}", outcome.worst());
-    let share = outcome.watched_ns as f64 / (60.0 * S as f64);
+    let share = outcome.windows.watched_share();
     assert!(share > 0.98, "{share}");
     assert!(outcome.off() < 0.02, "{}", outcome.off());
     assert!(outcome.estimate.standard_error / outcome.estimate.value < 0.01);
@@ -172,9 +186,9 @@ fn busy_targets_stay_within_the_budget_and_use_it() {
         let outcome = simulate(&|_| rate, 60, 2);
         let worst = outcome.worst();
         assert!(worst <= 0.01, "{rate}: {worst}");
-        assert!(worst > 0.003, "{rate}: only {worst} is used");
+        assert!(worst > 0.002, "{rate}: only {worst} is used");
         assert!(outcome.off() < 0.02, "{rate}: {}", outcome.off());
-        let watched = outcome.watched_ns as f64 / (60.0 * S as f64);
+        let watched = outcome.windows.watched_share();
         assert!(watched > 0.001, "{rate}: {watched}");
     }
 }
@@ -214,27 +228,38 @@ fn whatever_the_target_does_no_period_holds_more() {
 
 #[test]
 fn totals_are_the_truth_within_their_error() {
-    let wave = |at: u64| 400e3 * (1.2 + (at as f64 / 3.7e9).sin());
+    let wave = |at: u64| 400e3 * (1.0 + 0.2 * (at as f64 / 3.7e9).sin());
     let jitter = |at: u64| {
         let mut dice = Dice(at / (7 * MS));
-        600e3 * (dice.below(1000) as f64 / 500.0)
+        600e3 * (0.8 + dice.below(1000) as f64 / 2500.0)
     };
     let rates: [(&str, &dyn Fn(u64) -> f64); 2] = [("wave", &wave), ("jitter", &jitter)];
     for (what, rate) in rates {
         let (mut within, mut sum) = (0, 0.0);
-        for seed in 0..40 {
+        for seed in 0..100 {
             let outcome = simulate(rate, 30, seed * 977 + 5);
             let error = outcome.estimate.value - outcome.truth;
             sum += error / outcome.truth;
-            within += u32::from(error.abs() <= outcome.estimate.half_width_95(outcome.windows));
+            within +=
+                u32::from(error.abs() <= outcome.estimate.half_width_95(outcome.windows.len()));
         }
-        assert!(within >= 36, "{what}: {within} of 40 within their error");
+        assert!(within >= 90, "{what}: {within} of 100 within their error");
         assert!(
-            (sum / 40.0).abs() < 0.02,
+            (sum / 100.0).abs() < 0.02,
             "{what}: off by {} in the mean",
-            sum / 40.0
+            sum / 100.0
         );
     }
+}
+
+/// What the estimate cannot do, as docs/probes.md says: where a busy target hits much at
+/// one time and little at another, the probes take more of the one, which counts less.
+#[test]
+fn phases_of_a_busy_target_that_hit_more_count_too_little() {
+    let phases = |at: u64| if at / (900 * MS) % 2 == 0 { 600e3 } else { 0.0 };
+    let outcome = simulate(&phases, 60, 3);
+    let ratio = outcome.estimate.value / outcome.truth;
+    assert!((0.80..0.98).contains(&ratio), "{ratio}");
 }
 
 #[test]

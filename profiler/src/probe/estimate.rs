@@ -1,23 +1,35 @@
 //! What windows say of the whole time: totals scaled by the share that was watched,
 //! each with its standard error. Knows numbers only.
 //!
-//! A slot's total is estimated as `slot / watched · value`, where `value` is the sum
-//! over its window; slots are added up, not their values, so that slots of which much
-//! was seen count no more than others (stratified sampling, one window a stratum).
-//! The error follows from how much neighbouring slots differ (collapsed strata, in
-//! pairs around the circle): with `e = slot / watched · value · √(1 − watched / slot)`
-//! the variance is `½ · Σ (eᵢ − eᵢ₊₁)²`. It is 0 where all was watched: then the total
-//! was counted, not estimated.
+//! Of `n` windows, one at random in each slot, window `i` watched `wᵢ` of its slot
+//! `sᵢ`, and a value came to `yᵢ` in it. The target's own CPU time, without what the
+//! probes took, was `xᵢ` in it, and `X` in all. With `aᵢ = sᵢ / wᵢ` the total is
+//!
+//! > `Y = X · Σ aᵢ yᵢ / Σ aᵢ xᵢ`
+//!
+//! Slots are added up, not values: of a slot in which much happens less is watched. And
+//! they are held against the target's own time, not the clock: while it is watched it
+//! gets less done, as much as the probes take of its CPU, and that cancels. The error
+//! follows from how much neighbours differ (collapsed strata, around the circle): with
+//! `R = Σ aᵢ yᵢ / Σ aᵢ xᵢ` and `eᵢ = aᵢ · √(1 − wᵢ / sᵢ) · (yᵢ − R xᵢ)` the variance is
+//! `½ · Σ (eᵢ − eᵢ₊₁)² · (X / Σ aᵢ xᵢ)²`. It is 0 where all was watched: such a total was
+//! counted, not estimated. Of one window alone the error is as large as the total.
 
-/// A window's part in the estimate.
+/// A window's part in estimates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weight {
-    /// Which of the windows, from 0 on without gaps.
-    pub index: u64,
     /// How long its slot is, in nanoseconds.
     pub slot_ns: u64,
     /// How much of it was watched, in nanoseconds.
     pub watched_ns: u64,
+    /// The CPU time that the target took for itself meanwhile, in nanoseconds. That of
+    /// threads which run is known to the kernel's tick only, so that it can be less than
+    /// nothing.
+    pub own_ns: f64,
+    /// What it took for itself since the window before ended.
+    pub own_since_ns: f64,
+    /// The time by the clock since then, slots without a window included.
+    pub since_ns: u64,
 }
 
 impl Weight {
@@ -45,10 +57,10 @@ pub struct Estimate {
 impl Estimate {
     /// Half the width of the interval that holds the truth in 19 of 20 cases, where
     /// it was estimated from so many windows (Student's t).
-    pub fn half_width_95(&self, windows: u64) -> f64 {
+    pub fn half_width_95(&self, windows: usize) -> f64 {
         const T: [f64; 10] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23];
         let freedom = windows.saturating_sub(1).max(1);
-        let factor = match usize::try_from(freedom - 1).ok().and_then(|i| T.get(i)) {
+        let factor = match T.get(freedom - 1) {
             Some(factor) => *factor,
             // Good to a hundredth from here on.
             None => 1.96 + 2.5 / freedom as f64,
@@ -57,96 +69,114 @@ impl Estimate {
     }
 }
 
-/// Adds up one total, window by window. Of windows without a value nothing need be
-/// said: it takes as much time as there are windows with one, and no memory.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Estimator {
-    total: f64,
-    /// The squares of single values, for where there is one window alone.
-    squares: f64,
-    ended: Ended,
-    current: Option<Part>,
+/// Windows, in their order, and what they have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Windows {
+    weights: Vec<Weight>,
 }
 
-/// A window's estimate of its slot, as far as it is not known for sure.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    index: u64,
-    value: f64,
-}
-
-/// The windows that no value is added for any more.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ended {
-    first: Option<Part>,
-    last: Option<Part>,
-    /// The sum of squared differences between neighbours from the first to the last.
-    squared: f64,
-}
-
-impl Ended {
-    fn push(&mut self, part: Part) {
-        self.squared += match self.last {
-            None => 0.0,
-            Some(last) if last.index + 1 == part.index => (last.value - part.value).powi(2),
-            // Others lie between that have nothing.
-            Some(last) => last.value.powi(2) + part.value.powi(2),
-        };
-        self.first = self.first.or(Some(part));
-        self.last = Some(part);
+impl Windows {
+    /// Adds the next one.
+    pub fn push(&mut self, weight: Weight) {
+        self.weights.push(weight);
     }
 
-    /// The sum around the circle of all windows.
-    fn closed(&self, windows: u64) -> f64 {
-        let (Some(first), Some(last)) = (self.first, self.last) else {
-            return 0.0;
-        };
-        let meet = first.index == 0 && last.index + 1 == windows;
-        self.squared
-            + if meet {
-                (first.value - last.value).powi(2)
-            } else {
-                first.value.powi(2) + last.value.powi(2)
-            }
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.weights.len()
     }
-}
 
-impl Estimator {
-    /// Adds a value that was seen in a window. Windows come in their order.
-    pub fn add(&mut self, window: &Weight, value: f64) {
-        let scaled = value * window.scale();
-        let unsure = scaled * window.unsure();
-        self.total += scaled;
-        self.squares += unsure * unsure;
-        match &mut self.current {
-            Some(part) if part.index == window.index => part.value += unsure,
-            current => {
-                let next = Part {
-                    index: window.index,
-                    value: unsure,
-                };
-                if let Some(ended) = current.replace(next) {
-                    self.ended.push(ended);
-                }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.weights.is_empty()
+    }
+
+    /// The share of the time that was watched.
+    pub fn watched_share(&self) -> f64 {
+        let watched: u64 = self.weights.iter().map(|weight| weight.watched_ns).sum();
+        let all: u64 = self.weights.iter().map(|weight| weight.since_ns).sum();
+        watched as f64 / all.max(1) as f64
+    }
+
+    /// The total over the whole time of a value that came to so much in some of the
+    /// windows. Those are named by their place, in any order; others had nothing.
+    pub fn estimate(&self, values: &[(usize, f64)]) -> Estimate {
+        let scaled_own = self.scaled(|_, weight| weight.own_ns);
+        match self.own_ns() / scaled_own {
+            // Windows that saw next to nothing of the target's own time say nothing of
+            // how much it gets done in it: the clock does, if less well.
+            factor if factor.is_finite() && (0.05..20.0).contains(&factor) => {
+                self.held_against(values, factor, |weight| weight.own_ns)
             }
+            _ => self.held_against(values, self.by_the_clock(), |_| 0.0),
         }
     }
 
-    /// The total over the slots of all windows, of which there were so many.
-    pub fn estimate(&self, windows: u64) -> Estimate {
-        let mut ended = self.ended;
-        if let Some(current) = self.current {
-            ended.push(current);
+    /// The same of a value that grows with the time by the clock, whatever the target
+    /// gets done in it, as time spent waiting does.
+    pub fn estimate_time(&self, values: &[(usize, f64)]) -> Estimate {
+        self.held_against(values, self.by_the_clock(), |weight| {
+            weight.watched_ns as f64
+        })
+    }
+
+    /// `factor` is what slots are multiplied with, and `base` what the value of a
+    /// window is expected to grow with.
+    fn held_against(
+        &self,
+        values: &[(usize, f64)],
+        factor: f64,
+        base: impl Fn(&Weight) -> f64,
+    ) -> Estimate {
+        let mut sums = vec![0.0; self.weights.len()];
+        for (window, value) in values {
+            if let Some(sum) = sums.get_mut(*window) {
+                *sum += value;
+            }
         }
-        let variance = if windows > 1 {
-            ended.closed(windows) / 2.0
-        } else {
-            self.squares
+        let scaled_value = self.scaled(|index, _| sums[index]);
+        let scaled_base = self.scaled(|_, weight| base(weight));
+        let ratio = match scaled_value / scaled_base {
+            ratio if ratio.is_finite() => ratio,
+            _ => 0.0,
+        };
+        let errors: Vec<f64> = sums
+            .iter()
+            .zip(&self.weights)
+            .map(|(sum, w)| w.scale() * w.unsure() * (sum - ratio * base(w)))
+            .collect();
+        let variance = match errors[..] {
+            [_] => (scaled_value * self.weights[0].unsure()).powi(2),
+            _ => {
+                let next = errors.iter().cycle().skip(1);
+                let squared = errors.iter().zip(next).map(|(a, b)| (a - b).powi(2));
+                squared.sum::<f64>() / 2.0
+            }
         };
         Estimate {
-            value: self.total,
-            standard_error: variance.sqrt(),
+            value: scaled_value * factor,
+            standard_error: variance.sqrt() * factor,
         }
+    }
+
+    /// The sum of what each slot comes to, by what its window does.
+    fn scaled(&self, of: impl Fn(usize, &Weight) -> f64) -> f64 {
+        let weights = self.weights.iter().enumerate();
+        weights
+            .map(|(i, weight)| weight.scale() * of(i, weight))
+            .sum()
+    }
+
+    /// The target's own time in all.
+    fn own_ns(&self) -> f64 {
+        self.weights.iter().map(|weight| weight.own_since_ns).sum()
+    }
+
+    /// What slots are to be multiplied with for those that had no window.
+    fn by_the_clock(&self) -> f64 {
+        let slots: u64 = self.weights.iter().map(|weight| weight.slot_ns).sum();
+        let all: u64 = self.weights.iter().map(|weight| weight.since_ns).sum();
+        all as f64 / slots.max(1) as f64
     }
 }
 
@@ -154,67 +184,71 @@ impl Estimator {
 mod tests {
     use super::*;
 
-    fn window(index: u64, watched_ns: u64) -> Weight {
-        Weight {
-            index,
-            slot_ns: 1000,
-            watched_ns,
+    /// A target that is busy all the time on one CPU, and watched for a part of it.
+    fn windows(watched_ns: &[u64]) -> Windows {
+        let mut windows = Windows::default();
+        for watched_ns in watched_ns {
+            windows.push(Weight {
+                slot_ns: 1000,
+                watched_ns: *watched_ns,
+                own_ns: *watched_ns as f64,
+                own_since_ns: 1000.0,
+                since_ns: 1000,
+            });
         }
+        windows
     }
 
     #[test]
     fn what_was_watched_all_the_time_is_counted() {
-        let mut total = Estimator::default();
-        for index in 0..10 {
-            total.add(&window(index, 1000), 7.0 + index as f64);
-        }
-        let estimate = total.estimate(10);
+        let windows = windows(&[1000; 10]);
+        let values: Vec<_> = (0..10).map(|i| (i, 7.0 + i as f64)).collect();
+        let estimate = windows.estimate(&values);
         assert_eq!((estimate.value, estimate.standard_error), (115.0, 0.0));
-        assert_eq!(Estimator::default().estimate(10).value, 0.0);
+        assert_eq!(windows.estimate(&[]).value, 0.0);
+        assert_eq!(windows.watched_share(), 1.0);
     }
 
     #[test]
     fn slots_count_alike_however_much_of_them_was_watched() {
-        let mut total = Estimator::default();
-        total.add(&window(0, 500), 5.0);
-        total.add(&window(1, 10), 1.0);
-        assert_eq!(total.estimate(2).value, 10.0 + 100.0);
+        let estimate = windows(&[500, 10]).estimate(&[(0, 5.0), (1, 1.0)]);
+        assert!((estimate.value - (10.0 + 100.0)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_target_that_is_slowed_down_by_half_does_twice_as_much() {
+        let mut slowed = windows(&[10; 20]);
+        for weight in &mut slowed.weights {
+            weight.own_ns = 5.0;
+        }
+        let values: Vec<_> = (0..20).map(|i| (i, 5.0)).collect();
+        let estimate = slowed.estimate(&values);
+        assert!((estimate.value - 20_000.0).abs() < 1e-6, "{estimate:?}");
+        assert!(estimate.standard_error < 1e-6, "{estimate:?}");
+    }
+
+    #[test]
+    fn a_target_that_does_nothing_for_itself_is_scaled_by_the_clock() {
+        let mut idle = windows(&[10, 10]);
+        for weight in &mut idle.weights {
+            weight.own_ns = 0.0;
+            weight.since_ns = 2000;
+        }
+        assert!((idle.estimate(&[(0, 1.0)]).value - 200.0).abs() < 1e-9);
+        assert_eq!(Windows::default().estimate(&[]).value, 0.0);
     }
 
     #[test]
     fn one_event_is_as_unsure_as_it_is_large() {
-        let mut total = Estimator::default();
-        total.add(&window(3, 10), 1.0);
-        let estimate = total.estimate(20);
-        let unsure = 100.0 * 0.99_f64.sqrt();
-        assert!((estimate.standard_error - unsure).abs() < 1e-9);
-        // In a window of its own there is nothing to hold it against.
-        let mut alone = Estimator::default();
-        alone.add(&window(0, 10), 1.0);
-        assert!((alone.estimate(1).standard_error - unsure).abs() < 1e-9);
-    }
-
-    #[test]
-    fn differences_go_around_the_circle() {
-        let values = [3.0, 0.0, 5.0, 4.0, 0.0, 0.0, 2.0];
-        let mut total = Estimator::default();
-        for (index, value) in values.iter().enumerate() {
-            if *value > 0.0 {
-                // In two pieces: what counts is the window's sum.
-                total.add(&window(index as u64, 100), value - 1.0);
-                total.add(&window(index as u64, 100), 1.0);
-            }
-        }
-        let of = |value: f64| value * 10.0 * 0.9_f64.sqrt();
-        let next = values.iter().cycle().skip(1);
-        let squared: f64 = values
-            .iter()
-            .zip(next)
-            .map(|(a, b)| (of(*a) - of(*b)).powi(2))
-            .sum();
-        let estimate = total.estimate(values.len() as u64);
-        assert!((estimate.standard_error.powi(2) - squared / 2.0).abs() < 1e-6);
-        assert!((estimate.value - 140.0).abs() < 1e-9);
+        let mut weights = vec![10; 200];
+        let estimate = windows(&weights).estimate(&[(3, 1.0)]);
+        assert!(
+            (estimate.standard_error - 100.0).abs() < 2.0,
+            "{estimate:?}"
+        );
+        weights.truncate(1);
+        let alone = windows(&weights).estimate(&[(0, 1.0)]);
+        assert!((alone.standard_error - 100.0).abs() < 2.0, "{alone:?}");
     }
 
     #[test]

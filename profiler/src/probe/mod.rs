@@ -30,7 +30,7 @@ pub use counters::Counters;
 pub use cpu::Clock;
 use cpu::Ticking;
 use diagnostics::Diagnostics;
-pub use estimate::{Estimate, Estimator, Weight};
+pub use estimate::{Estimate, Weight, Windows};
 use kernel_types::KernelTypes;
 pub use shares::Shares;
 pub use targets::Targets;

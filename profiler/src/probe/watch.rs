@@ -21,6 +21,10 @@ use super::{
     uprobes::{Attached, ProbeSet},
 };
 
+/// A window opens this long after the kernel side was told, when this thread sleeps
+/// again: the CPU that it took it from the target is part of no window.
+const OPENS_IN_NS: u64 = 40_000;
+
 /// A window that is over.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Watched {
@@ -70,8 +74,8 @@ impl Watch {
             received,
             take,
             attached: None,
-            since_ns: 0,
-            windows: 0,
+            attached_ns: 0,
+            since: Reading::default(),
         };
         let thread = thread::Builder::new()
             .name("probes".to_owned())
@@ -142,8 +146,32 @@ struct Watching<F> {
     take: F,
     attached: Option<Attached>,
     /// Since when they are on, on the monotonic clock.
-    since_ns: u64,
-    windows: u64,
+    attached_ns: u64,
+    /// When the window before ended.
+    since: Reading,
+}
+
+/// What the target has had of the CPUs by some time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    time_ns: u64,
+    cpu_ns: u64,
+}
+
+impl Reading {
+    fn of(pid: u32) -> Self {
+        Self {
+            time_ns: monotonic_ns(),
+            cpu_ns: cpu_ns(pid),
+        }
+    }
+
+    fn since(&self, earlier: &Reading) -> Reading {
+        Reading {
+            time_ns: self.time_ns.saturating_sub(earlier.time_ns),
+            cpu_ns: self.cpu_ns.saturating_sub(earlier.cpu_ns),
+        }
+    }
 }
 
 /// A window at work.
@@ -152,7 +180,16 @@ struct Open {
     opened_ns: u64,
     closes_ns: u64,
     before: ProbeShare,
+    began: Reading,
     attach_ns: u64,
+}
+
+/// A window that is over, and what was read then.
+struct Over {
+    ended_ns: u64,
+    ended: Reading,
+    spent: bool,
+    detach_ns: u64,
 }
 
 /// How a wait ended.
@@ -164,6 +201,7 @@ enum Wait {
 
 impl<F: FnMut(&Watched)> Watching<F> {
     fn run(mut self) -> Result<Controller> {
+        hurry();
         let result = self.watch();
         self.attached = None;
         lock(&self.shares).remove(self.set.pid())?;
@@ -172,11 +210,17 @@ impl<F: FnMut(&Watched)> Watching<F> {
 
     fn watch(&mut self) -> Result<()> {
         let mut plan = self.controller.next(monotonic_ns());
+        self.since = Reading::of(self.set.pid());
+        // One that goes on until the next opens is told of then: what the kernel side
+        // sees meanwhile is its.
+        let mut told_later = None;
         loop {
             if let Wait::Stop = self.wait_until(plan.opens_ns, 0) {
+                told_later.iter().for_each(&mut self.take);
                 return Ok(());
             }
             let open = self.open(plan)?;
+            told_later.take().iter().for_each(&mut self.take);
             let wait = self.wait_until(open.closes_ns, plan.number);
             let (ended_ns, stop) = match wait {
                 Wait::Time => (open.closes_ns, false),
@@ -184,19 +228,29 @@ impl<F: FnMut(&Watched)> Watching<F> {
                 Wait::Stop => (self.close_now(&open)?, true),
             };
             let spent = matches!(wait, Wait::Spent(_));
+            let mut over = Over {
+                ended_ns: ended_ns.max(open.opened_ns),
+                ended: Reading::of(self.set.pid()),
+                spent,
+                detach_ns: 0,
+            };
             if spent || stop || !plan.whole {
-                self.finish(&open, ended_ns, spent)?;
-                if stop {
-                    return Ok(());
-                }
-                plan = self.controller.next(monotonic_ns());
-                continue;
+                over.detach_ns = self.detach()?;
             }
-            // What it took is known already: the next window may follow at once.
-            self.report(&open, ended_ns, false, 0)?;
+            // Where probes stay on, what the window took is known already.
+            let watched = self.account(&open, &over)?;
+            if stop {
+                (self.take)(&watched);
+                return Ok(());
+            }
             plan = self.controller.next(monotonic_ns());
             if !plan.whole {
-                self.attached = None;
+                self.close_now(&open)?;
+                self.detach()?;
+            }
+            match self.attached {
+                Some(_) => told_later = Some(watched),
+                None => (self.take)(&watched),
             }
         }
     }
@@ -212,9 +266,11 @@ impl<F: FnMut(&Watched)> Watching<F> {
             0
         };
         let mut shares = lock(&self.shares);
-        let opens_ns = monotonic_ns();
+        // Where probes stay on nobody waits for a CPU.
+        let delay_ns = if attach_ns > 0 { OPENS_IN_NS } else { 0 };
+        let opens_ns = monotonic_ns() + delay_ns;
         if attach_ns > 0 {
-            self.since_ns = opens_ns;
+            self.attached_ns = opens_ns;
         }
         let closes_ns = if plan.whole {
             (plan.slot_begins_ns + plan.slot_ns).max(opens_ns)
@@ -225,8 +281,9 @@ impl<F: FnMut(&Watched)> Watching<F> {
         let window = ProbeWindow {
             number: plan.number,
             opens_ns,
-            closes_ns,
-            since_ns: self.since_ns,
+            // Such a window goes on until the next: nothing may fall in between.
+            closes_ns: if plan.whole { u64::MAX } else { closes_ns },
+            since_ns: self.attached_ns,
             trap_ns,
             spent_at_ns: before.charge_ns(trap_ns).saturating_add(plan.spend_ns),
         };
@@ -234,9 +291,10 @@ impl<F: FnMut(&Watched)> Watching<F> {
         Ok(Open {
             plan,
             // Not before the kernel side knew of it.
-            opened_ns: monotonic_ns().min(closes_ns),
+            opened_ns: monotonic_ns().max(opens_ns).min(closes_ns),
             closes_ns,
             before,
+            began: Reading::of(pid),
             attach_ns,
         })
     }
@@ -246,48 +304,50 @@ impl<F: FnMut(&Watched)> Watching<F> {
         Ok(monotonic_ns().min(open.closes_ns))
     }
 
-    /// Takes the probes off after a window, and reports what it took until then.
-    fn finish(&mut self, open: &Open, ended_ns: u64, spent: bool) -> Result<()> {
+    /// Takes the probes off, and says how long that took.
+    fn detach(&mut self) -> Result<u64> {
         let begun_ns = monotonic_ns();
-        if let Some(attached) = self.attached.take() {
-            attached.detach()?;
+        match self.attached.take() {
+            Some(attached) => attached.detach()?,
+            None => return Ok(0),
         }
-        self.report(
-            open,
-            ended_ns,
-            spent,
-            monotonic_ns().saturating_sub(begun_ns),
-        )
+        Ok(monotonic_ns().saturating_sub(begun_ns))
     }
 
-    fn report(&mut self, open: &Open, ended_ns: u64, spent: bool, detach_ns: u64) -> Result<()> {
-        let after = lock(&self.shares).of(self.set.pid())?;
-        let share = difference(&after, &open.before);
+    fn account(&mut self, open: &Open, over: &Over) -> Result<Watched> {
+        let pid = self.set.pid();
+        let share = difference(&lock(&self.shares).of(pid)?, &open.before);
         let trap_ns = self.controller.costs().trap_ns;
         let closed = Closed {
             plan: open.plan,
             opened_ns: open.opened_ns,
-            ended_ns: ended_ns.max(open.opened_ns),
+            ended_ns: over.ended_ns,
             charged_ns: share.charge_ns(trap_ns),
             outside_ns: share.refused.saturating_mul(trap_ns),
             switched: open.attach_ns > 0,
-            spent,
+            spent: over.spent,
         };
         self.controller.closed(&closed);
-        let watched = Watched {
+        let now = Reading::of(pid);
+        let (all, inside) = (now.since(&self.since), over.ended.since(&open.began));
+        self.since = now;
+        // What was read a little later, as if at the end of the window.
+        let watched_ns = closed.watched_ns();
+        let cpu_ns = inside.cpu_ns as f64 * watched_ns as f64 / inside.time_ns.max(1) as f64;
+        let charged_inside_ns = closed.charged_ns.saturating_sub(closed.outside_ns);
+        Ok(Watched {
             closed,
             weight: Weight {
-                index: self.windows,
                 slot_ns: open.plan.slot_ns,
-                watched_ns: closed.watched_ns(),
+                watched_ns,
+                own_ns: cpu_ns - charged_inside_ns as f64,
+                own_since_ns: all.cpu_ns as f64 - closed.charged_ns as f64,
+                since_ns: all.time_ns,
             },
             share,
             attach_ns: open.attach_ns,
-            detach_ns,
-        };
-        self.windows += 1;
-        (self.take)(&watched);
-        Ok(())
+            detach_ns: over.detach_ns,
+        })
     }
 
     /// Waits for a time, or for the share of window `number` to be spent.
@@ -305,6 +365,21 @@ impl<F: FnMut(&Watched)> Watching<F> {
     }
 }
 
+/// Lets the calling thread go before others: while it waits for a CPU, the target pays
+/// for breakpoints that nobody wants any more. It works for some tenths of a
+/// millisecond a window. Where that is not allowed it goes on as it is.
+fn hurry() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a structure of our own; 0 is the calling thread.
+    unsafe {
+        libc::sched_setscheduler(
+            0,
+            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
+            &raw const parameters,
+        );
+    }
+}
+
 fn lock(shares: &Mutex<Shares>) -> MutexGuard<'_, Shares> {
     shares.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -318,13 +393,23 @@ fn difference(after: &ProbeShare, before: &ProbeShare) -> ProbeShare {
     }
 }
 
+/// The CPU time of all threads of a process so far, in nanoseconds; 0 where it is gone.
+fn cpu_ns(pid: u32) -> u64 {
+    // `MAKE_PROCESS_CPUCLOCK` with `CPUCLOCK_SCHED`, include/linux/posix-timers_types.h.
+    clock_ns(!(pid as i32) << 3 | 2)
+}
+
 /// The clock of records and windows, in nanoseconds.
 pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: a structure of our own.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -17,8 +17,8 @@ use profiler_ebpf::wire::at;
 use super::windows::Windows;
 use crate::{
     probe::{
-        self, Budget, Controller, Costs, Estimate, Estimator, ProbeSet, Probes, Shares,
-        UprobePrograms, WaitLayouts, Watch, Watched, Weight, calibrate,
+        self, Budget, Controller, Costs, Estimate, ProbeSet, Probes, Shares, UprobePrograms,
+        WaitLayouts, Watch, Watched, Weight, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
@@ -114,7 +114,7 @@ pub struct ProbeFacts {
     /// Out of how long.
     pub elapsed_ns: u64,
     /// In how many windows.
-    pub windows: u64,
+    pub windows: usize,
     /// The totals of each event: counts and nanoseconds.
     pub totals: Vec<(Event, Estimate, Estimate)>,
 }
@@ -147,7 +147,17 @@ pub(super) struct Probed {
     seen: Windows,
     since_ns: u64,
     facts: Counts,
-    totals: BTreeMap<Event, (Estimator, Estimator)>,
+    weights: probe::Windows,
+    totals: BTreeMap<Event, Totals>,
+}
+
+/// What an event came to in windows, by their place: counts and nanoseconds.
+#[derive(Default)]
+struct Totals {
+    counts: Vec<(usize, f64)>,
+    delays: Vec<(usize, f64)>,
+    /// The sums of both, as scaled in [`Probed::seen`].
+    seen: (f64, f64),
 }
 
 /// What was seen in a window.
@@ -163,8 +173,6 @@ struct Counts {
     hits: u64,
     charged_ns: u64,
     watched_ns: u64,
-    slots_ns: u64,
-    windows: u64,
 }
 
 impl Probing {
@@ -298,6 +306,7 @@ impl Probing {
             seen: Windows::default(),
             since_ns: now_ns,
             facts: Counts::default(),
+            weights: probe::Windows::default(),
             totals: BTreeMap::new(),
         }))
     }
@@ -365,25 +374,23 @@ impl Probed {
     fn close(&mut self, watched: &Watched) {
         let is_whole = watched.closed.plan.whole;
         let watched_ns = watched.closed.watched_ns();
-        let slot_ns = match is_whole {
-            true => watched_ns,
-            false => watched.closed.plan.slot_ns,
-        };
-        let facts = &mut self.facts;
         let weight = Weight {
-            index: facts.windows,
-            slot_ns,
-            watched_ns,
+            // It may have been cut short.
+            slot_ns: match is_whole {
+                true => watched_ns,
+                false => watched.weight.slot_ns,
+            },
+            ..watched.weight
         };
-        facts.windows += 1;
-        facts.hits += watched.share.hits;
-        facts.charged_ns += watched.closed.charged_ns;
-        facts.watched_ns += watched_ns;
-        facts.slots_ns += slot_ns;
+        let place = self.weights.len();
+        self.weights.push(weight);
+        self.facts.hits += watched.share.hits;
+        self.facts.charged_ns += watched.closed.charged_ns;
+        self.facts.watched_ns += watched_ns;
         let Some(seen) = self.open.remove(&watched.closed.plan.number) else {
             return;
         };
-        let scale = slot_ns as f64 / watched_ns.max(1) as f64;
+        let scale = weight.slot_ns as f64 / watched_ns.max(1) as f64;
         // A window sees the ends of as many waits that began before it as it sees
         // begin that end after it, and as much of them: what is seen of the ones
         // stands for both. A window that follows on another has neither.
@@ -398,8 +405,10 @@ impl Probed {
                     delays += values[1] as f64 * times;
                     carry.scaled(values, [scale, scale * times, scale * times, 0.0])
                 });
-                totals.0.add(&weight, counts);
-                totals.1.add(&weight, delays);
+                totals.counts.push((place, counts));
+                totals.delays.push((place, delays));
+                totals.seen.0 += counts * scale;
+                totals.seen.1 += delays * scale;
             }
         }
     }
@@ -412,26 +421,31 @@ impl Probed {
         into: &mut Windows,
     ) -> ProbeFacts {
         let facts = std::mem::take(&mut self.facts);
+        let weights = std::mem::take(&mut self.weights);
         let elapsed_ns = now_ns.saturating_sub(self.since_ns);
         self.since_ns = now_ns;
-        // Slots without a window stand for what the others saw.
-        let scale = match is_exact || facts.slots_ns == 0 {
-            true => 1.0,
-            false => elapsed_ns as f64 / facts.slots_ns as f64,
-        };
-        for (event, window) in std::mem::take(&mut self.seen) {
-            let mut carry = Carry::default();
-            into.get(event)
-                .merge(&window, |values| carry.scaled(values, [scale; 4]));
-        }
-        let scaled = |estimator: &Estimator| {
-            let estimate = estimator.estimate(facts.windows);
-            Estimate {
-                value: estimate.value * scale,
-                standard_error: estimate.standard_error * scale,
+        let mut totals = BTreeMap::new();
+        for (event, of) in std::mem::take(&mut self.totals) {
+            let mut counts = weights.estimate(&of.counts);
+            let mut delays = weights.estimate_time(&of.delays);
+            if is_exact {
+                counts.value = of.seen.0;
+                delays.value = of.seen.1;
             }
-        };
-        let totals = std::mem::take(&mut self.totals);
+            totals.insert(event, (counts, delays, of.seen));
+        }
+        let mut seen = std::mem::take(&mut self.seen);
+        for (event, (counts, delays, sums)) in &totals {
+            let factor = |estimate: &Estimate, sum: f64| match estimate.value / sum {
+                factor if factor.is_finite() => factor,
+                _ => 1.0,
+            };
+            let (counts, delays) = (factor(counts, sums.0), factor(delays, sums.1));
+            let mut carry = Carry::default();
+            let scales = [counts, delays, delays, 1.0];
+            into.get(*event)
+                .merge(seen.get(*event), |values| carry.scaled(values, scales));
+        }
         ProbeFacts {
             pid,
             comm: self.comm.clone(),
@@ -439,10 +453,10 @@ impl Probed {
             charged_ns: facts.charged_ns,
             watched_ns: facts.watched_ns,
             elapsed_ns,
-            windows: facts.windows,
+            windows: weights.len(),
             totals: totals
-                .iter()
-                .map(|(event, (counts, delays))| (*event, scaled(counts), scaled(delays)))
+                .into_iter()
+                .map(|(event, (counts, delays, _))| (event, counts, delays))
                 .collect(),
         }
     }
