@@ -203,6 +203,38 @@ pub mod at {
     pub const WAITER: u8 = 2;
 }
 
+/// Something in the memory of a process: the key of the maps `PARKED` and `WAITERS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct WaitKey {
+    /// Where it is: of both maps the goroutine's `g`.
+    pub address: u64,
+    /// The process.
+    pub pid: u64,
+}
+
+/// A goroutine that parked: the value of the map `PARKED`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Parked {
+    /// When, on the monotonic clock.
+    pub since_ns: u64,
+    /// When it could go on; 0 where nobody said so.
+    pub ready_ns: u64,
+    /// What it waits for.
+    pub reason: u64,
+}
+
+/// A goroutine that waits for a semaphore: the value of the map `WAITERS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Waiter {
+    /// Since when, on the monotonic clock.
+    pub since_ns: u64,
+    /// The semaphore; 0 where its other waiters do not matter.
+    pub address: u64,
+}
+
 /// What of a process's waits is wanted, and where its runtime keeps what: the value of
 /// the map `WAIT_LAYOUTS`, keyed by pid.
 #[repr(C)]

@@ -11,6 +11,7 @@ pub mod leaks;
 mod looks;
 mod measured;
 mod mem_profile;
+mod parked;
 mod probing;
 mod recorder;
 mod tally;

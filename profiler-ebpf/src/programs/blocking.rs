@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::HashMap,
     programs::ProbeContext,
 };
-use profiler_ebpf::wire::{Counter, Measured, event, kind, wait};
+use profiler_ebpf::wire::{Counter, Measured, Parked, WaitKey, event, kind, wait};
 
 use super::{
     budget::{Admitted, admit},
@@ -16,22 +16,12 @@ use super::{
     registers::arguments,
     sample::take_parked,
     scratch::Scratch,
-    waits::{Key, WAIT_LAYOUTS, key, reason_of},
+    waits::{WAIT_LAYOUTS, key, reason_of},
 };
-
-/// A goroutine that waits.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Parked {
-    since_ns: u64,
-    /// When it could go on; 0 where nobody said so.
-    ready_ns: u64,
-    reason: u64,
-}
 
 /// By process and goroutine. Without memory set aside: most processes have few.
 #[map]
-static PARKED: HashMap<Key, Parked> = HashMap::with_max_entries(1024 * 1024, 1);
+static PARKED: HashMap<WaitKey, Parked> = HashMap::with_max_entries(1024 * 1024, 1);
 
 /// `gopark(unlockf, lock, reason, ...)`, `runtime/proc.go`: the current goroutine is
 /// about to wait.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::HashMap,
     programs::ProbeContext,
 };
-use profiler_ebpf::wire::{Counter, Measured, at, event, kind, wait};
+use profiler_ebpf::wire::{Counter, Measured, WaitKey, Waiter, at, event, kind, wait};
 
 use super::{
     budget::{Admitted, admit},
@@ -18,17 +18,8 @@ use super::{
     registers::{Arguments, arguments, probed_registers},
     sample::{take, take_parked},
     scratch::Scratch,
-    waits::{Key, WAIT_LAYOUTS, key, reason_of},
+    waits::{WAIT_LAYOUTS, key, reason_of},
 };
-
-/// A goroutine that waits for a semaphore.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Waiter {
-    since_ns: u64,
-    /// The semaphore; 0 where its other waiters do not matter.
-    address: u64,
-}
 
 /// What waits for a semaphore, as far as it began while somebody watched.
 #[repr(C)]
@@ -45,10 +36,10 @@ struct Queue {
 
 /// By process and goroutine.
 #[map]
-static WAITERS: HashMap<Key, Waiter> = HashMap::with_max_entries(256 * 1024, NO_PREALLOC);
+static WAITERS: HashMap<WaitKey, Waiter> = HashMap::with_max_entries(256 * 1024, NO_PREALLOC);
 /// By process and semaphore.
 #[map]
-static QUEUES: HashMap<Key, Queue> = HashMap::with_max_entries(64 * 1024, NO_PREALLOC);
+static QUEUES: HashMap<WaitKey, Queue> = HashMap::with_max_entries(64 * 1024, NO_PREALLOC);
 
 /// `BPF_F_NO_PREALLOC`: most processes have few.
 const NO_PREALLOC: u32 = 1;

@@ -2,7 +2,7 @@
 //! waits are wanted.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
-use profiler_ebpf::wire::WaitLayout;
+use profiler_ebpf::wire::{WaitKey, WaitLayout};
 
 use super::memory::read_word;
 
@@ -13,18 +13,10 @@ const MAX_PROCESSES: u32 = 1024;
 #[map]
 pub static WAIT_LAYOUTS: HashMap<u32, WaitLayout> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
-/// Something in the memory of a process.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Key {
-    address: u64,
-    pid: u64,
-}
-
 /// An address in the memory of the current process.
 #[inline(always)]
-pub fn key(address: u64) -> Key {
-    Key {
+pub fn key(address: u64) -> WaitKey {
+    WaitKey {
         address,
         pid: bpf_get_current_pid_tgid() >> 32,
     }

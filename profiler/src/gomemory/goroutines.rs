@@ -138,6 +138,55 @@ impl Program<'_> {
         Ok(listing)
     }
 
+    /// Goroutines at random places of the list, as many as `most`, or all where there
+    /// are no more; and how many of the list each stands for. `below` gives a random number
+    /// below another.
+    ///
+    /// # Errors
+    /// As for [`Program::for_each_goroutine`].
+    pub fn some_goroutines<'o>(
+        &self,
+        offsets: &'o StructOffsets,
+        most: u64,
+        mut below: impl FnMut(u64) -> u64,
+    ) -> Result<(GoroutineBatch<'o>, f64), String> {
+        let unreadable = || "the list of its goroutines cannot be read".to_owned();
+        let list = self.variables.all_goroutines.ok_or_else(unreadable)?;
+        let (array, count) = (self.address(list.array), self.address(list.count));
+        let listed = self.memory.word(count).ok_or_else(unreadable)?;
+        if listed > MAX_COUNT {
+            return Err("the list of its goroutines makes no sense".to_owned());
+        }
+        let places: Vec<u64> = match listed <= most {
+            true => (0..listed).collect(),
+            false => {
+                let mut chosen = std::collections::BTreeSet::new();
+                // Some come twice.
+                for _ in 0..most {
+                    chosen.insert(below(listed));
+                }
+                chosen.into_iter().collect()
+            }
+        };
+        for _ in 0..ATTEMPTS {
+            let before = self.memory.word(array).ok_or_else(unreadable)?;
+            let at = places.iter().map(|place| before.wrapping_add(place * 8));
+            let pieces = Pieces::read(self.memory, &at.collect::<Vec<_>>(), 8);
+            // An array that the list has left behind may be used for other things.
+            if self.memory.word(array) != Some(before) {
+                continue;
+            }
+            let words = (0..places.len()).filter_map(|index| pieces.get(index));
+            let words = words.filter_map(|bytes| bytes.first_chunk().copied());
+            let pointers: Vec<u64> = words.map(u64::from_le_bytes).collect();
+            let batch = self.read_goroutines(&pointers, offsets, &mut Listing::default());
+            // What each that was looked at stands for.
+            let share = listed as f64 / places.len().max(1) as f64;
+            return Ok((batch, share));
+        }
+        Err(unreadable())
+    }
+
     /// Some of the pointers of an array whose address is at `array`.
     fn pointers(&self, array: u64, first: u64, places: u64) -> Option<Vec<u64>> {
         let mut bytes = vec![0; usize::try_from(places * 8).ok()?];

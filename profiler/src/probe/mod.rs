@@ -37,8 +37,8 @@ pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
 pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
-pub use wait_layouts::WaitLayouts;
-pub use watch::{Watch, Watched, monotonic_ns};
+pub use wait_layouts::{OpenWaits, WaitLayouts};
+pub use watch::{Watch, Watched, Watcher, monotonic_ns};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");
@@ -198,6 +198,14 @@ impl Probes {
     /// It was taken before.
     pub fn take_wait_layouts(&mut self) -> Result<WaitLayouts> {
         WaitLayouts::take(&mut self.ebpf)
+    }
+
+    /// The waits that are not over; to be taken once.
+    ///
+    /// # Errors
+    /// They were taken before.
+    pub fn take_open_waits(&mut self) -> Result<OpenWaits> {
+        OpenWaits::take(&mut self.ebpf)
     }
 
     /// What probes took of each process; to be taken once.

@@ -5,8 +5,8 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use profiler_ebpf::wire::WaitLayout;
-use zerocopy::IntoBytes;
+use profiler_ebpf::wire::{Parked, WaitKey, WaitLayout, Waiter};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The map `WAIT_LAYOUTS`.
 pub struct WaitLayouts {
@@ -40,5 +40,43 @@ impl WaitLayouts {
     pub fn remove(&mut self, pid: u32) {
         // It may never have been there.
         let _ = self.map.remove(&pid);
+    }
+}
+
+/// The maps `PARKED` and `WAITERS`, whose keys and values are the bytes of a
+/// [`WaitKey`], a [`Parked`] and a [`Waiter`].
+pub struct OpenWaits {
+    parked: HashMap<MapData, [u8; size_of::<WaitKey>()], [u8; size_of::<Parked>()]>,
+    waiters: HashMap<MapData, [u8; size_of::<WaitKey>()], [u8; size_of::<Waiter>()]>,
+}
+
+impl OpenWaits {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut take = |name: &str| {
+            ebpf.take_map(name)
+                .ok_or_else(|| anyhow!("the map {name} was taken before"))
+        };
+        Ok(Self {
+            parked: HashMap::try_from(take("PARKED")?)?,
+            waiters: HashMap::try_from(take("WAITERS")?)?,
+        })
+    }
+
+    /// Since when a goroutine waits, by the address of its `g`: for anything, or for a
+    /// semaphore; None where the kernel side did not see it begin.
+    pub fn since(&self, pid: u32, g: u64) -> Option<u64> {
+        let mut key = [0; size_of::<WaitKey>()];
+        let of = WaitKey {
+            address: g,
+            pid: pid.into(),
+        };
+        key.copy_from_slice(of.as_bytes());
+        let parked = self.parked.get(&key, 0).ok();
+        let parked = parked.and_then(|bytes| Parked::read_from_bytes(&bytes).ok());
+        let waiter = self.waiters.get(&key, 0).ok();
+        let waiter = waiter.and_then(|bytes| Waiter::read_from_bytes(&bytes).ok());
+        parked
+            .map(|parked| parked.since_ns)
+            .max(waiter.map(|waiter| waiter.since_ns))
     }
 }

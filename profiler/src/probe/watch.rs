@@ -34,11 +34,30 @@ pub struct Watched {
     pub weight: Weight,
     /// What its hits came to, those outside of it included.
     pub share: ProbeShare,
+    /// Since when probes had been on without a pause, on the monotonic clock.
+    pub since_ns: u64,
+    /// Whether the watch ends with it.
+    pub is_last: bool,
     /// From the order to put the probes on until they were on, in nanoseconds; 0
     /// where they had been on.
     pub attach_ns: u64,
     /// From the order to take them off until the kernel was done; 0 where they stay.
     pub detach_ns: u64,
+}
+
+/// What is told of windows, on the thread that watches: it must not wait for long.
+pub trait Watcher: Send + 'static {
+    /// Probes are about to be put on, or the last window is about to end.
+    fn look(&mut self) {}
+
+    /// A window is over.
+    fn over(&mut self, watched: &Watched);
+}
+
+impl<F: FnMut(&Watched) + Send + 'static> Watcher for F {
+    fn over(&mut self, watched: &Watched) {
+        self(watched);
+    }
 }
 
 /// Probes of a process, at work. Dropping it takes them off.
@@ -54,8 +73,7 @@ struct Spent {
 }
 
 impl Watch {
-    /// Begins to watch. `take` gets each window when it is over, on the thread that
-    /// watches: it must not wait for long.
+    /// Begins to watch. `watcher` is told of each window.
     ///
     /// # Errors
     /// A thread cannot be started, or the process's hits cannot be counted.
@@ -63,7 +81,7 @@ impl Watch {
         set: ProbeSet,
         shares: Arc<Mutex<Shares>>,
         controller: Controller,
-        take: impl FnMut(&Watched) + Send + 'static,
+        watcher: impl Watcher,
     ) -> Result<Self> {
         lock(&shares).insert(set.pid())?;
         let (orders, received) = mpsc::channel();
@@ -72,7 +90,7 @@ impl Watch {
             shares,
             controller,
             received,
-            take,
+            watcher,
             attached: None,
             attached_ns: 0,
             since: Reading::default(),
@@ -138,12 +156,12 @@ impl Drop for Watch {
     }
 }
 
-struct Watching<F> {
+struct Watching<W> {
     set: ProbeSet,
     shares: Arc<Mutex<Shares>>,
     controller: Controller,
     received: Receiver<Spent>,
-    take: F,
+    watcher: W,
     attached: Option<Attached>,
     /// Since when they are on, on the monotonic clock.
     attached_ns: u64,
@@ -189,6 +207,7 @@ struct Over {
     ended_ns: u64,
     ended: Reading,
     spent: bool,
+    is_last: bool,
     detach_ns: u64,
 }
 
@@ -199,7 +218,7 @@ enum Wait {
     Stop,
 }
 
-impl<F: FnMut(&Watched)> Watching<F> {
+impl<W: Watcher> Watching<W> {
     fn run(mut self) -> Result<Controller> {
         hurry();
         let result = self.watch();
@@ -213,25 +232,34 @@ impl<F: FnMut(&Watched)> Watching<F> {
         self.since = Reading::of(self.set.pid());
         // One that goes on until the next opens is told of then: what the kernel side
         // sees meanwhile is its.
-        let mut told_later = None;
+        let mut told_later: Option<Watched> = None;
         loop {
             if let Wait::Stop = self.wait_until(plan.opens_ns, 0) {
-                told_later.iter().for_each(&mut self.take);
+                told_later
+                    .iter()
+                    .for_each(|watched| self.watcher.over(watched));
                 return Ok(());
             }
             let open = self.open(plan)?;
-            told_later.take().iter().for_each(&mut self.take);
+            told_later
+                .take()
+                .iter()
+                .for_each(|watched| self.watcher.over(watched));
             let wait = self.wait_until(open.closes_ns, plan.number);
             let (ended_ns, stop) = match wait {
                 Wait::Time => (open.closes_ns, false),
                 Wait::Spent(time_ns) => (time_ns, false),
-                Wait::Stop => (self.close_now(&open)?, true),
+                Wait::Stop => {
+                    self.watcher.look();
+                    (self.close_now(&open)?, true)
+                }
             };
             let spent = matches!(wait, Wait::Spent(_));
             let mut over = Over {
                 ended_ns: ended_ns.max(open.opened_ns),
                 ended: Reading::of(self.set.pid()),
                 spent,
+                is_last: stop,
                 detach_ns: 0,
             };
             if spent || stop || !plan.whole {
@@ -240,7 +268,7 @@ impl<F: FnMut(&Watched)> Watching<F> {
             // Where probes stay on, what the window took is known already.
             let watched = self.account(&open, &over)?;
             if stop {
-                (self.take)(&watched);
+                self.watcher.over(&watched);
                 return Ok(());
             }
             plan = self.controller.next(monotonic_ns());
@@ -250,7 +278,7 @@ impl<F: FnMut(&Watched)> Watching<F> {
             }
             match self.attached {
                 Some(_) => told_later = Some(watched),
-                None => (self.take)(&watched),
+                None => self.watcher.over(&watched),
             }
         }
     }
@@ -260,6 +288,7 @@ impl<F: FnMut(&Watched)> Watching<F> {
         let before = lock(&self.shares).of(pid)?;
         let begun_ns = monotonic_ns();
         let attach_ns = if self.attached.is_none() {
+            self.watcher.look();
             self.attached = Some(self.set.attach()?);
             monotonic_ns().saturating_sub(begun_ns)
         } else {
@@ -345,6 +374,8 @@ impl<F: FnMut(&Watched)> Watching<F> {
                 since_ns: all.time_ns,
             },
             share,
+            since_ns: self.attached_ns,
+            is_last: over.is_last,
             attach_ns: open.attach_ns,
             detach_ns: over.detach_ns,
         })

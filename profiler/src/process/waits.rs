@@ -3,7 +3,7 @@
 use profiler_ebpf::wire::{Code, WaitLayout};
 
 use super::{NoLayout, Process};
-use crate::gomemory::Live;
+use crate::{gobinary::StructOffsets, gomemory::Live};
 
 /// Waits that nobody asked about: those of the runtime's own goroutines for work, and
 /// sleeps (`waitReasonStrings` in `runtime/runtime2.go`, in all versions that have
@@ -26,13 +26,16 @@ const UNASKED: [&str; 14] = [
 ];
 
 impl Process {
-    /// What the kernel side must know to follow the waits of this program, and its
-    /// wait reasons, in words; None where its goroutines cannot be found yet. Waits
+    /// What the kernel side must know to follow the waits of this program, its wait
+    /// reasons, in words, and where its runtime keeps what; None where its goroutines cannot be found yet. Waits
     /// that nobody asked about are left out unless `all` are wanted.
     ///
     /// # Errors
     /// Why that cannot be known.
-    pub fn wait_layout(&self, all: bool) -> Result<Option<(WaitLayout, Vec<String>)>, String> {
+    pub fn wait_layout(
+        &self,
+        all: bool,
+    ) -> Result<Option<(WaitLayout, Vec<String>, StructOffsets)>, String> {
         let memory = Live::open(self.pid).map_err(|error| error.to_string())?;
         let offsets = match self.struct_offsets(&memory) {
             Ok((offsets, true)) => offsets,
@@ -68,6 +71,6 @@ impl Process {
             counts_all: u8::from(binary.version().major_minor() >= (1, 21)),
             reserved: 0,
         };
-        Ok(Some((layout, reasons)))
+        Ok(Some((layout, reasons, offsets)))
     }
 }

@@ -15,7 +15,9 @@ use crate::{
 };
 
 /// The label that says what a goroutine waited for.
-const REASON: &str = "wait_reason";
+pub(super) const REASON: &str = "wait_reason";
+/// The label of waits that were not over.
+pub(super) const OPEN: &str = "open";
 /// The label of stacks of those who waited, where others are there too.
 const AT: &str = "at";
 /// The label that says what a thread off the CPU waited for.
@@ -61,6 +63,9 @@ impl<T: Sampled> Recorder<T> {
         };
         let values: Values = [1, clamped(measured.duration_ns), latency, 0];
         let began_before = measured.detail & wait::BEGAN_BEFORE != 0;
+        if began_before {
+            probed.note_end(measured.window, sample.head.goid);
+        }
         let window = probed.window(measured.window, began_before).get(event);
         window.add_values(owner, &self.stack, sample.head.kernel_frames, values);
     }

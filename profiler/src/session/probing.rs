@@ -2,7 +2,7 @@
 //! to. The budget of each is held by a thread of its own (`probe::Watch`).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -14,14 +14,20 @@ use std::{
 use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::at;
 
-use super::windows::Windows;
+use super::{
+    measured::{OPEN, REASON},
+    parked::{Over, Parked},
+    windows::Windows,
+};
 use crate::{
+    aggregate::Owner,
     probe::{
-        self, Budget, Controller, Costs, Estimate, ProbeSet, Probes, Shares, UprobePrograms,
-        WaitLayouts, Watch, Watched, Weight, calibrate,
+        self, Budget, Controller, Costs, Estimate, OpenWaits, ProbeSet, Probes, Shares,
+        UprobePrograms, WaitLayouts, Watch, Watched, Weight, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
+    unwind::GAP,
 };
 
 /// What probes may do.
@@ -130,8 +136,9 @@ pub(super) struct Probing {
     probed: HashMap<u32, Probed>,
     /// Programs that cannot be probed: not to be tried again.
     refused: HashMap<u32, ProcessIndex>,
-    sender: Sender<(u32, Watched)>,
-    windows: Receiver<(u32, Watched)>,
+    waits: Arc<Mutex<OpenWaits>>,
+    sender: Sender<Over>,
+    windows: Receiver<Over>,
 }
 
 /// A process that is probed.
@@ -166,6 +173,13 @@ struct Seen {
     whole: Windows,
     /// Of waits that began before anybody watched.
     begun_before: Windows,
+    /// Whose they were.
+    ended: HashSet<u64>,
+}
+
+/// Whether goroutines that wait for this are woken by who releases a semaphore.
+fn is_semaphore(reason: &str) -> bool {
+    reason.starts_with("sync.") || reason == "semacquire"
 }
 
 #[derive(Default)]
@@ -208,6 +222,7 @@ impl Probing {
             programs,
             shares: Arc::new(Mutex::new(shares)),
             layouts: probes.take_wait_layouts()?,
+            waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
             probed: HashMap::new(),
             refused: HashMap::new(),
@@ -258,8 +273,8 @@ impl Probing {
     }
 
     /// Begins to watch a process; None where its goroutines cannot be found yet.
-    fn begin(&mut self, index: ProcessIndex, process: &Process) -> Result<Option<Probed>> {
-        let Some((mut layout, reasons)) = process
+    fn begin(&mut self, index: ProcessIndex, process: &Arc<Process>) -> Result<Option<Probed>> {
+        let Some((mut layout, reasons, offsets)) = process
             .wait_layout(self.config.all_waits)
             .map_err(|why| anyhow!(why))?
         else {
@@ -291,12 +306,9 @@ impl Probing {
         let now_ns = probe::monotonic_ns();
         let seed = now_ns ^ u64::from(process.pid).rotate_left(32);
         let controller = Controller::new(self.config.budget, costs, seed, now_ns);
-        let (sender, pid) = (self.sender.clone(), process.pid);
-        let take = move |watched: &Watched| {
-            // It fails where the session is over.
-            let _ = sender.send((pid, *watched));
-        };
-        let watch = Watch::start(set, Arc::clone(&self.shares), controller, take)?;
+        let waits = Arc::clone(&self.waits);
+        let parked = Parked::new(process, offsets, layout, waits, self.sender.clone())?;
+        let watch = Watch::start(set, Arc::clone(&self.shares), controller, parked)?;
         Ok(Some(Probed {
             index,
             comm: process.comm.clone(),
@@ -325,21 +337,21 @@ impl Probing {
 
     /// The windows that are over by now. What they hold may still be in the ring:
     /// they are to be [closed](Probing::close) once that was emptied.
-    pub(super) fn over(&self) -> Vec<(u32, Watched)> {
+    pub(super) fn over(&self) -> Vec<Over> {
         self.windows.try_iter().collect()
     }
 
-    /// Counts what was seen in windows that are over.
-    pub(super) fn close(&mut self, over: Vec<(u32, Watched)>) {
-        for (pid, watched) in over {
-            if let Some(probed) = self.probed.get_mut(&pid) {
-                probed.close(&watched);
-            }
+    /// Counts what was seen in a window that is over.
+    pub(super) fn close(&mut self, over: &Over) {
+        let events = &self.events;
+        if let Some(probed) = self.probed.get_mut(&over.pid) {
+            probed.wait_through(over, events);
+            probed.close(&over.watched);
         }
     }
 
     /// Takes all probes off, and gives the windows that end by that.
-    pub(super) fn stop(&mut self) -> Vec<(u32, Watched)> {
+    pub(super) fn stop(&mut self) -> Vec<Over> {
         // All at once: each takes some tens of milliseconds.
         self.probed
             .values_mut()
@@ -368,6 +380,49 @@ impl Probed {
         match began_before {
             true => &mut seen.begun_before,
             false => &mut seen.whole,
+        }
+    }
+
+    /// Notes that the wait of a goroutine ended in a window that it began before.
+    pub(super) fn note_end(&mut self, number: u64, goid: u64) {
+        self.open.entry(number).or_default().ended.insert(goid);
+    }
+
+    /// Counts those that waited through a window. Of a mutex nobody knows yet who will
+    /// wake them.
+    fn wait_through(&mut self, over: &Over, events: &[Event]) {
+        let closed = &over.watched.closed;
+        let seen = self.open.entry(closed.plan.number).or_default();
+        let mut carry = Carry::default();
+        for through in &over.through {
+            if seen.ended.contains(&through.goid) {
+                continue;
+            }
+            let reason = self.reasons.get(usize::from(through.reason));
+            let reason = reason.map_or("", String::as_str);
+            let mut labels = through.labels.clone();
+            labels.push((REASON.to_owned(), reason.to_owned()));
+            if closed.plan.whole {
+                labels.push((OPEN.to_owned(), "at the end".to_owned()));
+            }
+            labels.sort_unstable();
+            let owner = Owner {
+                process: self.index,
+                goid: Some(through.goid),
+                labels,
+                ..Owner::default()
+            };
+            let ns = i64::try_from(through.waited_ns).unwrap_or(i64::MAX);
+            let values = carry.scaled([0, ns, 0, 0], [through.stands_for; 4]);
+            for event in events {
+                let stack = match event {
+                    Event::Mutex if !is_semaphore(reason) => continue,
+                    Event::Mutex => &[GAP],
+                    _ => through.stack.as_slice(),
+                };
+                let window = seen.whole.get(*event);
+                window.add_values(owner.clone(), stack, 0, values);
+            }
         }
     }
 

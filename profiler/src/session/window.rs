@@ -5,12 +5,12 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, probing::Probing,
+    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, parked::Over, probing::Probing,
     recorder::Sampled, windows::Windows,
 };
 use crate::{
     aggregate::Window,
-    probe::{Clock, Watched},
+    probe::Clock,
     process::{Depth, Process, ProcessTable, all_pids, is_alive},
     symbolize::{Symbolizer, Taken},
 };
@@ -178,19 +178,21 @@ impl<T: Sampled> Recorder<T> {
     }
 
     /// The windows of probes that are over: to be closed once the ring was emptied.
-    pub(super) fn windows_over(&self) -> Vec<(u32, Watched)> {
+    pub(super) fn windows_over(&self) -> Vec<Over> {
         self.probing.as_ref().map_or_else(Vec::new, Probing::over)
     }
 
     /// See [`Probing::close`].
-    pub(super) fn close_windows(&mut self, over: Vec<(u32, Watched)>) {
+    pub(super) fn close_windows(&mut self, over: Vec<Over>) {
         if let Some(probing) = &mut self.probing {
-            probing.close(over);
+            for over in over {
+                probing.close(&over);
+            }
         }
     }
 
     /// See [`Probing::stop`].
-    pub(super) fn stop_probing(&mut self) -> Vec<(u32, Watched)> {
+    pub(super) fn stop_probing(&mut self) -> Vec<Over> {
         let probing = self.probing.as_mut();
         probing.map_or_else(Vec::new, Probing::stop)
     }
