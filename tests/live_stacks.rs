@@ -91,6 +91,7 @@ fn watch(program: &str, version: &str) -> Watched {
         start: SystemTime::UNIX_EPOCH,
         duration: Duration::from_secs(SECONDS),
         period: 1_000_000_000 / u64::from(RATE_HZ),
+        all_waits: false,
     };
     let (window, _) = Symbolizer::default().symbolize(taken, &window, &table);
     let encoded = profile::encode(&window, Format::Pprof, &profile::Options::default()).unwrap();

@@ -406,6 +406,7 @@ impl Session {
                 start,
                 duration,
                 period: if event.is_periodic() { cpu_period } else { 1 },
+                all_waits: self.config.probes.all_waits,
             };
             (taken, window)
         });

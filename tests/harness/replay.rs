@@ -72,6 +72,7 @@ pub fn replay(records: &[Vec<u64>], mut table: ProcessTable, settings: &Settings
         start: SystemTime::UNIX_EPOCH,
         duration: Duration::from_secs(10),
         period: 1_000_000_000 / u64::from(settings.rate_hz),
+        all_waits: false,
     };
     let mut symbolizer = Symbolizer::with_kallsyms(settings.kallsyms.to_owned());
     let (window, naming) = symbolizer.symbolize(taken, &window, &table);

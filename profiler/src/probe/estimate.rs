@@ -15,6 +15,11 @@
 //! `½ · Σ (eᵢ − eᵢ₊₁)² · (X / Σ aᵢ xᵢ)²`. It is 0 where all was watched: such a total was
 //! counted, not estimated. Of one window alone the error is as large as the total.
 
+/// The least share of a CPU that a target takes for itself to be held against that.
+/// One that mostly waits is slowed down by little, and the kernel's tick says little of
+/// what it took in a window.
+const BUSY: f64 = 0.3;
+
 /// A window's part in estimates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weight {
@@ -102,6 +107,10 @@ impl Windows {
     /// windows. Those are named by their place, in any order; others had nothing.
     pub fn estimate(&self, values: &[(usize, f64)]) -> Estimate {
         let scaled_own = self.scaled(|_, weight| weight.own_ns);
+        let all_ns: u64 = self.weights.iter().map(|weight| weight.since_ns).sum();
+        if self.own_ns() < BUSY * all_ns as f64 {
+            return self.estimate_time(values);
+        }
         match self.own_ns() / scaled_own {
             // Windows that saw next to nothing of the target's own time say nothing of
             // how much it gets done in it: the clock does, if less well.

@@ -258,6 +258,7 @@ impl HeapSession {
                 start,
                 duration: self.started.duration_since(started),
                 period: DEFAULT_RATE,
+                all_waits: false,
             },
             window: Window::default(),
             now: HashMap::new(),

@@ -183,7 +183,7 @@ impl Watcher for Parked {
             dice ^= dice << 13;
             dice ^= dice >> 7;
             dice ^= dice << 17;
-            (u128::from(dice) * u128::from(bound) >> 64) as u64
+            ((u128::from(dice) * u128::from(bound)) >> 64) as u64
         };
         let found = program.some_goroutines(&self.offsets, MOST, below);
         // Without the list nothing is known of who waits through.

@@ -8,6 +8,7 @@ mod filter;
 mod kallsyms;
 mod native;
 mod tables;
+mod waits;
 mod window;
 
 use std::{
@@ -49,6 +50,8 @@ pub struct Taken {
     pub duration: Duration,
     /// What one sample stands for, in the unit of [`Event::period_type`].
     pub period: u64,
+    /// Whether waits are wanted that nobody asks about.
+    pub all_waits: bool,
 }
 
 /// How many frames have a name, counted once for each sample they are in.
@@ -62,6 +65,10 @@ pub struct Naming {
     pub gaps: u64,
     /// Times that what was learned of files was let go of, as memory was short.
     pub evictions: u64,
+    /// Waits that nobody asks about, which are left out.
+    pub left_out: u64,
+    /// How long these were together, in nanoseconds.
+    pub left_out_ns: u64,
 }
 
 impl Naming {
@@ -142,9 +149,14 @@ impl Symbolizer {
             .iter()
             .map(|stack| naming_window.sample(stack, taken))
             .collect();
-        let NamingWindow { tables, naming, .. } = naming_window;
+        let NamingWindow {
+            tables, mut naming, ..
+        } = naming_window;
         self.native.end_window();
-        (tables.into_window(taken, samples), naming)
+        let mut window = tables.into_window(taken, samples);
+        let (count, ns) = waits::show(&mut window, taken.all_waits);
+        (naming.left_out, naming.left_out_ns) = (count, ns);
+        (window, naming)
     }
 
     /// The functions that hold addresses of user code, by the name of their

@@ -53,6 +53,13 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
         if *kept != named.samples {
             eprintln!("  {kept} samples kept by --include and --exclude");
         }
+        if named.naming.left_out > 0 {
+            let seconds = named.naming.left_out_ns as f64 / 1e9;
+            let count = named.naming.left_out;
+            eprintln!(
+                "  {count} waits of {seconds:.3} s left out: for connections, and for requests on them"
+            );
+        }
         if named.samples == 0 {
             eprintln!("  no samples: {}", nothing(named.window.event));
         }

@@ -91,6 +91,7 @@ impl Snapshot {
             start: taken_at,
             duration: Duration::ZERO,
             period: 1,
+            all_waits: false,
         };
         let stacks: Vec<StackValues<'_>> = groups
             .iter()
