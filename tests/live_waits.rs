@@ -1,0 +1,242 @@
+//! `record -e mutex` and `-e block`, held against what the program says of itself with
+//! Go's own profiles at rate 1, at the same time.
+
+#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use goprof_tests::go::{self, NEWEST, Variant};
+use goprof_tests::goprof;
+use goprof_tests::pprof::Profile;
+use goprof_tests::talker::Talker;
+use goprof_tests::test_each_version;
+
+/// What each function of the program's own came to, a second: waits and nanoseconds.
+type Rates = BTreeMap<String, [f64; 2]>;
+
+fn own_function(stack: &goprof_tests::pprof::Stack) -> Option<&str> {
+    let mut functions = stack.frames.iter().map(|frame| frame.function.as_str());
+    functions.find(|function| function.starts_with("main."))
+}
+
+fn sums(profile: &Profile) -> Rates {
+    let mut sums = Rates::new();
+    for stack in &profile.stacks {
+        if let Some(function) = own_function(stack) {
+            let sum = sums.entry(function.to_owned()).or_default();
+            sum[0] += stack.values[0] as f64;
+            sum[1] += stack.values[1] as f64;
+        }
+    }
+    sums
+}
+
+/// A program's own profile, and when it was written.
+fn own(program: &mut Talker, name: &str, dir: &Path) -> (Rates, Instant) {
+    let path = dir.join(format!("{name}.pb.gz"));
+    program.tell(&format!("{name} {}", path.display()));
+    (sums(&Profile::read(&path)), Instant::now())
+}
+
+/// What it came to between two moments.
+fn between(before: &(Rates, Instant), after: &(Rates, Instant)) -> Rates {
+    let seconds = (after.1 - before.1).as_secs_f64();
+    let of = |(function, now): (&String, &[f64; 2])| {
+        let before = before.0.get(function).copied().unwrap_or_default();
+        let rate = [0, 1].map(|index| (now[index] - before[index]) / seconds);
+        (function.clone(), rate)
+    };
+    after.0.iter().map(of).collect()
+}
+
+/// Both of goprof, and both of the program's own, over the same time.
+struct Compared {
+    ours: BTreeMap<&'static str, Profile>,
+    own: BTreeMap<&'static str, Rates>,
+    said: String,
+}
+
+impl Compared {
+    fn rates(&self, event: &str) -> Rates {
+        let profile = &self.ours[event];
+        let seconds = profile.raw.duration_nanos as f64 / 1e9;
+        let mut rates = sums(profile);
+        rates.values_mut().flatten().for_each(|sum| *sum /= seconds);
+        rates
+    }
+}
+
+const EVENTS: [&str; 2] = ["mutex", "block"];
+
+fn compare(version: &str, variant: Variant, seconds: &str, budget: &str) -> Compared {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let binary = go::build_with("contention", version, variant);
+    let mut program = Talker::start_command(&mut Command::new(binary));
+    // Until all wait as they always do.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let before = EVENTS.map(|event| (event, own(&mut program, event, dir.path())));
+    let folder = format!("{}/", dir.path().join("ours").display());
+    let pid = program.pid_arg();
+    let args = [
+        "record", "-e", "mutex,block", "-p", &pid, "-d", seconds, "--probe-budget", budget, "-o",
+        &folder,
+    ];
+    let outcome = goprof::run(&args).succeeded();
+    let own = before.map(|(event, before)| {
+        let after = own(&mut program, event, dir.path());
+        (event, between(&before, &after))
+    });
+    let ours = EVENTS.map(|event| {
+        let files = std::fs::read_dir(&folder).expect("list the profiles");
+        let mut files = files.map(|file| file.expect("list the profiles").path());
+        let name = format!(".{event}.pb.gz");
+        let file = files.find(|file| file.to_string_lossy().ends_with(&name));
+        (event, Profile::read(&file.expect("a profile of each event")))
+    });
+    Compared {
+        ours: ours.into(),
+        own: own.into(),
+        said: outcome.stderr,
+    }
+}
+
+/// Panics unless each function is within `share` of what the program says itself.
+#[track_caller]
+fn assert_close(compared: &Compared, event: &str, functions: &[&str], shares: [f64; 2]) {
+    let (ours, own) = (compared.rates(event), &compared.own[event]);
+    for function in functions {
+        let own = own.get(*function).copied().unwrap_or_default();
+        let ours = ours.get(*function).copied().unwrap_or_default();
+        assert!(own[0] > 10.0, "{event} {function}: {own:?} a second of its own");
+        for index in [0, 1] {
+            let off = (ours[index] - own[index]).abs() / own[index];
+            assert!(
+                off <= shares[index],
+                "{event} {function} [{index}]: {:.1} for {:.1} a second: {:.1}% off\n{}",
+                ours[index],
+                own[index],
+                off * 100.0,
+                compared.said
+            );
+        }
+    }
+}
+
+/// Those of which one waits at a time at most.
+const HOLD: [&str; 3] = ["main.holdLong", "main.holdShort", "main.holdRare"];
+const WAIT: [&str; 8] = [
+    "main.holdLong",
+    "main.holdShort",
+    "main.holdRare",
+    "main.holdCrowded",
+    "main.readTable",
+    "main.waitForGroup",
+    "main.produce",
+    "main.selectWithTimeout",
+];
+
+fn labels<'p>(profile: &'p Profile, function: &str) -> Vec<&'p str> {
+    let stacks = profile.stacks.iter();
+    let of = stacks.filter(|stack| own_function(stack) == Some(function));
+    let mut reasons: Vec<&str> = of
+        .filter(|stack| stack.values[0] > 0)
+        .filter_map(|stack| stack.labels.get("wait_reason").map(String::as_str))
+        .collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+#[test]
+fn without_a_budget_waits_are_those_of_gos_own_profiles() {
+    let compared = compare(NEWEST, Variant::Stripped, "5", "off");
+    assert_close(&compared, "block", &WAIT, [0.02, 0.05]);
+    assert_close(&compared, "mutex", &HOLD, [0.02, 0.05]);
+    // Of a crowd, what is held against them is what they have waited.
+    let (waker, waiter) = (compared.rates("mutex"), &compared.own["block"]);
+    let of = |rates: &Rates| rates["main.holdCrowded"][1];
+    let off = of(&waker) / of(waiter) - 1.0;
+    assert!(off.abs() < 0.05, "held {off}");
+
+    let block = &compared.ours["block"];
+    for (function, reason) in [
+        ("main.produce", "chan send"),
+        ("main.selectWithTimeout", "select"),
+        ("main.readNetwork", "IO wait"),
+        ("main.waitForBell", "sync.Cond.Wait"),
+        ("main.waitForGroup", "sync.WaitGroup.Wait"),
+        ("main.holdLong", "sync.Mutex.Lock"),
+        ("main.readTable", "sync.RWMutex.RLock"),
+    ] {
+        let found = labels(block, function);
+        assert!(found.contains(&reason), "{function}: {found:?}");
+    }
+    // All the time but for the moments in between.
+    let network = compared.rates("block")["main.readNetwork"][1] / 1e9;
+    assert!((0.95..1.02).contains(&network), "{network} s a second");
+    let mutex = &compared.ours["mutex"];
+    assert_eq!(labels(mutex, "main.ringBell"), ["sync.Cond.Wait"]);
+    assert_eq!(labels(mutex, "main.finish"), ["sync.WaitGroup.Wait"]);
+    let leaves: Vec<&str> = mutex
+        .stacks
+        .iter()
+        .filter(|stack| own_function(stack) == Some("main.holdLong"))
+        .map(|stack| stack.frames[0].function.as_str())
+        .collect();
+    assert!(
+        leaves.iter().all(|leaf| leaf.ends_with("(*Mutex).Unlock")),
+        "{leaves:?}"
+    );
+}
+
+#[test]
+fn under_a_budget_waits_are_scaled_by_what_was_watched() {
+    let compared = compare(NEWEST, Variant::Plain, "12", "1%");
+    // By chance alone some are off by a standard error or two, of about a tenth.
+    assert_close(&compared, "block", &WAIT, [0.4, 0.4]);
+    assert_close(&compared, "mutex", &HOLD, [0.4, 0.4]);
+    assert!(compared.said.contains("watched"), "{}", compared.said);
+    assert!(compared.said.contains(" ± "), "{}", compared.said);
+    let total = |rates: &Rates| WAIT.iter().map(|f| rates[*f][1]).sum::<f64>();
+    let off = total(&compared.rates("block")) / total(&compared.own["block"]) - 1.0;
+    assert!(off.abs() < 0.15, "{off} off in all:\n{}", compared.said);
+}
+
+fn check_version(version: &str) {
+    let variants = [Variant::Stripped, Variant::Pie];
+    for variant in variants {
+        let compared = compare(version, variant, "1", "off");
+        assert_close(&compared, "block", &WAIT, [0.1, 0.1]);
+        assert_close(&compared, "mutex", &HOLD, [0.1, 0.1]);
+    }
+}
+
+test_each_version! { check_version, EVERY_VERSION:
+    go_1_19 "1.19.13",
+    go_1_20 "1.20.14",
+    go_1_21 "1.21.13",
+    go_1_22 "1.22.10",
+    go_1_23 "1.23.9",
+    go_1_24 "1.24.11",
+    go_1_25 "1.25.5",
+    go_1_26 "1.26.6",
+    go_1_27 "1.27.3",
+}
+
+#[test]
+fn flags_that_mean_nothing_are_refused() {
+    for args in [
+        ["-e", "cpu", "--probe-budget", "1%"],
+        ["-e", "block", "--at", "waiter"],
+        ["-e", "mutex", "--probe-budget", "2"],
+        ["-e", "mutex", "--probe-budget", "0%"],
+    ] {
+        let mut all = vec!["record", "-a", "-d", "1"];
+        all.extend(args);
+        let outcome = goprof::run(&all);
+        assert_eq!(outcome.code(), 2, "{args:?}: {}", outcome.stderr);
+    }
+}
