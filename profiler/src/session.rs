@@ -11,6 +11,7 @@ pub mod leaks;
 mod looks;
 mod mem_profile;
 mod recorder;
+mod snapshots;
 mod tally;
 mod window;
 
@@ -35,6 +36,9 @@ pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
 use recorder::Recorder;
+pub use snapshots::{
+    SnapshotConfig, SnapshotFacts, SnapshotReading, SnapshotRecording, SnapshotSession, Unread,
+};
 pub use tally::Tally;
 pub use window::Finished;
 

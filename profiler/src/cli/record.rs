@@ -2,6 +2,7 @@
 //! and the words around it.
 
 mod args;
+mod goroutines;
 mod memory;
 mod report;
 mod target;
@@ -75,6 +76,9 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     Target::look_for(&plan)?;
     if matches!(plan.event, Event::Heap | Event::Allocs) {
         return memory::record(plan).await;
+    }
+    if matches!(plan.event, Event::Wall | Event::Goroutine) {
+        return goroutines::record(plan).await;
     }
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;

@@ -12,7 +12,7 @@ use crate::{
     gomemory::{Core, CoreThread, Live, Memory, open_backing},
     image::Image,
     process::{Identity, MapsLine, NoLayout, Process, ProcessIndex, ProcessTable},
-    session::goroutines::{Snapshot, Source, snapshot},
+    session::goroutines::{Snapshot, Source, Wanted, snapshot},
 };
 
 /// A program and its memory.
@@ -142,10 +142,15 @@ impl Target {
             process,
             program,
             offsets,
+            reasons: program.binary.wait_reasons().unwrap_or_default(),
             now_ns: monotonic_ns().filter(|_| self.is_live),
             threads: &self.threads,
         };
-        snapshot(&source, runtimes_own)
+        let wanted = Wanted {
+            runtimes_own,
+            places: true,
+        };
+        snapshot(&source, wanted)
     }
 }
 

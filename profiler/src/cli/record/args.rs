@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
 
+use super::goroutines;
 use crate::{
     cli::Failure,
     profile::Format,
@@ -29,6 +30,7 @@ Examples:
   goprof record -o default.pgo -- ./server -load test
   goprof record -e heap -p 1234
   goprof record -e allocs -p 1234 -d 30
+  goprof record -e wall -p 1234 -d 30 --no-goroutines
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -59,10 +61,11 @@ pub struct Args {
     /// until the processes exit; -e heap without it is taken at once)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// Samples a second on each CPU, 1 to 10000
-    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ", default_value_t = DEFAULT_RATE_HZ,
+    /// Samples a second on each CPU, 1 to 10000 (default: 99); of -e wall snapshots a
+    /// second, 1 to 1000 (default: 19)
+    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
-    pub rate: u32,
+    pub rate: Option<u32>,
 
     /// Where to write; - is stdout (default: NAME-PID-TIME.EVENT.EXT)
     #[arg(short, long, value_name = "FILE")]
@@ -116,6 +119,10 @@ pub enum EventArg {
     Heap,
     /// Memory allocated during the recording
     Allocs,
+    /// Time of goroutines, on the CPU and off it, by what they do or wait for
+    Wall,
+    /// Goroutines as they are now
+    Goroutine,
 }
 
 impl From<EventArg> for Event {
@@ -124,6 +131,8 @@ impl From<EventArg> for Event {
             EventArg::Cpu => Event::Cpu,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
+            EventArg::Wall => Event::Wall,
+            EventArg::Goroutine => Event::Goroutine,
         }
     }
 }
@@ -205,14 +214,21 @@ impl Args {
             None => None,
         };
         let is_memory = matches!(event, Event::Heap | Event::Allocs);
+        let is_read = is_memory || matches!(event, Event::Wall | Event::Goroutine);
         check_event(
             event,
             &[
-                (is_memory && self.threads, "--threads"),
+                (is_read && self.threads, "--threads"),
                 (!is_memory && self.enable_memprofile, "--enable-memprofile"),
+                (
+                    is_read && event != Event::Wall && self.rate.is_some(),
+                    "--rate",
+                ),
             ],
         )?;
-        if is_memory && matches!(who, Who::Command(_)) && self.duration.is_none() {
+        let rate_hz = rate(event, self.rate)?;
+        let needs_time = is_read && event != Event::Wall;
+        if needs_time && matches!(who, Who::Command(_)) && self.duration.is_none() {
             return Err(Failure::Usage(format!(
                 "-e {} of a command needs -d TIME: its memory is gone when it ends",
                 event.name()
@@ -224,7 +240,7 @@ impl Args {
             enable_memprofile: self.enable_memprofile,
             value,
             duration: self.duration,
-            rate_hz: self.rate,
+            rate_hz,
             output: self.output,
             format,
             kernel: self.kernel || !self.no_kernel,
@@ -238,6 +254,18 @@ impl Args {
             quiet: self.quiet,
             verbose: self.verbose > 0,
         })
+    }
+}
+
+/// How often to sample an event, or to take snapshots for it.
+fn rate(event: Event, asked: Option<u32>) -> Result<u32, Failure> {
+    let most = goroutines::MAX_RATE_HZ;
+    match (event, asked) {
+        (Event::Wall, Some(rate)) if rate > most => Err(Failure::Usage(format!(
+            "--rate {rate}: -e wall takes at most {most} snapshots a second"
+        ))),
+        (Event::Wall, asked) => Ok(asked.unwrap_or(goroutines::DEFAULT_RATE_HZ)),
+        (_, asked) => Ok(asked.unwrap_or(DEFAULT_RATE_HZ)),
     }
 }
 

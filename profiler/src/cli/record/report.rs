@@ -62,6 +62,12 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
     if plan.verbose {
         details(recording);
     }
+    print_cost(seconds);
+    written(plan, output, bytes);
+}
+
+/// Says what the recording cost, which took so many seconds.
+pub(super) fn print_cost(seconds: f64) {
     let (cpu, memory_bytes) = own_cost();
     eprintln!(
         "goprof itself took {:.2} s of CPU time ({} of one CPU) and {} MB of memory",
@@ -69,7 +75,6 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: u64, output: &Path
         percent(cpu.as_secs_f64() / seconds.max(0.001)),
         memory_bytes / 1_000_000,
     );
-    written(plan, output, bytes);
 }
 
 /// Says where the profile is, unless it went to stdout.
