@@ -324,8 +324,13 @@ fn record_goroutines(
     let mut is_full = false;
     while event == Event::Wall && !is_full {
         let next = session.next_at().min(end);
-        let wait = tokio::time::timeout(next.saturating_duration_since(Instant::now()), &mut asked);
-        if runtime.block_on(async { wait.await.is_ok() }) || Instant::now() >= end {
+        let wait = next.saturating_duration_since(Instant::now());
+        // A timer is of the runtime that it is made in.
+        let is_over = runtime.block_on(async {
+            let waited = tokio::time::timeout(wait, &mut asked).await;
+            waited.is_ok()
+        });
+        if is_over || Instant::now() >= end {
             break;
         }
         session.take();
