@@ -1,8 +1,6 @@
 //! Tens of thousands of goroutines, held against the program's own list; and stacks
 //! read while a program churns, none of which may be false.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
-
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
