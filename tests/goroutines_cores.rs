@@ -68,19 +68,24 @@ fn is_as_before(core: &BTreeMap<u64, Listed>, before: &BTreeMap<u64, Listed>, wh
     }
 }
 
+/// Starts a program that leaves a core in the folder when it crashes.
+fn start_in(folder: &Path, program: &Path) -> Talker {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -c unlimited; exec \"$0\" \"$@\""])
+        .arg(program)
+        .env("GOTRACEBACK", "crash")
+        .stderr(Stdio::null())
+        .current_dir(folder);
+    Talker::start_command(&mut command)
+}
+
 fn cores_are_as_the_program_was(version: &str, variant: Variant) {
     let built = go::build_with("parked", version, variant);
     let folder = tempfile::tempdir().expect("make a folder");
     let program = folder.path().join("program");
     fs::copy(&built, &program).expect("copy the program");
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", "ulimit -c unlimited; exec \"$0\" \"$@\""])
-        .arg(&program)
-        .env("GOTRACEBACK", "crash")
-        .stderr(Stdio::null())
-        .current_dir(folder.path());
-    let mut talker = Talker::start_command(&mut command);
+    let mut talker = start_in(folder.path(), &program);
     talker.tell("collect");
     let (before, _) = list(&talker, &[]);
     let what = format!("go{version} {variant:?}");
@@ -149,4 +154,92 @@ fn cores_are_as_the_programs_were() {
     cores_are_as_the_program_was("1.21.13", Variant::Plain);
     cores_are_as_the_program_was("1.26.6", Variant::StrippedPie);
     cores_are_as_the_program_was(NEWEST, Variant::Stripped);
+}
+
+/// A goroutine, as delve lists it: where in the program's own code it is, and what it
+/// waits for.
+#[derive(Debug)]
+struct Delves {
+    function: String,
+    reason: Option<String>,
+    is_chosen: bool,
+}
+
+/// What delve lists of a core.
+fn delves_list(program: &Path, core: &str) -> BTreeMap<u64, Delves> {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let commands = folder.path().join("commands");
+    fs::write(&commands, "goroutines\nexit\n").expect("write commands");
+    let listed = Command::new(go::tool("github.com/go-delve/delve/cmd/dlv"))
+        .arg("core")
+        .args([program, Path::new(core)])
+        .args([
+            "--check-go-version=false",
+            "--allow-non-terminal-interactive=true",
+        ])
+        .arg("--init")
+        .arg(&commands)
+        .stdin(Stdio::null())
+        .output()
+        .expect("run delve");
+    let text = String::from_utf8_lossy(&listed.stdout);
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let (mark, rest) = line.split_at(line.len().min(2));
+        let Some((id, rest)) = rest
+            .strip_prefix("Goroutine ")
+            .and_then(|r| r.split_once(" - "))
+        else {
+            continue;
+        };
+        // `User: FILE:LINE FUNCTION (0xPC) [REASON]`, without the reason of one that runs.
+        let mut words = rest.split_once(": ").expect("a place").1.split(' ');
+        let function = words.nth(1).expect("a function").to_owned();
+        let reason = rest.split_once(" [").map(|(_, reason)| reason);
+        let reason = reason.and_then(|reason| reason.strip_suffix(']'));
+        let goroutine = Delves {
+            function,
+            reason: reason.map(str::to_owned),
+            is_chosen: mark.starts_with('*'),
+        };
+        all.insert(id.parse().expect("an id"), goroutine);
+    }
+    assert!(!all.is_empty(), "delve says: {text}");
+    all
+}
+
+fn delve_lists_the_same(version: &str) {
+    let program = go::build_with("parked", version, Variant::Plain);
+    let folder = tempfile::tempdir().expect("make a folder");
+    let mut talker = start_in(folder.path(), &program);
+    talker.tell("many 980");
+    let ended = {
+        let _pattern = CorePattern::plain();
+        talker.end("crash")
+    };
+    assert!(ended.core_dumped(), "{version}: {ended}");
+    let core = only_file(folder.path(), "core");
+    let theirs = delves_list(&program, &core);
+    let (ours, all) = list_of(&["--core", &core, "--system"]);
+    assert!(theirs.len() > 1000, "{version}: {}", theirs.len());
+    assert!(ours.keys().eq(theirs.keys()), "{version}: other ids");
+    for (id, theirs) in &theirs {
+        let ours = &ours[id];
+        let what = format!("{version}: goroutine {id}: {ours:?}, delve has {theirs:?}");
+        assert!(ours.functions.contains(&theirs.function), "{what}");
+        if let Some(reason) = &theirs.reason {
+            assert_eq!(&ours.state, reason, "{what}");
+        }
+        // The one that ended it is the one that delve goes to, and is our first.
+        assert_eq!(theirs.is_chosen, all["crash"]["goroutine"] == *id, "{what}");
+    }
+    let first = &all["groups"][0]["goroutines"][0]["id"];
+    assert_eq!(first, &all["crash"]["goroutine"], "{version}");
+    assert_eq!(all["crash"]["signal_name"], "SIGABRT", "{version}");
+}
+
+#[test]
+fn delve_lists_the_same_of_a_core() {
+    delve_lists_the_same("1.21.13");
+    delve_lists_the_same(NEWEST);
 }
