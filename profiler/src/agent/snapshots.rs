@@ -30,6 +30,9 @@ pub(super) const EVENTS: [Event; 2] = [Event::Goroutine, Event::Wall];
 /// anyway.
 const WALL_RATE_HZ: u32 = 11;
 
+/// Most goroutines of a program that a snapshot has, which takes some 30 MB then.
+pub(super) const MAX_GOROUTINES: u64 = 1 << 18;
+
 /// The sessions of each event.
 #[derive(Default)]
 pub(super) struct Snapshots {
@@ -80,6 +83,7 @@ impl Snapshots {
             duration: None,
             goroutines: config.goroutines,
             labels: config.labels,
+            most_goroutines: MAX_GOROUTINES,
         });
         let shared = Arc::new(Shared {
             session: Mutex::new(session),

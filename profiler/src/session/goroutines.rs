@@ -49,6 +49,8 @@ pub struct Wanted {
     pub runtimes_own: bool,
     /// What they wait for, by address.
     pub places: bool,
+    /// Most places of the list that are looked at.
+    pub most: u64,
 }
 
 /// A goroutine of a snapshot.
@@ -151,7 +153,7 @@ pub fn snapshot(source: &Source<'_>, wanted: Wanted) -> Result<Snapshot, String>
     };
     let listing = source
         .program
-        .for_each_goroutine(&source.offsets, |batch| taking.add(batch))?;
+        .for_first_goroutines(wanted.most, &source.offsets, |batch| taking.add(batch))?;
     taking.add_semaphores();
     let mut snapshot = taking.snapshot;
     snapshot.finish(listing, source.now_ns);

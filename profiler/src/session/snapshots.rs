@@ -34,6 +34,9 @@ pub struct SnapshotConfig {
     pub goroutines: bool,
     /// Whether their labels are.
     pub labels: bool,
+    /// Most goroutines of a program that a snapshot has room for; those beyond are
+    /// counted.
+    pub most_goroutines: u64,
 }
 
 /// A recording of goroutines under way.
@@ -236,7 +239,7 @@ impl SnapshotSession {
     /// Takes a snapshot of all programs, which stands for a slice.
     fn snapshot(&mut self, slice: Slice) {
         let (began, cpu_began) = (Instant::now(), thread_cpu());
-        let taken = self.programs.take();
+        let taken = self.programs.take(self.config.most_goroutines);
         let (took, cpu) = (began.elapsed(), thread_cpu().saturating_sub(cpu_began));
         let facts = &mut self.facts;
         facts.snapshots += 1;

@@ -19,6 +19,7 @@ use super::{Served, answer as reply, plain};
 use crate::{
     agent::{
         memory::Shares,
+        snapshots::MAX_GOROUTINES,
         state::{View, lock},
     },
     identity::label,
@@ -318,6 +319,7 @@ fn record_goroutines(
         duration: (event == Event::Wall).then_some(duration),
         goroutines: false,
         labels: true,
+        most_goroutines: MAX_GOROUTINES,
     });
     let end = Instant::now() + duration;
     let most_bytes = usize::try_from(limit_bytes / 4).unwrap_or(usize::MAX);

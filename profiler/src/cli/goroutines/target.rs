@@ -9,7 +9,7 @@ use super::Args;
 use crate::{
     cli::{Failure, printable, process::go_process, raise_file_limit},
     doctor,
-    gomemory::{Core, CoreThread, Live, Memory, open_backing},
+    gomemory::{Core, CoreThread, Live, MAX_GOROUTINES, Memory, open_backing},
     image::Image,
     process::{Identity, MapsLine, NoLayout, Process, ProcessIndex, ProcessTable},
     session::goroutines::{Snapshot, Source, Wanted, snapshot},
@@ -149,6 +149,7 @@ impl Target {
         let wanted = Wanted {
             runtimes_own,
             places: true,
+            most: MAX_GOROUTINES,
         };
         snapshot(&source, wanted)
     }

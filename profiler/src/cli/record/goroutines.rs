@@ -9,6 +9,7 @@ use tokio::{process::Child, time::sleep_until};
 use super::{StopSignals, args::Plan, aside, output, report, target::Target, write};
 use crate::{
     cli::{Failure, printable},
+    gomemory::MAX_GOROUTINES,
     profile,
     session::{SnapshotConfig, SnapshotRecording, SnapshotSession, Stopped, programs},
     sink::FileSink,
@@ -40,6 +41,7 @@ pub(super) async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         duration: plan.duration,
         goroutines: plan.goroutines,
         labels: true,
+        most_goroutines: MAX_GOROUTINES,
     });
     let stopped = run(&plan, &mut target, &mut stop, &mut session).await;
     let write = async {
