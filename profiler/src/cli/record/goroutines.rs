@@ -123,7 +123,9 @@ async fn publish(
         let line = nothing(target, &recording);
         if matches!(target, Target::Command { .. }) {
             // The command did what it was to do, and its exit code says how.
-            eprintln!("goprof: {line}; nothing was written");
+            if !plan.quiet {
+                eprintln!("goprof: {line}; nothing was written");
+            }
             return Ok(());
         }
         return Err(Failure::Failed(anyhow::anyhow!(line)));
