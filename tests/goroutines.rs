@@ -1,114 +1,15 @@
 //! `goprof goroutines`: what it lists is held against what the program lists of
-//! itself, at rest, and against what the program can be while it churns.
+//! itself, at rest; how it is chosen, shown, and compared with another list.
 
 #![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
 use goprof_tests::go::{self, NEWEST, Variant};
 use goprof_tests::goprof;
+use goprof_tests::listing::{assert_same, list, own_list};
 use goprof_tests::pprof::Profile;
 use goprof_tests::talker::Talker;
 use serde_json::Value;
-
-/// A goroutine, as either side lists it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Listed {
-    state: String,
-    functions: Vec<String>,
-    created_by: Option<String>,
-    parent: Option<u64>,
-}
-
-/// The program's own list, as `debug=2` has it.
-fn own_list(talker: &mut Talker) -> BTreeMap<u64, Listed> {
-    let folder = tempfile::tempdir().expect("make a folder");
-    let path = folder.path().join("dump");
-    talker.tell(&format!("dump {}", path.display()));
-    let text = fs::read_to_string(path).expect("read the dump");
-    let mut all = BTreeMap::new();
-    for block in text.split("\n\n") {
-        let mut lines = block.lines();
-        let head = lines.next().expect("a head");
-        let head = head.strip_prefix("goroutine ").expect("a goroutine");
-        let (id, state) = head.split_once(" [").expect("a state");
-        let state = state.split_once(']').expect("a state").0;
-        let state = state.split(", ").next().expect("a state");
-        let mut listed = Listed {
-            state: state.to_owned(),
-            ..Listed::default()
-        };
-        for line in lines.filter(|line| !line.starts_with('\t')) {
-            match line.strip_prefix("created by ") {
-                Some(creator) => {
-                    let (creator, parent) = match creator.split_once(" in goroutine ") {
-                        Some((creator, parent)) => (creator, parent.parse().ok()),
-                        None => (creator, None),
-                    };
-                    listed.created_by = Some(creator.to_owned());
-                    listed.parent = parent;
-                }
-                None => {
-                    let (function, _) = line.rsplit_once('(').expect("a call");
-                    listed.functions.push(function.to_owned());
-                }
-            }
-        }
-        all.insert(id.parse().expect("an id"), listed);
-    }
-    all
-}
-
-/// Whether Go's tracebacks leave a function out.
-fn is_hidden(function: &str) -> bool {
-    let of_runtime = function.strip_prefix("runtime.");
-    of_runtime.is_some_and(|name| !name.starts_with(char::is_uppercase))
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-/// What goprof says, by goroutine; and all of it.
-fn list(talker: &Talker, more: &[&str]) -> (BTreeMap<u64, Listed>, Value) {
-    list_of(&[&["-p", &talker.pid_arg()], more].concat())
-}
-
-/// The same of what the arguments name.
-fn list_of(args: &[&str]) -> (BTreeMap<u64, Listed>, Value) {
-    let args = [&["goroutines", "-f", "json"], args].concat();
-    let outcome = goprof::run(&args).succeeded();
-    let all: Value = serde_json::from_slice(&outcome.stdout).expect("JSON");
-    let mut listed = BTreeMap::new();
-    for group in all["groups"].as_array().expect("groups") {
-        let frames = group["stack"].as_array().expect("frames").iter();
-        let functions: Vec<String> = frames.map(|frame| text(&frame["function"])).collect();
-        let members = group["goroutines"].as_array().expect("goroutines");
-        assert_eq!(group["count"].as_u64(), Some(members.len() as u64));
-        for member in members {
-            let waits = member["state"] == "waiting";
-            let state = &member[if waits { "wait_reason" } else { "state" }];
-            let creator = member.get("created_by");
-            let goroutine = Listed {
-                state: text(state),
-                functions: functions.clone(),
-                created_by: creator.map(|creator| text(&creator["function"])),
-                parent: member.get("parent").and_then(Value::as_u64),
-            };
-            let id = member["id"].as_u64().expect("an id");
-            assert!(
-                listed.insert(id, goroutine).is_none(),
-                "{id} is there twice"
-            );
-        }
-    }
-    (listed, all)
-}
+use std::collections::{BTreeMap, HashMap};
 
 fn lists_what_the_program_lists(version: &str, variant: Variant) {
     let mut talker = Talker::start(&go::build_with("parked", version, variant), &[]);
@@ -116,25 +17,7 @@ fn lists_what_the_program_lists(version: &str, variant: Variant) {
     let own = own_list(&mut talker);
     let (listed, all) = list(&talker, &[]);
     let what = format!("go{version} {variant:?}");
-    let ids = |list: &BTreeMap<u64, Listed>| list.keys().copied().collect::<Vec<_>>();
-    assert_eq!(ids(&listed), ids(&own), "{what}: {all}");
-    for (id, own) in &own {
-        let mut listed = listed[id].clone();
-        let what = format!("{what}: goroutine {id}: {listed:?}");
-        assert!(!listed.functions.is_empty(), "{what}");
-        listed.functions.retain(|function| !is_hidden(function));
-        if *id == 1 {
-            // It wrote its own list, and reads the next command now.
-            assert_eq!(listed.state, "syscall", "{what}");
-            assert_eq!(
-                listed.functions.last().map(String::as_str),
-                Some("main.main")
-            );
-            continue;
-        }
-        // 1.19 and 1.20 do not say who the parent is.
-        assert_eq!(&listed, own, "{what}");
-    }
+    assert_same(&listed, &own, &what);
     waits_for_what_it_should(&mut talker, version, &all);
     // The collection has seen all of them wait, and not before the program began.
     let groups = all["groups"].as_array().expect("groups");
@@ -259,42 +142,6 @@ fn goroutines_are_chosen_and_shown() {
     }
 }
 
-/// How long the program churns while it is read.
-const CHURNS: Duration = Duration::from_secs(4);
-
-#[test]
-fn no_stack_is_false_while_the_program_churns() {
-    let mut talker = Talker::start(&go::build("parked"), &[]);
-    talker.tell("churn");
-    let callers = HashMap::from([
-        ("main.innerOne", "main.one"),
-        ("main.innerTwo", "main.two"),
-        ("main.one", "main.alternates"),
-        ("main.two", "main.alternates"),
-    ]);
-    let until = Instant::now() + CHURNS;
-    let (mut reads, mut calls) = (0, HashMap::new());
-    while Instant::now() < until || reads == 0 {
-        let (_, all) = list(&talker, &[]);
-        for group in all["groups"].as_array().expect("groups") {
-            let frames = group["stack"].as_array().expect("frames");
-            for pair in frames.windows(2) {
-                let (callee, caller) = (text(&pair[0]["function"]), text(&pair[1]["function"]));
-                let Some(must) = callers.get(callee.as_str()) else {
-                    continue;
-                };
-                reads += group["count"].as_u64().expect("a count");
-                assert_eq!(*must, caller, "{frames:?}");
-                // Each is called at one place.
-                let line = pair[1]["line"].as_u64();
-                assert_eq!(*calls.entry(callee).or_insert(line), line, "{frames:?}");
-            }
-        }
-    }
-    println!("{reads} calls seen");
-    assert!(calls.len() == 4, "{calls:?}");
-}
-
 #[test]
 fn what_cannot_be_done_is_said_in_one_line() {
     let own = std::process::id().to_string();
@@ -324,138 +171,70 @@ fn what_cannot_be_done_is_said_in_one_line() {
     }
 }
 
-/// Has the kernel write cores into the folder of who crashes, until it is dropped.
-struct CorePattern(Option<String>);
-
-const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
-
-impl CorePattern {
-    fn plain() -> Self {
-        let before = fs::read_to_string(CORE_PATTERN).expect("read the pattern of cores");
-        if before.trim() == "core" {
-            return Self(None);
-        }
-        fs::write(CORE_PATTERN, "core").expect("say where cores go: this takes root");
-        Self(Some(before))
-    }
-}
-
-impl Drop for CorePattern {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = fs::write(CORE_PATTERN, before.trim());
-        }
-    }
-}
-
-/// The one file in a folder whose name begins so.
-fn only_file(folder: &Path, begins: &str) -> String {
-    let entries = fs::read_dir(folder).expect("list the folder");
-    let paths = entries.map(|entry| entry.expect("a file").path());
-    let is_it = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with(begins))
-    };
-    let found: Vec<PathBuf> = paths.filter(is_it).collect();
-    assert_eq!(found.len(), 1, "{begins}: {found:?}");
-    found[0].to_str().expect("UTF-8").to_owned()
-}
-
-/// Holds a core's list against that of the program when it ran. A thread that was
-/// in a system call has frames of it that the runtime does not know while it runs.
-fn is_as_before(core: &BTreeMap<u64, Listed>, before: &BTreeMap<u64, Listed>, what: &str) {
-    let ids = |list: &BTreeMap<u64, Listed>| list.keys().copied().collect::<Vec<_>>();
-    assert_eq!(ids(core), ids(before), "{what}");
-    for (id, before) in before.iter().filter(|(id, _)| **id != 1) {
-        let mut core = core[id].clone();
-        let what = format!("{what}: goroutine {id}: {core:?}");
-        assert!(core.functions.ends_with(&before.functions), "{what}");
-        let more = core.functions.len() - before.functions.len();
-        assert!(more == 0 || before.state == "syscall", "{what}");
-        core.functions = before.functions.clone();
-        assert_eq!(&core, before, "{what}");
-    }
-}
-
-fn cores_are_as_the_program_was(version: &str, variant: Variant) {
-    let built = go::build_with("parked", version, variant);
+#[test]
+fn two_lists_are_compared() {
+    let mut talker = Talker::start(&go::build("parked"), &[]);
     let folder = tempfile::tempdir().expect("make a folder");
-    let program = folder.path().join("program");
-    fs::copy(&built, &program).expect("copy the program");
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", "ulimit -c unlimited; exec \"$0\" \"$@\""])
-        .arg(&program)
-        .env("GOTRACEBACK", "crash")
-        .stderr(Stdio::null())
-        .current_dir(folder.path());
-    let mut talker = Talker::start_command(&mut command);
-    talker.tell("collect");
-    let (before, _) = list(&talker, &[]);
-    let what = format!("go{version} {variant:?}");
+    let path = |name: &str| {
+        let path = folder.path().join(name);
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (before, after) = (path("before.json"), path("after.json"));
+    let pid = talker.pid_arg();
+    goprof::run(&["goroutines", "-p", &pid, "-o", &before]).succeeded();
+    let same = goprof::run(&["goroutines", "--diff", &before, &before]).succeeded();
+    let nothing = "stacks: 0 new, 0 grown, 0 shrunk, 0 gone, 18 with as many as before";
+    assert!(same.text().contains(nothing), "{}", same.text());
 
-    let output = folder.path().join("taken");
-    let gcore = Command::new("gcore")
-        .arg("-o")
-        .arg(&output)
-        .arg(talker.pid_arg())
-        .output()
-        .expect("gcore is missing: install gdb");
-    assert!(gcore.status.success(), "{gcore:?}");
-    let taken = only_file(folder.path(), "taken.");
-    let (core, all) = list_of(&["--core", &taken]);
-    is_as_before(&core, &before, &format!("{what} gcore"));
-    assert!(
-        core[&1].functions.contains(&"main.main".to_owned()),
-        "{what}: {core:?}"
+    // 70 more that receive, with another start than the three there are; the sender
+    // and those that take what is sent are done.
+    talker.tell("many 70");
+    talker.tell("drain");
+    goprof::run(&["goroutines", "-p", &pid, "-o", &after]).succeeded();
+    let compared = goprof::run(&["goroutines", "--diff", &before, &after]).succeeded();
+    let text = compared.text();
+    for part in [
+        "20 goroutines, and ",
+        " later 89\n",
+        "\n+70 grown: 3 -> 73, 70 began\n  73 chan receive\n  70 created by main.answer at ",
+        "\n  3 created by main.starts at ",
+        "\n-1 gone: 1 -> 0, 1 ended\n  1 chan send\n",
+        "\n    main.receives  ",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let said = goprof::run(&["goroutines", "--diff", &before, &after, "-f", "json"]);
+    let all: Value = serde_json::from_slice(&said.succeeded().stdout).expect("JSON");
+    assert_eq!(all["after"]["goroutines"], 89);
+    let first = &all["changes"][0];
+    assert_eq!(
+        (&first["change"], &first["began"]),
+        (&"grown".into(), &70.into())
     );
-    assert_eq!(all["crash"], Value::Null, "{what}");
+    assert_eq!((&first["before"], &first["after"]), (&3.into(), &73.into()));
+    assert_eq!(first["states"]["chan receive"], 73);
+    assert_eq!(first["created_by"][0]["function"], "main.answer");
 
-    let _pattern = CorePattern::plain();
-    let ended = talker.end("crash");
-    assert!(ended.core_dumped(), "{what}: {ended}");
-    let crashed = only_file(folder.path(), "core");
-    // Where it was is nothing now.
-    fs::remove_file(&program).expect("remove the program");
-    let gone = goprof::run(&["goroutines", "--core", &crashed]);
-    assert_eq!(gone.code(), 1, "{what}");
-    assert!(gone.stderr.contains("--exe"), "{what}: {}", gone.stderr);
-    let (core, all) = list_of(&["--core", &crashed, "--exe", built.to_str().expect("UTF-8")]);
-    is_as_before(&core, &before, &format!("{what} kernel"));
-    assert_eq!(all["crash"]["signal_name"], "SIGABRT", "{what}");
-    assert_eq!(all["crash"]["goroutine"], 1, "{what}");
-    assert_eq!(all["groups"][0]["goroutines"][0]["id"], 1, "{what}");
-    let functions = &core[&1].functions;
-    for function in ["runtime.sigpanic", "main.crash", "main.main"] {
+    let profile = path("g.pb.gz");
+    goprof::run(&["goroutines", "-p", &pid, "-o", &profile]).succeeded();
+    for (args, code, part) in [
+        (vec![before.as_str()], 2, "2 values required"),
+        (
+            vec![&before, "/no/such/file"],
+            1,
+            "cannot open /no/such/file",
+        ),
+        (vec![&before, &profile], 1, "is no list"),
+        (vec![&before, &after, "-f", "pprof"], 2, "-diff_base"),
+        (vec![&before, &after, "-p", "1"], 2, "--pid"),
+        (vec![&before, &after, "--state", "waiting"], 2, "--state"),
+    ] {
+        let outcome = goprof::run(&[&["goroutines", "--diff"], &args[..]].concat());
+        assert_eq!(outcome.code(), code, "{args:?}: {}", outcome.stderr);
         assert!(
-            functions.iter().any(|f| f == function),
-            "{what}: {functions:?}"
+            outcome.stderr.contains(part),
+            "{args:?}: {}",
+            outcome.stderr
         );
     }
-    // Half of it may do or not, but says so.
-    let file = fs::File::options()
-        .write(true)
-        .open(&crashed)
-        .expect("open the core");
-    let len = file.metadata().expect("its size").len();
-    file.set_len(len / 2).expect("cut the core");
-    let exe = built.to_str().expect("UTF-8");
-    let half = goprof::run(&["goroutines", "--core", &crashed, "--exe", exe]);
-    match half.code() {
-        0 => assert!(half.text().contains("cut off"), "{what}: {}", half.text()),
-        code => assert!(
-            code == 1 && half.stderr.lines().count() == 1,
-            "{what}: {}",
-            half.stderr
-        ),
-    }
-    let other = goprof::run(&["goroutines", "--core", &crashed, "--exe", "/bin/sh"]);
-    assert_eq!(other.code(), 1, "{what}");
-}
-
-#[test]
-fn cores_are_as_the_programs_were() {
-    cores_are_as_the_program_was("1.21.13", Variant::Plain);
-    cores_are_as_the_program_was("1.26.6", Variant::StrippedPie);
-    cores_are_as_the_program_was(NEWEST, Variant::Stripped);
 }

@@ -81,7 +81,16 @@ fn compare(version: &str, variant: Variant, seconds: &str, budget: &str) -> Comp
     let folder = format!("{}/", dir.path().join("ours").display());
     let pid = program.pid_arg();
     let args = [
-        "record", "-e", "mutex,block", "-p", &pid, "-d", seconds, "--probe-budget", budget, "-o",
+        "record",
+        "-e",
+        "mutex,block",
+        "-p",
+        &pid,
+        "-d",
+        seconds,
+        "--probe-budget",
+        budget,
+        "-o",
         &folder,
     ];
     let outcome = goprof::run(&args).succeeded();
@@ -94,7 +103,10 @@ fn compare(version: &str, variant: Variant, seconds: &str, budget: &str) -> Comp
         let mut files = files.map(|file| file.expect("list the profiles").path());
         let name = format!(".{event}.pb.gz");
         let file = files.find(|file| file.to_string_lossy().ends_with(&name));
-        (event, Profile::read(&file.expect("a profile of each event")))
+        (
+            event,
+            Profile::read(&file.expect("a profile of each event")),
+        )
     });
     Compared {
         ours: ours.into(),
@@ -110,7 +122,10 @@ fn assert_close(compared: &Compared, event: &str, functions: &[&str], shares: [f
     for function in functions {
         let own = own.get(*function).copied().unwrap_or_default();
         let ours = ours.get(*function).copied().unwrap_or_default();
-        assert!(own[0] > 10.0, "{event} {function}: {own:?} a second of its own");
+        assert!(
+            own[0] > 10.0,
+            "{event} {function}: {own:?} a second of its own"
+        );
         for index in [0, 1] {
             let off = (ours[index] - own[index]).abs() / own[index];
             assert!(

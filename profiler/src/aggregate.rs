@@ -16,6 +16,8 @@ pub struct Window {
     stacks: HashMap<Box<[u64]>, StackIndex>,
     threads: HashMap<(u32, [u8; 16]), ThreadIndex>,
     labels: HashMap<Labels, LabelsIndex>,
+    /// See [`Window::word`].
+    words: Vec<String>,
     values: HashMap<Key, Values>,
     samples: u64,
     /// Addresses, and those of each process: the ones take memory for their names
@@ -35,6 +37,10 @@ const ENTRY_BYTES: usize = 80;
 const ADDRESS_BYTES: usize = 600;
 /// About what it takes to look an address of a process up.
 const PLACE_BYTES: usize = 64;
+
+/// What stands for the first word in place of an address: neither user code nor the
+/// kernel's is there.
+const WORDS: u64 = 1 << 62;
 
 /// Most values of a sample.
 pub const MAX_VALUES: usize = 4;
@@ -185,6 +191,23 @@ impl Window {
         }
     }
 
+    /// What stands for a word, such as what a goroutine waits for, as the leaf of a user
+    /// stack. There are few of them.
+    pub fn word(&mut self, text: &str) -> u64 {
+        let known = self.words.iter().position(|word| word == text);
+        let index = known.unwrap_or_else(|| {
+            self.words.push(text.to_owned());
+            self.bytes += text.len() + ENTRY_BYTES;
+            self.words.len() - 1
+        });
+        WORDS + index as u64
+    }
+
+    /// The words, in the order of what stands for them.
+    pub fn words(&self) -> Words<'_> {
+        Words(&self.words)
+    }
+
     /// Takes out all samples of a process, and says how many they were.
     pub fn drop_process(&mut self, process: ProcessIndex) -> u64 {
         let mut dropped = 0;
@@ -273,6 +296,18 @@ impl Window {
             by_count.then_with(|| a.identity().cmp(&b.identity()))
         });
         stacks
+    }
+}
+
+/// The words of a window: see [`Window::word`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Words<'w>(&'w [String]);
+
+impl<'w> Words<'w> {
+    /// The word that an address stands for.
+    pub fn of(self, address: u64) -> Option<&'w str> {
+        let index = usize::try_from(address.checked_sub(WORDS)?).ok()?;
+        self.0.get(index).map(String::as_str)
     }
 }
 
@@ -406,6 +441,23 @@ mod tests {
         assert_eq!(window.drop_process(ProcessIndex(1)), 0);
         assert_eq!((window.samples(), window.stacks().len()), (1, 1));
         assert_eq!(window.processes(), [ProcessIndex(0)]);
+    }
+
+    #[test]
+    fn a_word_stands_in_a_stack_like_an_address() {
+        let mut window = Window::default();
+        let (wait, runs) = (window.word("[select]"), window.word("[running]"));
+        assert_eq!(window.word("[select]"), wait);
+        window.add(owner(0), &[wait, 1], 0);
+        window.add(owner(0), &[runs, 1], 0);
+        assert_eq!(window.stacks().len(), 2);
+        let words = window.words();
+        assert_eq!(
+            (words.of(wait), words.of(runs)),
+            (Some("[select]"), Some("[running]"))
+        );
+        assert_eq!((words.of(1), words.of(runs + 1)), (None, None));
+        assert_eq!(words.of(u64::MAX), None);
     }
 
     #[test]

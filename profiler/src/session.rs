@@ -14,6 +14,7 @@ mod mem_profile;
 mod parked;
 mod probing;
 mod recorder;
+mod snapshots;
 mod tally;
 mod waits;
 mod window;
@@ -42,6 +43,9 @@ pub use heap_notes::programs;
 use probing::Probing;
 pub use probing::{At, ProbeConfig, ProbeFacts, takes_probes};
 use recorder::Recorder;
+pub use snapshots::{
+    SnapshotConfig, SnapshotFacts, SnapshotReading, SnapshotRecording, SnapshotSession, Unread,
+};
 pub use tally::Tally;
 pub use window::Finished;
 

@@ -143,6 +143,22 @@ pub fn go(version: &str) -> Command {
     go
 }
 
+/// Builds a tool of `tests/go_tools`, by the path of its package; Go itself keeps what
+/// it built before.
+#[track_caller]
+pub fn tool(package: &str) -> PathBuf {
+    let _turn = quiet::building();
+    let name = package.rsplit('/').next().expect("a name");
+    let program = crate::cache_dir().join(name);
+    let mut go = go(NEWEST);
+    go.args(["build", "-o"]).arg(&program).arg(package);
+    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("go_tools"));
+    go.env("CGO_ENABLED", "0");
+    let remedy = "it takes Go and modules from the module proxy (GOPROXY)";
+    command::run(&mut go, Duration::from_secs(540), remedy).succeeded();
+    program
+}
+
 /// The line number (from 1) of the source line of a program that ends in the
 /// comment `// line:MARK`.
 #[track_caller]

@@ -58,6 +58,12 @@ impl Talker {
         self.child.wait().expect("wait for the program")
     }
 
+    /// Ends it by force, and waits until it has ended.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     #[track_caller]
     fn line(&mut self) -> String {
         let mut line = String::new();
@@ -81,7 +87,6 @@ impl Talker {
 
 impl Drop for Talker {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }

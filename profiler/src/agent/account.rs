@@ -7,7 +7,7 @@ use profiler_ebpf::wire::Counter;
 
 use crate::{
     metrics::Metrics,
-    session::{HeapFacts, HeapRecording, Recording},
+    session::{HeapFacts, HeapRecording, Recording, SnapshotRecording},
     symbolize::{Event, Naming, Reason},
     unwind::StackEnd,
 };
@@ -96,6 +96,41 @@ pub(super) fn add_reading(metrics: &Metrics, recording: &HeapRecording) {
     ] {
         let readings = metrics.readings.with_label_values(&[event, result]);
         readings.inc_by(count);
+    }
+    add_naming(metrics, &recording.naming);
+}
+
+/// Adds what was read of programs' goroutines: each, as often as it was seen, is a
+/// sample.
+pub(super) fn add_snapshots(metrics: &Metrics, recording: &SnapshotRecording) {
+    let event = recording.window.event.name();
+    let facts = &recording.facts;
+    let samples = metrics.samples.with_label_values(&[event]);
+    samples.inc_by(facts.goroutines);
+    for (result, count) in [
+        ("read", recording.window.processes.len() as u64),
+        ("unreadable", recording.unread.len() as u64),
+        ("missed", facts.failed),
+        ("gone", facts.gone as u64),
+    ] {
+        let readings = metrics.readings.with_label_values(&[event, result]);
+        readings.inc_by(count);
+    }
+    let left_out = facts.left_out;
+    for (reason, count) in [
+        ("goroutine_running", facts.running),
+        ("goroutine_changed", left_out.changed),
+        (
+            "goroutine_unreadable",
+            left_out.unreadable + left_out.nonsense,
+        ),
+        ("goroutines_cut", left_out.cut),
+        ("goroutine_stack_broken", facts.broken),
+        ("labels_missed", facts.labels_damaged),
+        ("snapshot_late", facts.late),
+    ] {
+        let incomplete = metrics.incomplete.with_label_values(&[reason]);
+        incomplete.inc_by(count);
     }
     add_naming(metrics, &recording.naming);
 }

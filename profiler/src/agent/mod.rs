@@ -11,6 +11,7 @@ mod readings;
 mod runtimes;
 mod sampler;
 mod server;
+mod snapshots;
 mod state;
 
 use std::{

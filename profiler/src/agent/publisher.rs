@@ -2,6 +2,8 @@
 //! the spool as objects. One thread; between windows it keeps the list of
 //! processes up to date.
 
+mod snapshots;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
@@ -18,6 +20,7 @@ use super::{
     account,
     config::{Config, Event, Subject},
     log,
+    memory::Shares,
     readings::Readings,
     runtimes::Runtimes,
     sampler::{Shared, Window},
@@ -69,7 +72,7 @@ pub(super) fn run(state: &State, samplers: &Samplers, windows: &Receiver<Window>
             }
         }
         publisher.track();
-        if publisher.readings.are_due() {
+        if publisher.readings.are_due() || publisher.is_full() {
             publisher.read_all(false);
         }
     }
@@ -216,6 +219,7 @@ impl Publisher<'_> {
     /// next window unless this is the last.
     fn read_all(&mut self, is_last: bool) {
         let config = self.state.config();
+        let have_begun = self.readings.have_begun();
         self.readings.begin(config.flush.0);
         for event in [Event::Heap, Event::Allocs] {
             let began = Instant::now();
@@ -236,6 +240,15 @@ impl Publisher<'_> {
             self.readings.put(event, session);
             account::add_reading_time(&self.state.metrics, event.sampled(), began.elapsed());
         }
+        if have_begun {
+            self.publish_snapshots(&config);
+        }
+    }
+
+    /// Whether snapshots of goroutines have to be written before their time.
+    fn is_full(&self) -> bool {
+        let most = Shares::of(&self.state.config()).of_session().window_bytes;
+        self.readings.snapshots.exceed(most)
     }
 
     /// Takes a window out of a session of readings and stores it.
@@ -254,7 +267,9 @@ impl Publisher<'_> {
         self.symbolizer = symbolizer;
         let metrics = &self.state.metrics;
         account::add_reading(metrics, &recording);
-        self.readings.explain(event, &recording);
+        let without = recording.without.iter();
+        let without = without.map(|without| (without.pid, &without.why));
+        self.readings.explain(event, without);
         let stored = match recording.window.samples.is_empty() {
             true => Ok("empty"),
             false => {
@@ -358,6 +373,7 @@ impl Publisher<'_> {
             }
             processes.entry(pid).or_insert(view);
         }
+        self.readings.snapshots.watch(&config, &processes);
         let now: HashSet<u32> = processes.keys().copied().collect();
         self.known.retain(|pid, _| {
             let is_there = now.contains(pid);

@@ -3,17 +3,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     time::{Duration, Instant},
 };
 
 use super::{
     config::{Config, Event, Subject},
+    snapshots::Snapshots,
     state::{Collected, ProcessView},
 };
-use crate::{
-    identity::Target,
-    session::{HeapRecording, HeapSession},
-};
+use crate::{identity::Target, session::HeapSession};
 
 /// The readings of each event.
 #[derive(Default)]
@@ -21,6 +20,8 @@ pub(super) struct Readings {
     /// When they end and the next begin.
     due: Option<Instant>,
     under_way: BTreeMap<Event, HeapSession>,
+    /// Those of goroutines.
+    pub(super) snapshots: Snapshots,
     /// Why there was nothing to read, by event and pid.
     without: BTreeMap<(Event, u32), String>,
 }
@@ -29,6 +30,11 @@ impl Readings {
     /// Whether it is time to end them: at once where none has begun.
     pub(super) fn are_due(&self) -> bool {
         self.due.is_none_or(|due| Instant::now() >= due)
+    }
+
+    /// Whether a window has begun.
+    pub(super) fn have_begun(&self) -> bool {
+        self.due.is_some()
     }
 
     /// The next end after `period`.
@@ -45,11 +51,15 @@ impl Readings {
     }
 
     /// Remembers what could not be had, until the next reading.
-    pub(super) fn explain(&mut self, event: Event, recording: &HeapRecording) {
+    pub(super) fn explain<W: Display>(
+        &mut self,
+        event: Event,
+        without: impl Iterator<Item = (u32, W)>,
+    ) {
         self.without.retain(|(of, _), _| *of != event);
-        for without in &recording.without {
-            let why = format!("{}: {}", event.sampled().name(), without.why);
-            self.without.insert((event, without.pid), why);
+        for (pid, why) in without {
+            let why = format!("{}: {why}", event.sampled().name());
+            self.without.insert((event, pid), why);
         }
     }
 
@@ -65,7 +75,7 @@ impl Readings {
             exe: &process.exe,
             target: &target,
         };
-        for event in [Event::Heap, Event::Allocs] {
+        for event in [Event::Heap, Event::Allocs, Event::Goroutine, Event::Wall] {
             if !config.takes(event, &subject) {
                 continue;
             }

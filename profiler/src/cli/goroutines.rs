@@ -1,34 +1,35 @@
 //! `goprof goroutines`: every goroutine of a process, by stack, with what it waits
 //! for and who started it; as text, JSON or a profile.
 
+mod diff;
+pub(super) mod filters;
 mod json;
+mod saved;
 pub(super) mod target;
 mod text;
 
 use std::{
     io::{self, BufWriter, IsTerminal as _, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use regex::Regex;
-
 use foldhash::HashMap;
 
-use super::{
-    Failure, printable,
-    record::{parse_duration, parse_label},
-};
+use super::{Failure, printable};
 use crate::{
     process::Process,
     profile,
-    session::goroutines::{Groups, Place, Selected, Snapshot},
+    session::goroutines::{Groups, Place, Snapshot},
     sink::{FileSink, Subject, default_name, is_stdout},
-    symbolize::{Event, Filter},
+    symbolize::Event,
 };
+use diff::Diff;
+use filters::Filters;
+use saved::Saved;
 use target::Target;
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,8 @@ Examples:
   goprof goroutines -p 1234 -f json | jq '.groups[0]'
   goprof goroutines -p 1234 -o goroutines.pb.gz
   goprof goroutines --core core.1234 --exe ./server
+  goprof goroutines -p 1234 -o before.json; sleep 60; goprof goroutines -p 1234 -o after.json
+  goprof goroutines --diff before.json after.json
 
 Nothing is set up in the program and nothing stops it: its memory is read. A time is
 counted from the collection that first saw the goroutine wait, so that it is the least.
@@ -48,7 +51,7 @@ Exit codes: 0 done, 1 it could not be done, 2 usage.")]
 pub struct Args {
     /// Look at the process PID
     #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..),
-          required_unless_present = "core")]
+          required_unless_present_any = ["core", "diff"])]
     pub pid: Option<u32>,
     /// Look at a core file, written by the kernel or by gcore
     #[arg(long, value_name = "FILE", conflicts_with = "pid")]
@@ -56,22 +59,16 @@ pub struct Args {
     /// The program that the core is of (default: where it was when it ran)
     #[arg(long, value_name = "BIN", requires = "core", conflicts_with = "pid")]
     pub exe: Option<PathBuf>,
+    /// Compare two lists that were saved with -f json: which stacks have more
+    /// goroutines in AFTER, which fewer
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"],
+          conflicts_with_all = ["pid", "core", "state", "reason", "older_than", "function",
+                                "label", "system", "verbose"])]
+    pub diff: Vec<PathBuf>,
 
-    /// Only goroutines in this state (may be given several times)
-    #[arg(short, long, value_name = "STATE", value_parser = STATES)]
-    pub state: Vec<String>,
-    /// Only those that wait for what matches REGEX: 'chan receive', select, 'sync\.'
-    #[arg(short, long, value_name = "REGEX")]
-    pub reason: Option<Regex>,
-    /// Only those known to have waited for so long: 90, 10m, 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub older_than: Option<Duration>,
-    /// Only those with a function that matches REGEX on their stack
-    #[arg(long, value_name = "REGEX")]
-    pub function: Option<Regex>,
-    /// Only those with a pprof label KEY that matches the regular expression RE
-    #[arg(short, long, value_name = "KEY=RE", value_parser = parse_label)]
-    pub label: Vec<(String, Regex)>,
+    /// Which goroutines.
+    #[command(flatten)]
+    pub filters: Filters,
     /// The runtime's own goroutines too, as the collector's workers
     #[arg(long)]
     pub system: bool,
@@ -86,17 +83,6 @@ pub struct Args {
     #[arg(short, long)]
     pub verbose: bool,
 }
-
-/// The states that goroutines can be seen in.
-pub(super) const STATES: [&str; 7] = [
-    "runnable",
-    "running",
-    "syscall",
-    "waiting",
-    "copystack",
-    "preempted",
-    "leaked",
-];
 
 /// The formats, as the command line names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -126,6 +112,9 @@ struct Report<'a> {
 /// Why that cannot be done.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let format = args.chosen_format();
+    if let [before, after] = args.diff.as_slice() {
+        return compare(args, format, [before, after]);
+    }
     refuse_binary_on_a_terminal(args, format)?;
     let target = Target::open(args)?;
     let process = target.process();
@@ -133,7 +122,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let sink = FileSink::prepare(&output)?;
     let taken_at = SystemTime::now();
     let snapshot = target.snapshot(args.system)?;
-    let groups = snapshot.groups(&args.selected(), taken_at, (target.index, &target.table));
+    let groups = snapshot.groups(
+        &args.filters.selected(),
+        taken_at,
+        (target.index, &target.table),
+    );
     let report = Report {
         process,
         go_version: go_version(process),
@@ -147,6 +140,42 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Compares two lists and writes what changed.
+fn compare(args: &Args, format: Format, files: [&PathBuf; 2]) -> Result<ExitCode, Failure> {
+    if format == Format::Pprof {
+        let line = "--diff is text or JSON: `go tool pprof -diff_base` compares profiles";
+        return Err(Failure::Usage(line.to_owned()));
+    }
+    let [before, after] = files.map(|file| Saved::read(file));
+    let (before, after) = (before?, after?);
+    let diff = Diff::of(&before, &after);
+    let sink = FileSink::prepare(args.output.as_deref().unwrap_or(Path::new("-")))?;
+    write_to(sink, |mut out| match format {
+        Format::Json => diff::write_json(&diff, &mut out),
+        _ => diff::write_text(&diff, &mut out),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes text to where it is to go.
+fn write_to(
+    sink: FileSink,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Failure> {
+    if !sink.is_stdout() {
+        let mut bytes = Vec::new();
+        write(&mut bytes).context("cannot write the goroutines")?;
+        sink.finish(&bytes)?;
+        return Ok(());
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written.context("write to stdout")?),
+    }
+}
+
 impl Args {
     fn chosen_format(&self) -> Format {
         let by_name = || {
@@ -158,19 +187,6 @@ impl Args {
             }
         };
         self.format.or_else(by_name).unwrap_or(Format::Text)
-    }
-
-    fn selected(&self) -> Selected {
-        Selected {
-            states: self.state.clone(),
-            reason: self.reason.clone(),
-            older_than: self.older_than,
-            filter: Filter {
-                include: self.function.clone(),
-                exclude: None,
-                labels: self.label.clone(),
-            },
-        }
     }
 
     fn output(&self, format: Format, process: &Process) -> PathBuf {
@@ -273,35 +289,19 @@ fn notes(snapshot: &Snapshot, groups: &Groups) -> Vec<String> {
 
 impl Report<'_> {
     fn write(&self, args: &Args, format: Format, sink: FileSink) -> Result<(), Failure> {
-        if sink.is_stdout() && format != Format::Pprof {
-            let mut out = BufWriter::new(io::stdout().lock());
-            let written = self.show(args, format, &mut out).and_then(|()| out.flush());
-            return match written {
-                // Whoever reads has seen enough.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-                written => Ok(written.context("write to stdout")?),
-            };
-        }
-        let bytes = match format {
-            Format::Pprof => {
-                let options = profile::Options {
-                    subject: format!("{} (pid {})", self.process.comm, self.process.pid),
-                    notes: self.notes.clone(),
-                    value: None,
-                };
-                profile::encode(&self.groups.window, profile::Format::Pprof, &options)
-                    .context("cannot encode the profile")?
-            }
-            _ => {
-                let mut bytes = Vec::new();
-                self.show(args, format, &mut bytes)
-                    .context("cannot write the goroutines")?;
-                bytes
-            }
-        };
         let to_file = !sink.is_stdout();
         let path = sink.path().to_owned();
-        sink.finish(&bytes)?;
+        if format == Format::Pprof {
+            let options = profile::Options {
+                subject: format!("{} (pid {})", self.process.comm, self.process.pid),
+                notes: self.notes.clone(),
+                value: None,
+            };
+            let encoded = profile::encode(&self.groups.window, profile::Format::Pprof, &options);
+            sink.finish(&encoded.context("cannot encode the profile")?)?;
+        } else {
+            write_to(sink, |out| self.show(args, format, out))?;
+        }
         if to_file {
             eprintln!(
                 "wrote {} goroutines in {} groups to {}",
@@ -316,10 +316,10 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn show(&self, args: &Args, format: Format, out: &mut impl Write) -> io::Result<()> {
+    fn show(&self, args: &Args, format: Format, mut out: &mut dyn Write) -> io::Result<()> {
         match format {
-            Format::Json => json::write(self, out),
-            _ => text::write(self, args.verbose, out),
+            Format::Json => json::write(self, &mut out),
+            _ => text::write(self, args.verbose, &mut out),
         }
     }
 }

@@ -15,13 +15,13 @@ use regex::Regex;
 
 use super::{
     Failure,
-    goroutines::{STATES, target::Target},
-    record::{StopSignals, parse_duration, parse_label},
+    goroutines::{filters::Filters, target::Target},
+    record::{StopSignals, parse_duration},
 };
 use crate::{
     process::open_by_kind,
     session::{
-        goroutines::{LeftOut, Record, Selected, Snapshot},
+        goroutines::{LeftOut, Record, Snapshot},
         leaks::{MIN_SNAPSHOTS, Watch},
     },
     symbolize::Filter,
@@ -55,21 +55,9 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub least: u32,
 
-    /// Only goroutines in this state (may be given several times)
-    #[arg(short, long, value_name = "STATE", value_parser = STATES)]
-    pub state: Vec<String>,
-    /// Only those that wait for what matches REGEX: 'chan receive', select, 'sync\.'
-    #[arg(short, long, value_name = "REGEX")]
-    pub reason: Option<Regex>,
-    /// Only those known to have waited for so long: 90, 10m, 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub older_than: Option<Duration>,
-    /// Only those with a function that matches REGEX on their stack
-    #[arg(long, value_name = "REGEX")]
-    pub function: Option<Regex>,
-    /// Only stacks of which a goroutine has a pprof label KEY that matches RE
-    #[arg(short, long, value_name = "KEY=RE", value_parser = parse_label)]
-    pub label: Vec<(String, Regex)>,
+    /// Which goroutines.
+    #[command(flatten)]
+    pub filters: Filters,
     /// Write them for programs
     #[arg(long)]
     pub json: bool,
@@ -103,12 +91,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         .build()
         .context("cannot start the runtime")?;
     let mut seen = runtime.block_on(look(args, &target))?;
-    let selected = Selected {
-        states: args.state.clone(),
-        reason: args.reason.clone(),
-        older_than: args.older_than,
-        ..Selected::default()
-    };
+    let selected = args.filters.by_state();
     let last = &seen.last;
     let wanted = |record: &Record| {
         let labels = last.labels.get(record.labels as usize);
@@ -116,11 +99,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let mut labels = labels.into_iter().flatten();
             labels.any(|(k, v)| k == key && value.is_match(v))
         };
-        last.is_wanted(record, &selected) && args.label.iter().all(has)
+        last.is_wanted(record, &selected) && args.filters.label.iter().all(has)
     };
     let leaks = seen.watch.leaks(last, args.least, wanted);
     let filter = Filter {
-        include: args.function.clone(),
+        include: args.filters.function.clone(),
         ..Filter::default()
     };
     let report = Report::new(&target, &seen, leaks, &filter);

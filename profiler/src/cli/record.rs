@@ -2,6 +2,7 @@
 //! and the words around it.
 
 mod args;
+mod goroutines;
 mod memory;
 mod report;
 mod target;
@@ -26,7 +27,7 @@ use crate::{
     sink::{self, FileSink, default_name},
     symbolize::Event,
 };
-use args::{Plan, is_folder, is_memory};
+use args::{Plan, is_folder, is_read};
 use target::Target;
 
 /// How often the line of progress is written anew.
@@ -73,14 +74,16 @@ fn refuse_binary_on_a_terminal(plan: &Plan) -> Result<(), Failure> {
 async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     raise_file_limit();
     Target::look_for(&plan)?;
-    if let Some(event) = plan.events.iter().find(|event| is_memory(**event)) {
+    if let Some(event) = plan.events.iter().find(|event| is_read(**event)) {
         if plan.events.len() > 1 {
             let name = event.name();
             let line = format!("-e {name} is recorded by itself, not with other events");
             return Err(Failure::Usage(line));
         }
-        let event = *event;
-        return memory::record(plan, event).await;
+        return match *event {
+            event @ (Event::Wall | Event::Goroutine) => goroutines::record(plan, event).await,
+            event => memory::record(plan, event).await,
+        };
     }
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;

@@ -101,8 +101,23 @@ impl Program<'_> {
     pub fn for_each_goroutine(
         &self,
         offsets: &StructOffsets,
+        each: impl FnMut(&GoroutineBatch<'_>),
+    ) -> Result<Listing, String> {
+        self.for_first_goroutines(MAX_GOROUTINES, offsets, each)
+    }
+
+    /// The same for the first places of the list alone, where there is no room for
+    /// more: at most so many of them.
+    ///
+    /// # Errors
+    /// As for [`Program::for_each_goroutine`].
+    pub fn for_first_goroutines(
+        &self,
+        most: u64,
+        offsets: &StructOffsets,
         mut each: impl FnMut(&GoroutineBatch<'_>),
     ) -> Result<Listing, String> {
+        let most = most.min(MAX_GOROUTINES);
         let Some(list) = self.variables.all_goroutines else {
             return Err("its runtime.allgadd does not say where its goroutines are".to_owned());
         };
@@ -113,10 +128,10 @@ impl Program<'_> {
         };
         let mut listing = Listing {
             listed,
-            cut: listed.saturating_sub(MAX_GOROUTINES),
+            cut: listed.saturating_sub(most),
             ..Listing::default()
         };
-        let end = listed.min(MAX_GOROUTINES);
+        let end = listed.min(most);
         let mut first = 0;
         while first < end {
             let places = (end - first).min(BATCH);

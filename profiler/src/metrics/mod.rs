@@ -29,11 +29,13 @@ const REFUSALS: [&str; 8] = [
 ];
 
 /// The events that are read and not sampled.
-const READ_EVENTS: [&str; 2] = ["heap", "allocs"];
+const READ_EVENTS: [&str; 4] = ["heap", "allocs", "goroutine", "wall"];
 /// What comes of reading a process, and the buckets that are torn.
-const READINGS: [&str; 7] = [
+const READINGS: [&str; 9] = [
     "read",
     "no_heap_profile",
+    "unreadable",
+    "missed",
     "gone",
     "no_beginning",
     "cut",
@@ -162,7 +164,7 @@ impl Metrics {
         );
         let reading_seconds = Opts::new(
             "goprof_memory_reading_seconds_total",
-            "Time that profiles of memory took to read, name and write.",
+            "Time that profiles read from memory took to read, name and write.",
         );
         let readings = make.keep(IntCounterVec::new(readings, &["event", "result"]))?;
         let reading_seconds = make.keep(CounterVec::new(reading_seconds, &["event"]))?;
@@ -182,7 +184,7 @@ impl Metrics {
                 "goprof_samples_total",
                 "Samples in finished windows.",
                 "event",
-                &["cpu", READ_EVENTS[0], READ_EVENTS[1]],
+                &[&["cpu"][..], &READ_EVENTS].concat(),
             )?,
             readings,
             reading_seconds,

@@ -33,11 +33,24 @@ pub struct Source<'p> {
     pub program: Program<'p>,
     /// Where its runtime keeps what; held against that memory.
     pub offsets: StructOffsets,
+    /// What its goroutines wait for, in words; empty where that is not known.
+    pub reasons: Vec<String>,
     /// Its monotonic clock at the snapshot, in nanoseconds; None where that is not
     /// known, as of a core. Then the last time that it noted itself is taken.
     pub now_ns: Option<u64>,
     /// The threads of a core, the one that ended it first.
     pub threads: &'p [CoreThread],
+}
+
+/// What is wanted of a program's goroutines.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The runtime's own too.
+    pub runtimes_own: bool,
+    /// What they wait for, by address.
+    pub places: bool,
+    /// Most places of the list that are looked at.
+    pub most: u64,
 }
 
 /// A goroutine of a snapshot.
@@ -111,26 +124,26 @@ pub struct Snapshot {
     pub took: Duration,
 }
 
-/// Takes a snapshot; with `runtimes_own` of the runtime's own goroutines too.
+/// Takes a snapshot.
 ///
 /// # Errors
 /// Why the goroutines cannot be read.
-pub fn snapshot(source: &Source<'_>, runtimes_own: bool) -> Result<Snapshot, String> {
+pub fn snapshot(source: &Source<'_>, wanted: Wanted) -> Result<Snapshot, String> {
     let started = std::time::Instant::now();
-    let reasons = source.program.binary.wait_reasons().unwrap_or_default();
+    let semaphores = match wanted.places {
+        true => source.program.semaphores(&source.offsets),
+        false => None,
+    };
     let mut taking = Taking {
         source,
-        wants_own: runtimes_own,
-        own: runtimes_own::RuntimesOwn::of(&reasons),
+        wanted,
+        own: runtimes_own::RuntimesOwn::of(&source.reasons),
         threads: threads::Threads::of(source),
-        semaphores: source
-            .program
-            .semaphores(&source.offsets)
-            .unwrap_or_default(),
+        semaphores: semaphores.unwrap_or_default(),
         for_semaphores: Vec::new(),
         snapshot: Snapshot {
             labels: vec![Labels::new()],
-            reasons,
+            reasons: source.reasons.clone(),
             crash: crash(source),
             ..Snapshot::default()
         },
@@ -140,7 +153,7 @@ pub fn snapshot(source: &Source<'_>, runtimes_own: bool) -> Result<Snapshot, Str
     };
     let listing = source
         .program
-        .for_each_goroutine(&source.offsets, |batch| taking.add(batch))?;
+        .for_first_goroutines(wanted.most, &source.offsets, |batch| taking.add(batch))?;
     taking.add_semaphores();
     let mut snapshot = taking.snapshot;
     snapshot.finish(listing, source.now_ns);
@@ -177,7 +190,12 @@ impl Snapshot {
     /// What a goroutine waits for, in words; empty where it does not wait or the
     /// words are not known.
     pub fn reason(&self, goroutine: &Record) -> &str {
-        let reason = goroutine.reason.map(usize::from);
+        self.reason_words(goroutine.reason)
+    }
+
+    /// What there is to wait for, in words, by its number; empty without one.
+    pub fn reason_words(&self, reason: Option<u8>) -> &str {
+        let reason = reason.map(usize::from);
         let words = reason.and_then(|reason| self.reasons.get(reason));
         words.map_or("", String::as_str)
     }
@@ -186,7 +204,7 @@ impl Snapshot {
 /// A snapshot that is being taken.
 struct Taking<'s, 'p> {
     source: &'s Source<'p>,
-    wants_own: bool,
+    wanted: Wanted,
     own: runtimes_own::RuntimesOwn,
     threads: threads::Threads,
     /// The semaphores that goroutines wait for, as of the beginning, by where their

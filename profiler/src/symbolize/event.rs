@@ -33,7 +33,8 @@ pub enum Event {
     Mutex,
     /// Waiting for channels, locks and timers, by who waited.
     Block,
-    /// Time as it passes, on the CPU or off it: one sample per period.
+    /// The time of goroutines as it passes, on the CPU or off it: how often each was
+    /// seen, and the time that stands for.
     Wall,
     /// Time off the CPU, by who left it.
     OffCpu,
@@ -127,7 +128,7 @@ impl Event {
     /// Whether a sample stands for a period of time: its second value is its
     /// first times the period.
     pub fn is_periodic(self) -> bool {
-        matches!(self, Event::Cpu | Event::Wall)
+        matches!(self, Event::Cpu)
     }
 
     /// The value of that name, by its index.
@@ -197,5 +198,7 @@ mod tests {
             i64::MAX
         );
         assert_eq!(Event::Mutex.values([7, 3, 0, 0], 10), [7, 3, 0, 0]);
+        // Some time passes between two looks, and not always the same.
+        assert_eq!(Event::Wall.values([7, 3, 0, 0], 10), [7, 3, 0, 0]);
     }
 }

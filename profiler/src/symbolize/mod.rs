@@ -21,7 +21,7 @@ use std::{
 use foldhash::HashMap;
 
 use crate::{
-    aggregate::Window,
+    aggregate::{Window, Words},
     gobinary::{FuncKind, GoFrame},
     memory::Watch,
     process::{Mapped, Object, ProcessIndex, ProcessTable},
@@ -131,7 +131,7 @@ impl Symbolizer {
         window: &Window,
         processes: &ProcessTable,
     ) -> (SymbolizedWindow, Naming) {
-        self.symbolize_stacks(taken, &window.stacks(), processes)
+        self.name_stacks(taken, (&window.stacks(), window.words()), processes)
     }
 
     /// Names every frame of `stacks`, each of which becomes a sample, in their order.
@@ -141,13 +141,22 @@ impl Symbolizer {
         stacks: &[StackValues<'_>],
         processes: &ProcessTable,
     ) -> (SymbolizedWindow, Naming) {
+        self.name_stacks(taken, (stacks, Words::default()), processes)
+    }
+
+    fn name_stacks(
+        &mut self,
+        taken: Taken,
+        (stacks, words): (&[StackValues<'_>], Words<'_>),
+        processes: &ProcessTable,
+    ) -> (SymbolizedWindow, Naming) {
         let kernel = self
             .native
             .kernel(stacks.iter().flat_map(|stack| kernel_calls(stack.kernel)));
         let mut naming_window = NamingWindow::new(self, processes, kernel);
         let samples = stacks
             .iter()
-            .map(|stack| naming_window.sample(stack, taken))
+            .map(|stack| naming_window.sample(stack, words, taken))
             .collect();
         let NamingWindow {
             tables, mut naming, ..
@@ -231,7 +240,7 @@ impl<'a> NamingWindow<'a> {
         }
     }
 
-    fn sample(&mut self, stack: &StackValues<'_>, taken: Taken) -> Sample {
+    fn sample(&mut self, stack: &StackValues<'_>, words: Words<'_>, taken: Taken) -> Sample {
         // Of memory a stack is one sample: its objects are not frames.
         let count = match taken.event {
             Event::Heap | Event::Allocs => 1,
@@ -243,8 +252,15 @@ impl<'a> NamingWindow<'a> {
             self.tally(place, count);
             locations.push(place.location);
         }
+        // Only as a leaf: what a target has further up is an address like any other.
+        let word = stack.user.first().and_then(|leaf| words.of(*leaf));
+        if let Some(word) = word {
+            let place = self.word_place(stack.user[0], word);
+            self.tally(place, count);
+            locations.push(place.location);
+        }
         let mut callee_panics = false;
-        for address in stack.user {
+        for address in &stack.user[usize::from(word.is_some())..] {
             let place = self.user_place(stack.process, *address);
             if place.wrapper && !callee_panics {
                 continue;
@@ -300,6 +316,29 @@ impl<'a> NamingWindow<'a> {
         let mapping = self.tables.kernel_mapping();
         let frame = self.kernel.get(&address).cloned().flatten();
         let place = self.native_place(address, mapping, FrameKind::Kernel, frame, "kernel");
+        self.places.insert((None, address), place);
+        place
+    }
+
+    fn word_place(&mut self, address: u64, word: &str) -> Place {
+        if let Some(place) = self.places.get(&(None, address)) {
+            return *place;
+        }
+        let function = self.tables.function(word, "", 0);
+        let location = self.tables.location(Location {
+            address,
+            mapping: None,
+            kind: FrameKind::Go,
+            lines: vec![Line { function, line: 0 }],
+            reason: None,
+        });
+        let place = Place {
+            location,
+            wrapper: false,
+            panics: false,
+            lines: 1,
+            reason: None,
+        };
         self.places.insert((None, address), place);
         place
     }

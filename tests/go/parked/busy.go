@@ -6,7 +6,7 @@ import "time"
 // size, so that a stack put together of two would show: one and two never call each
 // other.
 func churn() {
-	for i := 0; i < 64; i++ {
+	for i := 0; i < 256; i++ {
 		c := make(chan int)
 		go feeds(c)
 		go alternates(c)

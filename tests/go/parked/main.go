@@ -141,6 +141,23 @@ func starts() {
 	}
 }
 
+// crowd starts so many goroutines, the same number in each state that takes no thread.
+//
+//go:noinline
+func crowd(count int) {
+	kinds := []func(){
+		receives, sends, receivesFromNil, selects, selectsNothing, sleeps, locks, readLocks,
+		writeLocks, waitsForCond, waitsForGroup, readsFromPipe, inlines,
+		(&holder{empty}).waits, withLabels,
+	}
+	for i := 0; i < count; i++ {
+		go kinds[i%len(kinds)]()
+	}
+	for i := 0; i < 10; i++ {
+		rest()
+	}
+}
+
 // rest waits until every goroutine but this one does: some take a moment to begin.
 func rest() {
 	for i := 0; i < 50; i++ {
@@ -180,6 +197,14 @@ func answer(words []string) (string, error) {
 		}
 		rest()
 		return "", err
+	case "crowd":
+		count, err := strconv.Atoi(words[1])
+		crowd(count)
+		return "", err
+	case "drain":
+		sum += <-full
+		rest()
+		return "", nil
 	case "churn":
 		churn()
 		return "", nil

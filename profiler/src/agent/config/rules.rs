@@ -45,6 +45,10 @@ pub enum Event {
     Heap,
     /// Memory allocated during a window.
     Allocs,
+    /// Goroutines at the end of a window.
+    Goroutine,
+    /// Time of goroutines during a window, on the CPU and off it.
+    Wall,
 }
 
 impl Event {
@@ -54,6 +58,8 @@ impl Event {
             Event::Cpu => symbolize::Event::Cpu,
             Event::Heap => symbolize::Event::Heap,
             Event::Allocs => symbolize::Event::Allocs,
+            Event::Goroutine => symbolize::Event::Goroutine,
+            Event::Wall => symbolize::Event::Wall,
         }
     }
 }
@@ -107,7 +113,7 @@ impl Rules {
         match self.0.iter().position(is_wrong) {
             Some(index) => Err((
                 format!("rules[{index}].rate_hz"),
-                "is of cpu only: the rest is read once a window".to_owned(),
+                "is of cpu only: the rest is read, not sampled".to_owned(),
             )),
             None => Ok(()),
         }

@@ -1,7 +1,10 @@
 //! Profiles by HTTP: a session of its own for the processes asked for, and pprof
 //! as the answer. Few at a time, and each for a bounded time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -16,12 +19,13 @@ use super::{Served, answer as reply, plain};
 use crate::{
     agent::{
         memory::Shares,
+        snapshots::MAX_GOROUTINES,
         state::{View, lock},
     },
     identity::label,
     process::Selection,
     profile::{self, Format},
-    session::{self, HeapSession, Session, Stopped},
+    session::{self, HeapSession, Session, SnapshotConfig, SnapshotSession, Stopped},
     symbolize::{Event, Symbolizer},
 };
 
@@ -36,7 +40,15 @@ const RATE_HZ: u32 = 99;
 const MAX_PIDS: usize = 256;
 
 /// What can be asked for.
-const EVENTS: [Event; 3] = [Event::Cpu, Event::Heap, Event::Allocs];
+const EVENTS: [Event; 5] = [
+    Event::Cpu,
+    Event::Heap,
+    Event::Allocs,
+    Event::Goroutine,
+    Event::Wall,
+];
+/// Snapshots a second of [`Event::Wall`].
+const SNAPSHOTS_HZ: u32 = 19;
 
 /// The profiles under way.
 pub(super) struct Profiles(Arc<Semaphore>);
@@ -104,6 +116,9 @@ async fn take(
     let record = move || {
         let recorded = match event {
             Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
+            Event::Goroutine | Event::Wall => {
+                record_goroutines(event, pids, (duration, memory.limit_bytes()), asked)
+            }
             event => record_memory(event, pids, (duration, memory.limit_bytes()), asked),
         };
         drop(permit);
@@ -134,10 +149,11 @@ fn event(request: &Request) -> Result<Event, String> {
 
 fn duration(event: Event, seconds: Option<u64>) -> Result<Duration, String> {
     match (event, seconds) {
-        (Event::Heap, None) => Ok(Duration::ZERO),
-        (Event::Heap, Some(_)) => {
-            Err("heap is memory as it is now: seconds are for cpu and allocs".to_owned())
-        }
+        (Event::Heap | Event::Goroutine, None) => Ok(Duration::ZERO),
+        (Event::Heap | Event::Goroutine, Some(_)) => Err(format!(
+            "{} is what there is now: seconds are for cpu, allocs and wall",
+            event.name()
+        )),
         (_, seconds) => {
             let seconds = seconds.unwrap_or(DEFAULT_SECONDS);
             let allowed = (1..=MAX_SECONDS).contains(&seconds);
@@ -286,6 +302,66 @@ fn record_memory(
         .map_err(failed)
 }
 
+/// Takes snapshots of goroutines: one, or many until the time is over, nobody asks any
+/// more or the profile has become as large as it may.
+fn record_goroutines(
+    event: Event,
+    pids: Vec<u32>,
+    (duration, limit_bytes): (Duration, u64),
+    mut asked: oneshot::Receiver<()>,
+) -> Result<Vec<u8>, Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .context("start a runtime to wait on")
+        .map_err(failed)?;
+    let mut session = SnapshotSession::start(SnapshotConfig {
+        event,
+        selection: Selection::Pids(pids),
+        rate_hz: SNAPSHOTS_HZ,
+        duration: (event == Event::Wall).then_some(duration),
+        goroutines: false,
+        labels: true,
+        most_goroutines: MAX_GOROUTINES,
+    });
+    let end = Instant::now() + duration;
+    let most_bytes = usize::try_from(limit_bytes / 4).unwrap_or(usize::MAX);
+    let mut is_full = false;
+    while event == Event::Wall && !is_full {
+        let next = session.next_at().min(end);
+        let wait = next.saturating_duration_since(Instant::now());
+        // A timer is of the runtime that it is made in.
+        let is_over = runtime.block_on(async {
+            let waited = tokio::time::timeout(wait, &mut asked).await;
+            waited.is_ok()
+        });
+        if is_over || Instant::now() >= end {
+            break;
+        }
+        session.take();
+        is_full = session.bytes_written() > most_bytes;
+    }
+    let mut symbolizer = Symbolizer::default();
+    symbolizer.limit_memory(limit_bytes);
+    let recording = session.finish().name(&mut symbolizer);
+    if recording.facts.goroutines == 0 {
+        let why = match recording.unread.first() {
+            Some(one) => format!("process {} ({}): {}", one.pid, one.comm, one.why),
+            None => "exited before its goroutines could be read".to_owned(),
+        };
+        return Err((StatusCode::NOT_FOUND, why));
+    }
+    let ended = is_full.then(|| "ended early: memory_limit allows no larger profile".to_owned());
+    let options = profile::Options {
+        subject: String::new(),
+        notes: recording.notes().into_iter().chain(ended).collect(),
+        value: None,
+    };
+    profile::encode(&recording.window, Format::Pprof, &options)
+        .context("encode the profile")
+        .map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,9 +410,12 @@ mod tests {
         assert_eq!(asked("event=cpu&seconds=5"), Ok((Event::Cpu, 5)));
         assert_eq!(asked("event=allocs&seconds=5"), Ok((Event::Allocs, 5)));
         assert_eq!(asked("event=heap"), Ok((Event::Heap, 0)));
+        assert_eq!(asked("event=goroutine"), Ok((Event::Goroutine, 0)));
+        assert_eq!(asked("event=wall&seconds=5"), Ok((Event::Wall, 5)));
+        assert!(asked("event=goroutine&seconds=5").is_err());
         let why = |query: &str| -> String { asked(query).unwrap_err() };
-        assert!(why("event=heap&seconds=5").contains("as it is now"));
-        assert!(why("event=mutex").contains("there are cpu, heap, allocs"));
+        assert!(why("event=heap&seconds=5").contains("what there is now"));
+        assert!(why("event=mutex").contains("there are cpu, heap, allocs, goroutine, wall"));
         assert!(why("seconds=0").contains("from 1 to 300"));
         assert!(why("event=allocs&seconds=301").contains("from 1 to 300"));
     }

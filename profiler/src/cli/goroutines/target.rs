@@ -9,10 +9,10 @@ use super::Args;
 use crate::{
     cli::{Failure, printable, process::go_process, raise_file_limit},
     doctor,
-    gomemory::{Core, CoreThread, Live, Memory, open_backing},
+    gomemory::{Core, CoreThread, Live, MAX_GOROUTINES, Memory, open_backing},
     image::Image,
     process::{Identity, MapsLine, NoLayout, Process, ProcessIndex, ProcessTable},
-    session::goroutines::{Snapshot, Source, snapshot},
+    session::goroutines::{Snapshot, Source, Wanted, snapshot},
 };
 
 /// A program and its memory.
@@ -142,10 +142,16 @@ impl Target {
             process,
             program,
             offsets,
+            reasons: program.binary.wait_reasons().unwrap_or_default(),
             now_ns: monotonic_ns().filter(|_| self.is_live),
             threads: &self.threads,
         };
-        snapshot(&source, runtimes_own)
+        let wanted = Wanted {
+            runtimes_own,
+            places: true,
+            most: MAX_GOROUTINES,
+        };
+        snapshot(&source, wanted)
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use clap::{ArgAction, ValueEnum};
 use regex::Regex;
 
+use super::goroutines;
 use crate::{
     cli::Failure,
     probe::Budget,
@@ -35,6 +36,7 @@ Examples:
   goprof record -o default.pgo -- ./server -load test
   goprof record -e heap -p 1234
   goprof record -e allocs -p 1234 -d 30
+  goprof record -e wall -p 1234 -d 30 --no-goroutines
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -72,10 +74,11 @@ pub struct Args {
     /// until the processes exit; -e heap without it is taken at once)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// Samples a second on each CPU, 1 to 10000
-    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ", default_value_t = DEFAULT_RATE_HZ,
+    /// Samples a second on each CPU, 1 to 10000 (default: 99); of -e wall snapshots a
+    /// second, 1 to 1000 (default: 19)
+    #[arg(short, long, alias = "freq", short_alias = 'F', value_name = "HZ",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE_HZ)))]
-    pub rate: u32,
+    pub rate: Option<u32>,
 
     /// Where to write; - is stdout, and DIR/ is a folder, made if need be, with a
     /// file for each event (default: NAME-PID-TIME.EVENT.EXT)
@@ -152,6 +155,10 @@ pub enum EventArg {
     Heap,
     /// Memory allocated during the recording
     Allocs,
+    /// Time of goroutines, on the CPU and off it, by what they do or wait for
+    Wall,
+    /// Goroutines as they are now
+    Goroutine,
 }
 
 /// Whose stack, as the command line names it.
@@ -184,6 +191,8 @@ impl From<EventArg> for Event {
             EventArg::Block => Event::Block,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
+            EventArg::Wall => Event::Wall,
+            EventArg::Goroutine => Event::Goroutine,
         }
     }
 }
@@ -267,19 +276,24 @@ impl Args {
             Some(name) => Some(value_named(&events, name)?),
             None => None,
         };
-        let memory = events.iter().find(|event| is_memory(**event)).copied();
-        let sampled = events.iter().find(|event| !is_memory(**event)).copied();
-        check_event(
-            sampled,
-            memory.is_none() && self.enable_memprofile,
-            "--enable-memprofile",
-        )?;
-        check_event(memory, sampled.is_none() && self.threads, "--threads")?;
+        let read = events.iter().find(|event| is_read(**event)).copied();
+        let sampled = events.iter().find(|event| !is_read(**event)).copied();
+        let is_memory = |event: &Event| matches!(event, Event::Heap | Event::Allocs);
+        let is_wall = read == Some(Event::Wall);
         let first = events.first().copied();
         let no_probes = !events.iter().any(|event| takes_probes(*event));
         let no_mutex = !events.contains(&Event::Mutex);
         let no_block = !events.contains(&Event::Block);
         for (is_meaningless, flag) in [
+            (sampled.is_none() && self.threads, "--threads"),
+            (
+                !events.iter().any(is_memory) && self.enable_memprofile,
+                "--enable-memprofile",
+            ),
+            (
+                sampled.is_none() && !is_wall && self.rate.is_some(),
+                "--rate",
+            ),
             (no_probes && self.probe_budget.is_some(), "--probe-budget"),
             (no_probes && self.min_wait.is_some(), "--min-wait"),
             (no_mutex && self.at.is_some(), "--at"),
@@ -287,7 +301,8 @@ impl Args {
         ] {
             check_event(first, is_meaningless, flag)?;
         }
-        if let Some(event) = memory
+        let rate_hz = rate(is_wall, self.rate)?;
+        if let Some(event) = read.filter(|event| *event != Event::Wall)
             && matches!(who, Who::Command(_))
             && self.duration.is_none()
         {
@@ -308,7 +323,7 @@ impl Args {
             enable_memprofile: self.enable_memprofile,
             value,
             duration: self.duration,
-            rate_hz: self.rate,
+            rate_hz,
             output: self.output,
             format,
             kernel: self.kernel || !self.no_kernel,
@@ -332,14 +347,29 @@ impl Args {
 }
 
 /// Whether an event is read from the memory of programs, and not sampled.
-pub(super) fn is_memory(event: Event) -> bool {
-    matches!(event, Event::Heap | Event::Allocs)
+pub(super) fn is_read(event: Event) -> bool {
+    matches!(
+        event,
+        Event::Heap | Event::Allocs | Event::Wall | Event::Goroutine
+    )
 }
 
 /// Whether an output of so many events is a folder. One alone goes into it only
 /// where that is said: it may well be a mistake.
 pub(super) fn is_folder(path: &Path, events: usize) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/") || (events > 1 && path.is_dir())
+}
+
+/// How often to sample, or to take snapshots of goroutines for their time.
+fn rate(is_wall: bool, asked: Option<u32>) -> Result<u32, Failure> {
+    let most = goroutines::MAX_RATE_HZ;
+    match (is_wall, asked) {
+        (true, Some(rate)) if rate > most => Err(Failure::Usage(format!(
+            "--rate {rate}: -e wall takes at most {most} snapshots a second"
+        ))),
+        (true, asked) => Ok(asked.unwrap_or(goroutines::DEFAULT_RATE_HZ)),
+        (false, asked) => Ok(asked.unwrap_or(DEFAULT_RATE_HZ)),
+    }
 }
 
 /// The index of a value of an event, which must be one alone.

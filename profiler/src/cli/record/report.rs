@@ -77,6 +77,11 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     if plan.verbose {
         details(recording);
     }
+    print_cost(seconds);
+}
+
+/// Says what the recording cost, which took so many seconds.
+pub(super) fn print_cost(seconds: f64) {
     let (cpu, memory_bytes) = own_cost();
     eprintln!(
         "goprof itself took {:.2} s of CPU time ({} of one CPU) and {} MB of memory",

@@ -93,6 +93,40 @@ fn each_service_is_a_profile_with_its_own_functions() {
 }
 
 #[test]
+fn goroutines_and_their_time_have_types_of_their_own() {
+    let wall = [("samples", "count"), ("wall", "nanoseconds")];
+    let goroutine = [("goroutine", "count")];
+    for (event, series, types) in [
+        (Event::Wall, "wall", &wall[..]),
+        (Event::Goroutine, "goroutine", &goroutine),
+    ] {
+        let mut window = fixture::one_process();
+        (window.event, window.period) = (event, 52_000_000);
+        window.samples.truncate(1);
+        window.samples[0].values = [3, 157_000_001, 0, 0];
+        let mut sent = 0;
+        let losses = profiles(&batch(window, &["app"]), &settings(), |profile| {
+            sent += 1;
+            assert_eq!(profile.event.series_name(), series);
+            let text = |index: i64| profile.message.string_table[index as usize].as_str();
+            let found = profile.message.sample_type.iter();
+            let found: Vec<_> = found.map(|t| (text(t.r#type), text(t.unit))).collect();
+            assert_eq!(found, types);
+            let last = types[types.len() - 1];
+            let period = profile.message.period_type.expect("a type");
+            assert_eq!((text(period.r#type), text(period.unit)), last);
+            let values = &profile.message.sample[0].value;
+            assert_eq!(values[..], [3, 157_000_001][..types.len()]);
+            for protocol in [Protocol::Pyroscope, Protocol::Parca, Protocol::Otlp] {
+                assert!(!profile.request(protocol, &[], profile.new_id())?.is_empty());
+            }
+            Ok(())
+        });
+        assert_eq!((sent, losses.unwrap()), (1, Losses::default()));
+    }
+}
+
+#[test]
 fn processes_with_the_same_labels_are_one_and_equal_stacks_too() {
     let mut window = fixture::with_threads(fixture::one_process());
     let mut second = window.processes[0].clone();

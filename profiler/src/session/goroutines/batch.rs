@@ -49,7 +49,7 @@ impl Taking<'_, '_> {
         let stacks = batch.stacks(memory, FIRST_BYTES);
         let mut changed = Vec::new();
         for (index, goroutine) in batch.goroutines.iter().enumerate() {
-            if self.own.has(goroutine, self.source) && !self.wants_own {
+            if self.own.has(goroutine, self.source) && !self.wanted.runtimes_own {
                 self.snapshot.left_out.runtimes_own += 1;
                 continue;
             }

@@ -22,6 +22,11 @@ impl Taking<'_, '_> {
     /// Adds goroutines to the snapshot, with what they wait for.
     pub(super) fn add_places(&mut self, read: Vec<Read>) {
         let source = self.source;
+        if !self.wanted.places {
+            let records = read.into_iter().map(|read| read.record);
+            self.snapshot.goroutines.extend(records);
+            return;
+        }
         let queued: Vec<&Goroutine> = read
             .iter()
             .map(|read| &read.goroutine)
