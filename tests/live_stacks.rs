@@ -112,6 +112,8 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
             kernel_stacks: true,
             watch_execs: false,
             ring_bytes: 32 << 20,
+            cpu: true,
+            off_cpu: false,
         })
         .expect("load the probes");
         let mut targets = probes.take_targets().expect("the targets");

@@ -18,7 +18,7 @@ import (
 
 // Two goroutines each, so that one waits at a time at most: what all that wait
 // for an unlock have waited Go only estimates.
-var long, short, rare sync.Mutex
+var long, short sync.Mutex
 
 //go:noinline
 func holdLong() {
@@ -37,16 +37,6 @@ func holdShort() {
 		time.Sleep(time.Millisecond)
 		short.Unlock()
 		runtime.Gosched()
-	}
-}
-
-//go:noinline
-func holdRare() {
-	for {
-		rare.Lock()
-		time.Sleep(2 * time.Millisecond)
-		rare.Unlock()
-		time.Sleep(2 * time.Millisecond)
 	}
 }
 
@@ -198,7 +188,6 @@ func start() {
 	for i := 0; i < 2; i++ {
 		go holdLong()
 		go holdShort()
-		go holdRare()
 		go readTable()
 	}
 	for i := 0; i < 4; i++ {
