@@ -274,6 +274,7 @@ impl Session {
             if is_due {
                 looked = Instant::now();
                 self.recorder.forget_exited(&exited);
+                self.follow_cpus();
             }
             if self.is_full() {
                 return Stopped::Full;
@@ -292,6 +293,7 @@ impl Session {
     /// The counters cannot be read; the window stays open.
     pub fn rotate(&mut self) -> Result<Finished> {
         let gone = self.recorder.gone();
+        self.follow_cpus();
         let due = self.probes.ticks_due();
         self.drain_all();
         let finished = self.split_off(&gone, due, Stopped::Duration)?;
@@ -317,6 +319,7 @@ impl Session {
     pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
+        self.follow_cpus();
         let due = self.probes.ticks_due();
         self.probes.detach_cpu()?;
         while self.drain() == DRAIN_LIMIT {}
@@ -359,6 +362,21 @@ impl Session {
             clock: self.clock.unwrap_or(Clock::CpuClock),
             stopped,
         })
+    }
+
+    /// Samples the CPUs that came online since the last look.
+    fn follow_cpus(&mut self) {
+        let tally = &mut self.recorder.tally;
+        match self.probes.follow_cpus() {
+            Ok(new) => {
+                tally.cpus_late += new.sampled;
+                tally.cpus_refused += new.refused;
+            }
+            Err(error) => {
+                let text = format!("CPUs that come online are not sampled: {error:#}");
+                tally.off.insert(text);
+            }
+        }
     }
 
     /// Whether the window has to end, with memory as short as it is. Lets go of

@@ -40,6 +40,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("process_vanished", tally.vanished),
         ("sample_of_vanished", tally.unseen),
         ("ticks_missed", tally.ticks_missed),
+        ("cpu_late", tally.cpus_late),
+        ("cpu_refused", tally.cpus_refused),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {

@@ -146,7 +146,7 @@ async fn publish(
     let kept = plan.filter.apply(&mut recording.window);
     let options = profile::Options {
         subject: target.subject(),
-        notes: report::notes(&recording),
+        notes: recording.tally.notes(),
         value: plan.value,
     };
     let format = plan.format;

@@ -17,7 +17,7 @@ use aya::{
 };
 
 pub use counters::Counters;
-pub use cpu::Clock;
+pub use cpu::{Clock, NewCpus};
 use cpu::Ticking;
 use diagnostics::Diagnostics;
 use kernel_types::KernelTypes;
@@ -92,6 +92,17 @@ impl Probes {
     pub fn attach_cpu(&mut self, rate_hz: u32) -> Result<Clock> {
         let ticking = cpu::attach(&mut self.ebpf, rate_hz)?;
         Ok(self.ticking.insert(ticking).clock)
+    }
+
+    /// Attaches it to the CPUs that came online since.
+    ///
+    /// # Errors
+    /// It cannot be seen which are online.
+    pub fn follow_cpus(&mut self) -> Result<NewCpus> {
+        match &mut self.ticking {
+            Some(ticking) => ticking.follow(&mut self.ebpf),
+            None => Ok(NewCpus::default()),
+        }
     }
 
     /// How many times the sampler was to tick by now, on all CPUs together, to

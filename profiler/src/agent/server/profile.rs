@@ -231,15 +231,11 @@ fn record(
         let stopped = session.run(nobody_asks, None, |_| {}).await;
         session.finish(stopped)
     })?;
-    let lost = recording.tally.lost();
-    let lost = lost
-        .iter()
-        .map(|(count, reason)| format!("lost {count} samples: {reason}"));
     let ended = (recording.stopped == Stopped::Full)
         .then(|| "ended early: memory_limit allows no larger profile".to_owned());
     let options = profile::Options {
         subject: String::new(),
-        notes: lost.chain(ended).collect(),
+        notes: recording.tally.notes().into_iter().chain(ended).collect(),
         value: None,
     };
     profile::encode(&recording.window, Format::Pprof, &options).context("encode the profile")
