@@ -382,7 +382,7 @@ impl Session {
     /// Whether the window has to end, with memory as short as it is. Lets go of
     /// what can be had again first.
     fn is_full(&mut self) -> bool {
-        let is_short = self.recorder.ease();
+        let is_short = self.recorder.take_shortage();
         let most = self.max_window_bytes / if is_short { 4 } else { 1 };
         self.recorder.window.bytes_written() > most
     }

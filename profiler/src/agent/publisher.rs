@@ -18,6 +18,7 @@ use super::{
     account,
     config::{Config, Event, Subject},
     log,
+    memory::Shares,
     readings::Readings,
     runtimes::Runtimes,
     sampler::{Shared, Window},
@@ -201,7 +202,8 @@ impl Publisher<'_> {
             ulid: name.to_string(),
             lost,
         };
-        let stored = parquet::encode(&batch, &origin)
+        let writer_bytes = Shares::of(config).writer_bytes();
+        let stored = parquet::encode_within(&batch, &origin, writer_bytes)
             .context("encode the window")
             .and_then(|bytes| self.state.spool.put(&key, &bytes));
         // Receivers do without the store, and it without them.

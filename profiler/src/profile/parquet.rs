@@ -22,18 +22,26 @@ use parquet::schema::types::ColumnPath;
 use super::{Batch, check, generator};
 use crate::symbolize::SymbolizedWindow;
 use columns::Columns;
-use rows::Rows;
+use rows::{Row, Rows};
 
 /// The schema's number, in each object's metadata. It grows when a column
 /// changes its meaning or goes; new columns leave it.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Rows that are turned into columns at once, which bounds the memory for it.
-const ROWS_AT_ONCE: usize = 512;
-/// Most rows of a row group: what a reader can skip, and the writer holds.
+/// Frames that are turned into columns at once, which bounds the memory for it.
+const FRAMES_AT_ONCE: usize = 4_096;
+/// Most rows of a row group.
 const ROW_GROUP_ROWS: usize = 65_536;
-/// Where pages of frames end: repetition is found within a page alone.
-const PAGE_BYTES: usize = 8 << 20;
+/// Where pages of frames end, as memory allows: repetition is found within a page
+/// alone, and beyond a mebibyte there is little more of it.
+const PAGE_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
+/// How many bytes the writer takes at most for each byte of a page: the page as it
+/// is and compressed, the compressor's tables, and the row group.
+const WRITER_BYTES: usize = 32;
+/// With so many frames a row group ends: the writer holds some bytes of each. More
+/// where pages are large, a frame for each so many bytes.
+const ROW_GROUP_FRAMES: usize = 16_384;
+const PAGE_BYTES_PER_FRAME: usize = 8;
 /// A level beyond which sizes hardly shrink and time grows (docs/store.md).
 const ZSTD_LEVEL: i32 = 9;
 
@@ -51,6 +59,13 @@ pub struct Origin {
     pub lost: Vec<(u64, &'static str)>,
 }
 
+/// Of the memory that a window may take while it is written, what is to be left for
+/// [`encode_within`], and the rest.
+pub fn share_out(bytes: usize) -> (usize, usize) {
+    let writer = bytes / 8 * 3;
+    (writer, bytes - writer)
+}
+
 /// Encodes a window and who its processes are as a Parquet object. The same
 /// input gives the same bytes.
 ///
@@ -58,6 +73,18 @@ pub struct Origin {
 /// When the window's tables do not fit together, when it has not one target for
 /// each process, or the encoder fails.
 pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
+    encode_within(batch, origin, usize::MAX)
+}
+
+/// The same in about so much memory beside the batch and the object.
+///
+/// # Errors
+/// As of [`encode`].
+pub fn encode_within(batch: &Batch, origin: &Origin, memory_bytes: usize) -> Result<Vec<u8>> {
+    let page_bytes = memory_bytes / WRITER_BYTES;
+    let page_bytes = page_bytes.clamp(*PAGE_BYTES.start(), *PAGE_BYTES.end());
+    // The compressor's tables take a step at each power of two.
+    let page_bytes = 1 << page_bytes.ilog2();
     check(&batch.window)?;
     ensure!(
         batch.targets.len() == batch.window.processes.len(),
@@ -68,25 +95,54 @@ pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
     let rows = Rows::new(batch);
     let schema = Arc::new(columns::schema());
     let options = ArrowWriterOptions::new()
-        .with_properties(properties(batch, origin, &schema)?)
+        .with_properties(properties(batch, origin, &schema, page_bytes)?)
         // Readers need no Arrow types, and it would be a tenth of small objects.
         .with_skip_arrow_metadata(true)
         .with_schema_root("goprof".to_owned());
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)
         .context("begin the Parquet object")?;
-    for chunk in rows.sorted().chunks(ROWS_AT_ONCE) {
+    let most_frames = ROW_GROUP_FRAMES.max(page_bytes / PAGE_BYTES_PER_FRAME);
+    let (mut rest, mut frames_in_group) = (rows.sorted(), 0);
+    while !rest.is_empty() {
+        let (count, frames) = some_rows(&batch.window, rest);
+        let (some, others) = rest.split_at(count);
+        rest = others;
         let mut columns = Columns::default();
-        for row in chunk {
+        for row in some {
             columns.push(batch, row);
         }
         let columns = columns.finish(Arc::clone(&schema));
         let columns = columns.context("build the columns")?;
         writer.write(&columns).context("encode the columns")?;
+        frames_in_group += frames;
+        if frames_in_group >= most_frames {
+            writer.flush().context("end a row group")?;
+            frames_in_group = 0;
+        }
     }
     writer.into_inner().context("finish the Parquet object")
 }
 
-fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterProperties> {
+/// How many of the rows to turn into columns at once, and how many frames they have.
+fn some_rows(window: &SymbolizedWindow, rows: &[Row<'_>]) -> (usize, usize) {
+    let mut frames = 0;
+    for (index, row) in rows.iter().enumerate() {
+        let ids = row.sample.stack.iter();
+        let lines = ids.map(|id| window.locations[id.0 as usize].lines.len());
+        frames += 1 + lines.sum::<usize>();
+        if frames >= FRAMES_AT_ONCE {
+            return (index + 1, frames);
+        }
+    }
+    (rows.len(), frames)
+}
+
+fn properties(
+    batch: &Batch,
+    origin: &Origin,
+    schema: &Schema,
+    page_bytes: usize,
+) -> Result<WriterProperties> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).context("the compression level")?;
     let mut builder = WriterProperties::builder()
         .set_created_by(generator())
@@ -105,8 +161,8 @@ fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterP
         builder = builder
             // The least and greatest of all frames' names say nothing.
             .set_column_statistics_enabled(element(column), EnabledStatistics::None)
-            .set_column_dictionary_page_size_limit(element(column), PAGE_BYTES)
-            .set_column_data_page_size_limit(element(column), PAGE_BYTES);
+            .set_column_dictionary_page_size_limit(element(column), page_bytes)
+            .set_column_data_page_size_limit(element(column), page_bytes);
     }
     // Sources repeat with their neighbours: as bytes that do, not as indices of
     // odd widths that do not.

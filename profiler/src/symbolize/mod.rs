@@ -92,7 +92,7 @@ struct Relief {
 
 /// How many addresses are named between two looks at the memory. Each may need a
 /// few pages of its file, and the kernel maps those around them as well.
-const LOOK_EVERY: u32 = 64;
+const LOOK_EVERY: u32 = 16;
 
 impl Symbolizer {
     /// A symbolizer that names kernel addresses from a copy of `/proc/kallsyms`
