@@ -116,8 +116,14 @@ fn named(load: &Load, stacks: Vec<(Owner, Vec<u64>)>) -> Batch {
             let id = u32::try_from(locations.len()).expect("few addresses");
             let number = address / 1056;
             functions.push(Function {
-                name: format!("example.com/large/part{:02}.(*worker).handle{number:06}", number % 58),
-                file: format!("/home/build/src/example.com/large/part{:02}/part.go", number % 58),
+                name: format!(
+                    "example.com/large/part{:02}.(*worker).handle{number:06}",
+                    number % 58
+                ),
+                file: format!(
+                    "/home/build/src/example.com/large/part{:02}/part.go",
+                    number % 58
+                ),
                 start_line: id,
             });
             let function = FunctionId(id);

@@ -86,6 +86,7 @@ pub(super) fn add_reading(metrics: &Metrics, recording: &HeapRecording) {
         ("no_heap_profile", recording.without.len() as u64),
         ("gone", recording.gone as u64),
         ("no_beginning", recording.late as u64),
+        ("no_room", recording.not_kept as u64),
         ("cut", count(|facts| facts.is_cut)),
         ("unsettled", count(|facts| !facts.is_settled)),
         ("torn_bucket", buckets.sum()),

@@ -7,6 +7,9 @@ use crate::{profile::parquet, session::MemoryLimit};
 /// The part of the limit that windows may take together while they are written;
 /// open and waiting they take a fraction of it.
 const WINDOWS: u64 = 4;
+/// The part of the limit that profiles may take which are kept for the next reading,
+/// and half of which those may take that are kept for a profile by HTTP.
+const PROFILES: u64 = 8;
 /// The part of the limit that the ring buffers may take together.
 const RINGS: u64 = 32;
 /// Sizes of a ring buffer: the largest lasts for more than ten seconds of 64 busy
@@ -40,6 +43,11 @@ impl Shares {
     /// What the writer of windows may take beside the window that it writes.
     pub(super) fn writer_bytes(self) -> usize {
         parquet::share_out(self.windows_bytes()).0
+    }
+
+    /// What profiles may take that are kept for the next reading.
+    pub(super) fn kept_bytes(self) -> usize {
+        usize::try_from(self.limit_bytes / PROFILES).unwrap_or(usize::MAX)
     }
 
     fn windows_bytes(self) -> usize {

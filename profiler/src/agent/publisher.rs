@@ -216,6 +216,7 @@ impl Publisher<'_> {
     fn read_all(&mut self, is_last: bool) {
         let config = self.state.config();
         self.readings.begin(config.flush.0);
+        let kept_bytes = Shares::of(&config).kept_bytes();
         for event in [Event::Heap, Event::Allocs] {
             let began = Instant::now();
             let session = match (config.rules.ask_for(event), self.readings.take(event)) {
@@ -227,7 +228,7 @@ impl Publisher<'_> {
                 }
                 (true, None) if is_last => continue,
                 // Who is not known yet may be wanted in the end.
-                (true, None) => HeapSession::start_where(event.sampled(), |process| {
+                (true, None) => HeapSession::start_where(event.sampled(), kept_bytes, |process| {
                     let target = self.identify_again(process);
                     target.is_partial || takes(&config, event, process, &target)
                 }),

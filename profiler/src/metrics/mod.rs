@@ -31,11 +31,12 @@ const REFUSALS: [&str; 8] = [
 /// The events that are read and not sampled.
 const READ_EVENTS: [&str; 2] = ["heap", "allocs"];
 /// What comes of reading a process, and the buckets that are torn.
-const READINGS: [&str; 7] = [
+const READINGS: [&str; 8] = [
     "read",
     "no_heap_profile",
     "gone",
     "no_beginning",
+    "no_room",
     "cut",
     "unsettled",
     "torn_bucket",

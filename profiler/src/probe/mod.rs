@@ -17,8 +17,8 @@ use aya::{
 };
 
 pub use counters::Counters;
-pub use cpu::{Clock, NewCpus};
 use cpu::Ticking;
+pub use cpu::{Clock, NewCpus};
 use diagnostics::Diagnostics;
 use kernel_types::KernelTypes;
 pub use targets::Targets;

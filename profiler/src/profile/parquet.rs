@@ -35,13 +35,14 @@ const ROW_GROUP_ROWS: usize = 65_536;
 /// Where pages of frames end, as memory allows: repetition is found within a page
 /// alone, and beyond a mebibyte there is little more of it.
 const PAGE_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
-/// How many bytes the writer takes at most for each byte of a page: the page as it
-/// is and compressed, the compressor's tables, and the row group.
-const WRITER_BYTES: usize = 32;
-/// With so many frames a row group ends: the writer holds some bytes of each. More
-/// where pages are large, a frame for each so many bytes.
-const ROW_GROUP_FRAMES: usize = 16_384;
-const PAGE_BYTES_PER_FRAME: usize = 8;
+/// How much memory a page is worth, in bytes for each of its own: as it is, compressed,
+/// and with the compressor's tables.
+const BYTES_PER_PAGE_BYTE: usize = 32;
+/// With how many frames a row group ends, as memory allows: the writer holds an index
+/// and the levels of each, and what is found in one group is not in the next.
+const ROW_GROUP_FRAMES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+/// How much memory a frame of a row group is worth.
+const BYTES_PER_FRAME: usize = 96;
 /// A level beyond which sizes hardly shrink and time grows (docs/store.md).
 const ZSTD_LEVEL: i32 = 9;
 
@@ -81,10 +82,12 @@ pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
 /// # Errors
 /// As of [`encode`].
 pub fn encode_within(batch: &Batch, origin: &Origin, memory_bytes: usize) -> Result<Vec<u8>> {
-    let page_bytes = memory_bytes / WRITER_BYTES;
-    let page_bytes = page_bytes.clamp(*PAGE_BYTES.start(), *PAGE_BYTES.end());
+    let within = |bytes: usize, range: std::ops::RangeInclusive<usize>| {
+        (memory_bytes / bytes).clamp(*range.start(), *range.end())
+    };
     // The compressor's tables take a step at each power of two.
-    let page_bytes = 1 << page_bytes.ilog2();
+    let page_bytes = 1 << within(BYTES_PER_PAGE_BYTE, PAGE_BYTES).ilog2();
+    let most_frames = within(BYTES_PER_FRAME, ROW_GROUP_FRAMES);
     check(&batch.window)?;
     ensure!(
         batch.targets.len() == batch.window.processes.len(),
@@ -101,7 +104,6 @@ pub fn encode_within(batch: &Batch, origin: &Origin, memory_bytes: usize) -> Res
         .with_schema_root("goprof".to_owned());
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)
         .context("begin the Parquet object")?;
-    let most_frames = ROW_GROUP_FRAMES.max(page_bytes / PAGE_BYTES_PER_FRAME);
     let (mut rest, mut frames_in_group) = (rows.sorted(), 0);
     while !rest.is_empty() {
         let (count, frames) = some_rows(&batch.window, rest);

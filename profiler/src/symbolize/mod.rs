@@ -318,10 +318,13 @@ impl<'a> NamingWindow<'a> {
         }
         relief.named = 0;
         if relief.watch.is_short() {
-            self.processes.release();
-            self.native.forget();
             self.naming.evictions += 1;
-            relief.watch.eased();
+            self.processes.release();
+            // What is dear to have again goes only where that was not enough.
+            if relief.watch.eased() {
+                self.native.forget();
+                relief.watch.eased();
+            }
         }
     }
 

@@ -281,7 +281,8 @@ mod tests {
     fn a_budget_for_probes_is_of_events_that_take_some() {
         let refused = |text: &str| Config::parse(text).unwrap_err();
         for event in ["cpu", "heap", "allocs"] {
-            let text = format!("[[rules]]\n\n[[rules]]\nevent = \"{event}\"\nprobe_budget = \"1%\"\n");
+            let text =
+                format!("[[rules]]\n\n[[rules]]\nevent = \"{event}\"\nprobe_budget = \"1%\"\n");
             let why = format!(
                 "line 5: rules[1].probe_budget: is for events that take probes: {event} takes none"
             );
@@ -308,7 +309,9 @@ mod tests {
         assert_eq!(rules.check_for(&[Event::Heap]), Ok(()));
         rules.fill_in_for(&[Event::Heap]);
         let budgets = rules.0.iter().map(|rule| rule.probe_budget);
-        let shares: Vec<_> = budgets.map(|budget| budget.map(ProbeBudget::share)).collect();
+        let shares: Vec<_> = budgets
+            .map(|budget| budget.map(ProbeBudget::share))
+            .collect();
         assert_eq!(
             shares,
             [Some(Some(0.005)), Some(None), Some(Some(0.01)), None]

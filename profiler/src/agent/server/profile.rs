@@ -104,7 +104,7 @@ async fn take(
     let record = move || {
         let recorded = match event {
             Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
-            event => record_memory(event, pids, (duration, memory.limit_bytes()), asked),
+            event => record_memory(event, pids, (duration, memory), asked),
         };
         drop(permit);
         let _ = done.send(recorded);
@@ -246,7 +246,7 @@ fn record(
 fn record_memory(
     event: Event,
     pids: Vec<u32>,
-    (duration, limit_bytes): (Duration, u64),
+    (duration, memory): (Duration, Shares),
     asked: oneshot::Receiver<()>,
 ) -> Result<Vec<u8>, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -254,13 +254,14 @@ fn record_memory(
         .build()
         .context("start a runtime to wait on")
         .map_err(failed)?;
-    let session = HeapSession::start(event, Selection::Pids(pids), false);
+    let kept_bytes = memory.kept_bytes() / 2;
+    let session = HeapSession::start_within(event, Selection::Pids(pids), kept_bytes);
     runtime.block_on(async {
         // Over time is what is wanted, and nobody asking any more is as good.
         let _ = tokio::time::timeout(duration, asked).await;
     });
     let mut symbolizer = Symbolizer::default();
-    symbolizer.limit_memory(limit_bytes);
+    symbolizer.limit_memory(memory.limit_bytes());
     let recording = session.finish(&mut symbolizer);
     if recording.read.is_empty() {
         let why = match recording.without.first() {
