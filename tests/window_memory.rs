@@ -121,7 +121,7 @@ fn named(load: &Load, stacks: Vec<(Owner, Vec<u64>)>) -> Batch {
                     number % 58
                 ),
                 file: format!(
-                    "/home/build/src/example.com/large/part{:02}/part.go",
+                    "/build/src/example.com/large/part{:02}/part.go",
                     number % 58
                 ),
                 start_line: id,
