@@ -44,10 +44,16 @@ fn what_a_program_does_is_in_the_store_after_two_flushes() {
     let dir = folder();
     let agent = Agent::start(dir.path(), &["--flush", "3s"]);
     agent.wait_for(UPLOADED, 2.0, LIMIT);
-    let rows = agent::rows(dir.path());
+    let mut rows = agent::rows(dir.path());
+    // On a machine where others are at work it may have had little of a CPU by then.
+    let deadline = Instant::now() + LIMIT;
+    while samples(&rows, target.pid(), "main.spinOne") < 5 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(500));
+        rows = agent::rows(dir.path());
+    }
     let three = samples(&rows, target.pid(), "main.spinThree");
     let one = samples(&rows, target.pid(), "main.spinOne");
-    assert!(one > 3 && three > one, "{three} and {one} samples");
+    assert!(one >= 5 && three > one, "{three} and {one} samples");
     let row = rows.iter().find(|row| row.pid == i64::from(target.pid()));
     assert_eq!(row.expect("a row").service, "busy_loop");
 
@@ -56,11 +62,13 @@ fn what_a_program_does_is_in_the_store_after_two_flushes() {
     let outcome = agent.stop().succeeded();
     let stored: i64 = agent::rows(dir.path()).iter().map(|row| row.count).sum();
     assert!(stored as f64 >= counted, "{stored} of {counted}");
-    assert!(
-        log_lines(&outcome, "level=warn").is_empty(),
-        "{}",
-        outcome.stderr
-    );
+    let warnings = log_lines(&outcome, "level=warn");
+    // It samples whatever runs here, also programs of others that have no goroutine
+    // after a second, as on a loaded machine.
+    let is_of_others =
+        |line: &&&str| line.contains("no goroutine ids") && !line.contains("busy_loop");
+    let ours = warnings.iter().filter(|line| !is_of_others(line)).count();
+    assert_eq!(ours, 0, "{}", outcome.stderr);
 }
 
 #[test]

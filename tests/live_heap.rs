@@ -9,7 +9,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ::goprof::gomemory::Live;
-use ::goprof::process::{Objects, Process};
+use ::goprof::process::{Objects, Process, Selection};
+use ::goprof::session::{HeapRecording, HeapSession};
+use ::goprof::symbolize::{Event, Symbolizer};
 use goprof_tests::go::{self, EVERY_VERSION, NEWEST, Variant};
 use goprof_tests::goprof::{self, Recording};
 use goprof_tests::pprof::{Profile, Stack};
@@ -345,6 +347,83 @@ fn a_rate_that_changes_is_read_as_it_is() {
         outcome.stderr.contains("MemProfileRate is 0"),
         "{}",
         outcome.stderr
+    );
+}
+
+/// Bytes that a recording says were allocated.
+fn allocated(recording: &HeapRecording) -> i64 {
+    let samples = recording.window.samples.iter();
+    samples.map(|sample| sample.values[1]).sum()
+}
+
+#[test]
+fn what_was_not_read_or_kept_before_is_not_taken_for_new() {
+    let mut command = Command::new(go::build("alloc_sites"));
+    command.env("GODEBUG", "memprofilerate=512");
+    let mut program = Talker::start_command(&mut command);
+    program.tell("round");
+    program.tell("settle");
+    let pid = program.pid();
+    let mut symbolizer = Symbolizer::default();
+    let mut windows = |max_kept_bytes, wanted: [bool; 2], program: &mut Talker| {
+        let is_it = |process: &Process| process.pid == pid;
+        let mut session =
+            HeapSession::start_where(Event::Allocs, max_kept_bytes, |p| is_it(p) && wanted[0]);
+        program.tell("round");
+        let first = session.rotate(&mut symbolizer, |p| is_it(p) && wanted[1]);
+        program.tell("round");
+        let second = session.rotate(&mut symbolizer, is_it);
+        program.tell("round");
+        let before = memstats(program)[0];
+        program.tell("round");
+        let round = memstats(program)[0] - before;
+        let third = session.rotate(&mut symbolizer, is_it);
+        ([first, second, third], round)
+    };
+
+    // Read from the start on: a round, one, and two.
+    let (read, round) = windows(usize::MAX, [true, true], &mut program);
+    let rounds = read
+        .each_ref()
+        .map(|window| allocated(window) as f64 / round as f64);
+    assert!(
+        rounds
+            .iter()
+            .zip([1.0, 1.0, 2.0])
+            .all(|(is, be)| (is - be).abs() < 0.3),
+        "{rounds:?}"
+    );
+
+    // Wanted only since the second: what it has by then is not of that window.
+    let (late, round) = windows(usize::MAX, [false, false], &mut program);
+    assert_eq!(late.each_ref().map(|window| window.late), [0, 1, 0]);
+    assert_eq!(late.each_ref().map(|window| window.read.len()), [0, 0, 1]);
+    let rounds = late
+        .each_ref()
+        .map(|window| allocated(window) as f64 / round as f64);
+    assert!(
+        rounds
+            .iter()
+            .zip([0.0, 0.0, 2.0])
+            .all(|(is, be)| (is - be).abs() < 0.3),
+        "{rounds:?}"
+    );
+
+    // No room to keep it: it is never known what is new.
+    let (not_kept, _) = windows(1000, [true, true], &mut program);
+    assert_eq!(not_kept.each_ref().map(|window| window.not_kept), [1; 3]);
+    assert_eq!(not_kept.each_ref().map(allocated), [0; 3]);
+    assert!(
+        not_kept[0]
+            .notes()
+            .iter()
+            .any(|note| note.contains("no room"))
+    );
+    let session = HeapSession::start_within(Event::Allocs, Selection::Pids(vec![pid]), 1000);
+    let once = session.finish(&mut symbolizer);
+    assert_eq!(
+        (once.not_kept, once.read.len(), allocated(&once)),
+        (1, 0, 0)
     );
 }
 

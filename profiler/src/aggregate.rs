@@ -34,7 +34,7 @@ pub struct Window {
 const ENTRY_BYTES: usize = 80;
 
 /// About what the names and lines of an address take while it is written.
-const ADDRESS_BYTES: usize = 600;
+const ADDRESS_BYTES: usize = 450;
 /// About what it takes to look an address of a process up.
 const PLACE_BYTES: usize = 64;
 

@@ -326,6 +326,7 @@ impl Session {
                 looked = Instant::now();
                 self.recorder.forget_exited(&exited);
                 self.recorder.follow();
+                self.follow_cpus();
             }
             if self.is_full() {
                 return Stopped::Full;
@@ -344,6 +345,7 @@ impl Session {
     /// The counters cannot be read; the window stays open.
     pub fn rotate(&mut self) -> Result<Finished> {
         let gone = self.recorder.gone();
+        self.follow_cpus();
         let due = self.probes.ticks_due();
         let over = self.recorder.windows_over();
         self.drain_all();
@@ -371,6 +373,7 @@ impl Session {
     pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
+        self.follow_cpus();
         let due = self.probes.ticks_due();
         self.probes.detach()?;
         let over = self.recorder.stop_probing();
@@ -424,10 +427,25 @@ impl Session {
         })
     }
 
+    /// Samples the CPUs that came online since the last look.
+    fn follow_cpus(&mut self) {
+        let tally = &mut self.recorder.tally;
+        match self.probes.follow_cpus() {
+            Ok(new) => {
+                tally.cpus_late += new.sampled;
+                tally.cpus_refused += new.refused;
+            }
+            Err(error) => {
+                let text = format!("CPUs that come online are not sampled: {error:#}");
+                tally.off.insert(text);
+            }
+        }
+    }
+
     /// Whether the window has to end, with memory as short as it is. Lets go of
     /// what can be had again first.
     fn is_full(&mut self) -> bool {
-        let is_short = self.recorder.ease();
+        let is_short = self.recorder.take_shortage();
         let most = self.max_window_bytes / if is_short { 4 } else { 1 };
         self.recorder.windows.bytes_written() > most
     }

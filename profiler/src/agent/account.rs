@@ -47,6 +47,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("ends_ring_full", kernel(Counter::EndsRingFull)),
         ("ends_missed", tally.ends_missed),
         ("stacks_not_taken", tally.stacks_not_taken),
+        ("cpu_late", tally.cpus_late),
+        ("cpu_refused", tally.cpus_refused),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {
@@ -90,6 +92,7 @@ pub(super) fn add_reading(metrics: &Metrics, recording: &HeapRecording) {
         ("no_heap_profile", recording.without.len() as u64),
         ("gone", recording.gone as u64),
         ("no_beginning", recording.late as u64),
+        ("no_room", recording.not_kept as u64),
         ("cut", count(|facts| facts.is_cut)),
         ("unsettled", count(|facts| !facts.is_settled)),
         ("torn_bucket", buckets.sum()),

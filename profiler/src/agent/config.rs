@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use push::{Push, Receiver};
 pub use rules::{Event, Rule, Rules, Selector, Subject};
-pub use values::{Bytes, Pattern, Period, Rate};
+pub use values::{Bytes, Pattern, Period, ProbeBudget, Rate};
 
 /// How often to sample where nobody says. Prime, so as not to run in step with
 /// what happens at round intervals.
@@ -192,7 +192,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks what single values cannot tell, and fills in the machine's name.
+    /// Checks what single values cannot tell, and fills in the machine's name and what
+    /// probes may take.
     ///
     /// # Errors
     /// What is wrong, on one line, with the key.
@@ -204,6 +205,7 @@ impl Config {
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
         let checked = self.push.check(self.flush).and(self.rules.check());
         checked.map_err(|(key, why)| format!("{key}: {why}"))?;
+        self.rules.fill_in();
         Ok(self)
     }
 

@@ -2,11 +2,14 @@
 //! again. Measures nothing: see `crate::memory`.
 
 use super::config::Config;
-use crate::session::MemoryLimit;
+use crate::{profile::parquet, session::MemoryLimit};
 
 /// The part of the limit that windows may take together while they are written;
 /// open and waiting they take a fraction of it.
 const WINDOWS: u64 = 4;
+/// The part of the limit that profiles may take which are kept for the next reading,
+/// and half of which those may take that are kept for a profile by HTTP.
+const PROFILES: u64 = 8;
 /// The part of the limit that the ring buffers may take together.
 const RINGS: u64 = 32;
 /// Sizes of a ring buffer: the largest lasts for more than ten seconds of 64 busy
@@ -30,11 +33,25 @@ impl Shares {
 
     /// What one session may take.
     pub(super) fn of_session(self) -> MemoryLimit {
-        let window_bytes = self.limit_bytes / WINDOWS / self.samplers;
+        let (_, windows_bytes) = parquet::share_out(self.windows_bytes());
         MemoryLimit {
             process_bytes: self.limit_bytes,
-            window_bytes: usize::try_from(window_bytes).unwrap_or(usize::MAX),
+            window_bytes: windows_bytes / usize::try_from(self.samplers).unwrap_or(usize::MAX),
         }
+    }
+
+    /// What the writer of windows may take beside the window that it writes.
+    pub(super) fn writer_bytes(self) -> usize {
+        parquet::share_out(self.windows_bytes()).0
+    }
+
+    /// What profiles may take that are kept for the next reading.
+    pub(super) fn kept_bytes(self) -> usize {
+        usize::try_from(self.limit_bytes / PROFILES).unwrap_or(usize::MAX)
+    }
+
+    fn windows_bytes(self) -> usize {
+        usize::try_from(self.limit_bytes / WINDOWS).unwrap_or(usize::MAX)
     }
 
     /// All of it.
@@ -62,7 +79,8 @@ mod tests {
     #[test]
     fn shares_follow_the_limit_and_the_number_of_rates() {
         let default = shares("");
-        assert_eq!(default.of_session().window_bytes, 32 << 20);
+        assert_eq!(default.of_session().window_bytes, 20 << 20);
+        assert_eq!(default.writer_bytes(), 12 << 20);
         assert_eq!(default.ring_bytes(), 4 << 20);
         assert_eq!(shares("memory_limit = \"64MiB\"").ring_bytes(), 2 << 20);
         assert_eq!(shares("memory_limit = \"32MiB\"").ring_bytes(), 1 << 20);
@@ -71,7 +89,8 @@ mod tests {
             "[[rules]]\nrate_hz = 7\ninclude = [{ name = \"a\" }]\n\
              [[rules]]\nrate_hz = 11\ninclude = [{ name = \"b\" }]\n[[rules]]\n",
         );
-        assert_eq!(three.of_session().window_bytes, (32 << 20) / 3);
+        assert_eq!(three.of_session().window_bytes, (20 << 20) / 3);
+        assert_eq!(three.writer_bytes(), 12 << 20);
         assert_eq!(three.ring_bytes(), 1 << 20);
     }
 }

@@ -207,7 +207,8 @@ impl Publisher<'_> {
             ulid: name.to_string(),
             lost,
         };
-        let stored = parquet::encode(&batch, &origin)
+        let writer_bytes = Shares::of(config).writer_bytes();
+        let stored = parquet::encode_within(&batch, &origin, writer_bytes)
             .context("encode the window")
             .and_then(|bytes| self.state.spool.put(&key, &bytes));
         // Receivers do without the store, and it without them.
@@ -221,6 +222,7 @@ impl Publisher<'_> {
         let config = self.state.config();
         let have_begun = self.readings.have_begun();
         self.readings.begin(config.flush.0);
+        let kept_bytes = Shares::of(&config).kept_bytes();
         for event in [Event::Heap, Event::Allocs] {
             let began = Instant::now();
             let session = match (config.rules.ask_for(event), self.readings.take(event)) {
@@ -232,7 +234,7 @@ impl Publisher<'_> {
                 }
                 (true, None) if is_last => continue,
                 // Who is not known yet may be wanted in the end.
-                (true, None) => HeapSession::start_where(event.sampled(), |process| {
+                (true, None) => HeapSession::start_where(event.sampled(), kept_bytes, |process| {
                     let target = self.identify_again(process);
                     target.is_partial || takes(&config, event, process, &target)
                 }),

@@ -181,7 +181,7 @@ async fn publish(
     }
     let options = profile::Options {
         subject: target.subject(),
-        notes: report::notes(&recording),
+        notes: recording.tally.notes(),
         value: plan.value,
     };
     let format = plan.format;

@@ -58,6 +58,31 @@ pub struct HeapProfile {
     pub is_settled: bool,
 }
 
+impl HeapProfile {
+    /// How much memory it takes, about.
+    pub fn bytes(&self) -> usize {
+        let stacks = self.buckets.iter().map(|bucket| bucket.stack.capacity());
+        self.buckets.capacity() * size_of::<Bucket>() + stacks.sum::<usize>() * size_of::<u64>()
+    }
+
+    /// Forgets the stacks: a later profile of the program has them again.
+    pub fn forget_stacks(&mut self) {
+        for bucket in &mut self.buckets {
+            bucket.stack = Vec::new();
+        }
+    }
+
+    /// Adds the buckets of an older one that could not be read this time: they never
+    /// go, so that they are as they were, or have more, but are not new.
+    pub fn take_over(&mut self, older: Vec<Bucket>) {
+        let read: HashSet<u64> = self.buckets.iter().map(|bucket| bucket.address).collect();
+        let missing = older.into_iter();
+        self.buckets
+            .extend(missing.filter(|bucket| !read.contains(&bucket.address)));
+        self.buckets.shrink_to_fit();
+    }
+}
+
 /// Why there is no heap profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoHeap {
@@ -318,4 +343,37 @@ fn is_same_cycle(before: &HeapProfile, after: &HeapProfile) -> bool {
         let (address, now) = active(bucket);
         before.get(&address).is_none_or(|before| *before == now)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gobinary::Blocks;
+
+    fn bucket(address: u64, allocs: u64) -> Bucket {
+        Bucket {
+            address,
+            stack: vec![1; 32],
+            size_bytes: 16,
+            counts: BucketCounts {
+                active: Blocks::default(),
+                all: Blocks { allocs, frees: 0 },
+            },
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_was_not_read_stays_as_it_was() {
+        let mut profile = HeapProfile {
+            buckets: vec![bucket(8, 12), bucket(24, 1)],
+            ..HeapProfile::default()
+        };
+        profile.take_over(vec![bucket(8, 10), bucket(16, 5)]);
+        let counts = profile.buckets.iter();
+        let counts = counts.map(|bucket| (bucket.address, bucket.counts.all.allocs));
+        assert_eq!(counts.collect::<Vec<_>>(), [(8, 12), (24, 1), (16, 5)]);
+        let with_stacks = profile.bytes();
+        profile.forget_stacks();
+        assert_eq!(profile.bytes(), with_stacks - 3 * 32 * 8);
+    }
 }

@@ -31,13 +31,14 @@ const REFUSALS: [&str; 8] = [
 /// The events that are read and not sampled.
 const READ_EVENTS: [&str; 4] = ["heap", "allocs", "goroutine", "wall"];
 /// What comes of reading a process, and the buckets that are torn.
-const READINGS: [&str; 9] = [
+const READINGS: [&str; 10] = [
     "read",
     "no_heap_profile",
     "unreadable",
     "missed",
     "gone",
     "no_beginning",
+    "no_room",
     "cut",
     "unsettled",
     "torn_bucket",

@@ -1,13 +1,20 @@
-//! Faces `programs/cpu.rs`: one perf event on each online CPU.
+//! Faces `programs/cpu.rs`: one perf event on each online CPU, and on each that
+//! comes online later.
 
-use std::time::Instant;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Ebpf,
     programs::{
         PerfEvent, ProgramError,
-        perf_event::{HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        perf_event::{
+            HardwareEvent, PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy,
+            SoftwareEvent,
+        },
     },
     util::online_cpus,
 };
@@ -34,21 +41,88 @@ impl Clock {
 /// The sampler, attached.
 pub(super) struct Ticking {
     pub clock: Clock,
+    rate_hz: u32,
     period_ns: u64,
-    /// Since when, for each CPU.
-    since: Vec<Instant>,
+    /// By number.
+    cpus: BTreeMap<u32, Ticked>,
+    /// CPUs that came online and could not be attached to.
+    refused: BTreeSet<u32>,
+    /// When it was last looked which CPUs are online.
+    looked: Instant,
+    /// Ticks that were due on CPUs that have gone offline.
+    due_before: u64,
+}
+
+/// A CPU that ticks.
+struct Ticked {
+    link: PerfEventLinkId,
+    since: Instant,
+}
+
+/// CPUs that came online since the last look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NewCpus {
+    /// Those that are sampled from now on.
+    pub sampled: u64,
+    /// Those that the kernel refuses to sample.
+    pub refused: u64,
 }
 
 impl Ticking {
     /// How many ticks were due by `now`, or a few less: of the kernel's timer
     /// alone, as cycles stand still where a CPU has nothing to do.
     pub(super) fn due(&self, now: Instant) -> Option<u64> {
-        let of = |since: &Instant| {
-            let ns = now.saturating_duration_since(*since).as_nanos();
-            u64::try_from(ns).unwrap_or(u64::MAX) / self.period_ns
-        };
-        (self.clock == Clock::CpuClock).then(|| self.since.iter().map(of).sum())
+        let cpus = self.cpus.values();
+        let due: u64 = cpus.map(|cpu| self.due_since(cpu.since, now)).sum();
+        (self.clock == Clock::CpuClock).then_some(self.due_before + due)
     }
+
+    fn due_since(&self, since: Instant, now: Instant) -> u64 {
+        let ns = now.saturating_duration_since(since).as_nanos();
+        u64::try_from(ns).unwrap_or(u64::MAX) / self.period_ns
+    }
+
+    /// Samples the CPUs that came online since the last look. The kernel takes the
+    /// event of a CPU away when it goes offline, and does not bring it back.
+    pub(super) fn follow(&mut self, ebpf: &mut Ebpf) -> Result<NewCpus> {
+        let online: BTreeSet<u32> = list_online()?.into_iter().collect();
+        self.refused.retain(|cpu| online.contains(cpu));
+        let (mut new, looked) = (NewCpus::default(), self.looked);
+        self.looked = Instant::now();
+        if online.iter().eq(self.cpus.keys()) {
+            return Ok(new);
+        }
+        let program = program(ebpf)?;
+        let (cpus, offline): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.cpus)
+            .into_iter()
+            .partition(|(cpu, _)| online.contains(cpu));
+        self.cpus = cpus;
+        for cpu in offline.into_values() {
+            // It was online then, for all that is known.
+            self.due_before += self.due_since(cpu.since, looked);
+            program.detach(cpu.link).context("detach from a CPU")?;
+        }
+        for cpu in online {
+            if self.cpus.contains_key(&cpu) {
+                continue;
+            }
+            match attach_one(program, self.clock, cpu, self.rate_hz) {
+                Ok(ticked) => {
+                    self.cpus.insert(cpu, ticked);
+                    self.refused.remove(&cpu);
+                    new.sampled += 1;
+                }
+                Err(_) => new.refused += u64::from(self.refused.insert(cpu)),
+            }
+        }
+        Ok(new)
+    }
+}
+
+fn list_online() -> Result<Vec<u32>> {
+    online_cpus()
+        .map_err(|(_, error)| error)
+        .context("cannot list the online CPUs")
 }
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut PerfEvent> {
@@ -76,31 +150,33 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
 /// first CPU has them.
 pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Ticking> {
     let program = program(ebpf)?;
-    let cpus = online_cpus()
-        .map_err(|(_, error)| error)
-        .context("cannot list the online CPUs")?;
-    let (&first, rest) = cpus
+    let online = list_online()?;
+    let (&first, rest) = online
         .split_first()
         .ok_or_else(|| anyhow!("the kernel lists no online CPU"))?;
+    let refused = |cpu| format!("cannot sample CPU {cpu} at {rate_hz} Hz");
 
-    let clock = match attach_one(program, Clock::Cycles, first, rate_hz) {
-        Ok(()) => Clock::Cycles,
+    let (clock, ticked) = match attach_one(program, Clock::Cycles, first, rate_hz) {
+        Ok(ticked) => (Clock::Cycles, ticked),
         Err(_) => {
-            attach_one(program, Clock::CpuClock, first, rate_hz)
-                .with_context(|| format!("cannot sample CPU {first} at {rate_hz} Hz"))?;
-            Clock::CpuClock
+            let ticked = attach_one(program, Clock::CpuClock, first, rate_hz);
+            let ticked = ticked.with_context(|| refused(first))?;
+            (Clock::CpuClock, ticked)
         }
     };
-    let mut since = vec![Instant::now()];
+    let mut cpus = BTreeMap::from([(first, ticked)]);
     for &cpu in rest {
-        attach_one(program, clock, cpu, rate_hz)
-            .with_context(|| format!("cannot sample CPU {cpu} at {rate_hz} Hz"))?;
-        since.push(Instant::now());
+        let ticked = attach_one(program, clock, cpu, rate_hz);
+        cpus.insert(cpu, ticked.with_context(|| refused(cpu))?);
     }
     Ok(Ticking {
         clock,
+        rate_hz,
         period_ns: 1_000_000_000 / u64::from(rate_hz.max(1)),
-        since,
+        cpus,
+        refused: BTreeSet::new(),
+        looked: Instant::now(),
+        due_before: 0,
     })
 }
 
@@ -109,13 +185,13 @@ fn attach_one(
     clock: Clock,
     cpu: u32,
     rate_hz: u32,
-) -> Result<(), ProgramError> {
-    program
-        .attach(
-            clock.config(),
-            PerfEventScope::AllProcessesOneCpu { cpu },
-            SamplePolicy::Frequency(u64::from(rate_hz)),
-            false,
-        )
-        .map(|_| ())
+) -> Result<Ticked, ProgramError> {
+    let link = program.attach(
+        clock.config(),
+        PerfEventScope::AllProcessesOneCpu { cpu },
+        SamplePolicy::Frequency(u64::from(rate_hz)),
+        false,
+    )?;
+    let since = Instant::now();
+    Ok(Ticked { link, since })
 }

@@ -27,8 +27,8 @@ use aya::{
 
 pub use budget::{Budget, Closed, Controller, Costs, Plan};
 pub use counters::Counters;
-pub use cpu::Clock;
 use cpu::Ticking;
+pub use cpu::{Clock, NewCpus};
 use diagnostics::Diagnostics;
 pub use estimate::{Estimate, Weight, Windows};
 use kernel_types::KernelTypes;
@@ -131,6 +131,17 @@ impl Probes {
     pub fn attach_cpu(&mut self, rate_hz: u32) -> Result<Clock> {
         let ticking = cpu::attach(&mut self.ebpf, rate_hz)?;
         Ok(self.ticking.insert(ticking).clock)
+    }
+
+    /// Attaches it to the CPUs that came online since.
+    ///
+    /// # Errors
+    /// It cannot be seen which are online.
+    pub fn follow_cpus(&mut self) -> Result<NewCpus> {
+        match &mut self.ticking {
+            Some(ticking) => ticking.follow(&mut self.ebpf),
+            None => Ok(NewCpus::default()),
+        }
     }
 
     /// How many times the sampler was to tick by now, on all CPUs together, to

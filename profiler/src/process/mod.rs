@@ -419,20 +419,53 @@ mod tests {
         assert_eq!(table.get(new).pid, 3);
     }
 
+    /// A process of a program that no other test looks at.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            let sleep = std::process::Command::new("sleep").arg("60").spawn();
+            let sleeper = Self(sleep.unwrap());
+            let exe = format!("/proc/{}/exe", sleeper.0.id());
+            // Until then it is this one's copy.
+            while std::fs::read_link(&exe).unwrap() == std::env::current_exe().unwrap() {
+                std::thread::yield_now();
+            }
+            sleeper
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
     #[test]
-    fn files_that_nobody_uses_are_forgotten_at_the_second_time() {
-        let mut table = ProcessTable::default();
-        let own = std::process::id();
-        drop(table.objects.of_executable(own).unwrap());
+    fn files_are_opened_once_and_forgotten_when_nobody_uses_them() {
+        let (mut table, mut other) = (ProcessTable::default(), ProcessTable::default());
+        let sleeper = Sleeper::start();
+        let pid = sleeper.0.id();
+        let open = |table: &mut ProcessTable| table.objects.of_executable(pid).unwrap();
+        drop(open(&mut table));
         assert_eq!(table.objects.len(), 1);
         table.split_off();
         assert_eq!(table.objects.len(), 1, "used since the last time");
-        let held = table.objects.of_executable(own).unwrap();
+        let held = open(&mut table);
         table.split_off();
         table.split_off();
         assert_eq!(table.objects.len(), 1, "in use");
+        assert!(Arc::ptr_eq(&held, &open(&mut other)), "opened once");
         drop(held);
         table.split_off();
-        assert_eq!(table.objects.len(), 0);
+        assert_eq!(table.objects.len(), 0, "remembered elsewhere is not in use");
+        let again = open(&mut table);
+        other.split_off();
+        other.split_off();
+        assert_eq!(other.objects.len(), 1, "in use by another table");
+        drop(again);
+        other.split_off();
+        assert_eq!(other.objects.len(), 0);
     }
 }

@@ -11,7 +11,10 @@ use std::{
         unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
@@ -36,6 +39,8 @@ pub struct Object {
     frames: OnceLock<Option<CallFrames>>,
     runtime: OnceLock<Option<Runtime>>,
     variables: OnceLock<Option<Variables>>,
+    /// How many tables remember it.
+    remembered: AtomicUsize,
 }
 
 /// What a Go binary says of its runtime's memory. Takes a pass over its function
@@ -77,6 +82,7 @@ impl Object {
             frames: OnceLock::new(),
             runtime: OnceLock::new(),
             variables: OnceLock::new(),
+            remembered: AtomicUsize::new(0),
         })
     }
 
@@ -169,6 +175,15 @@ pub(super) type Key = ((u32, u32), u64);
 /// How many files are remembered before those not in use are forgotten.
 const MAX_OBJECTS: usize = 512;
 
+/// The files that any table of this process remembers, so that none is opened and
+/// mapped twice.
+static OPEN: OnceLock<Mutex<HashMap<Key, Weak<Object>>>> = OnceLock::new();
+
+fn open_objects() -> MutexGuard<'static, HashMap<Key, Weak<Object>>> {
+    let open = OPEN.get_or_init(Mutex::default);
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The files seen so far, by device and inode. An inode is not given to
 /// another file while this one is held open; a file written anew in place is
 /// noticed by its size and time. The vdso, one for all, has the inode 0.
@@ -199,20 +214,36 @@ impl Found {
     }
 }
 
+/// An object as a table remembers it.
+struct Remembered(Arc<Object>);
+
+impl Remembered {
+    fn new(object: Arc<Object>) -> Self {
+        object.remembered.fetch_add(1, Ordering::Relaxed);
+        Self(object)
+    }
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.0.remembered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A file seen before.
 struct Known {
     /// None where it cannot be opened.
-    object: Option<Arc<Object>>,
+    object: Option<Remembered>,
     /// Whether it was asked for since [`Objects::forget_unused`] was called.
     asked_for: bool,
 }
 
 impl Known {
-    /// Whether somebody else holds it.
+    /// Whether somebody holds it who does not only remember it.
     fn is_in_use(&self) -> bool {
-        self.object
-            .as_ref()
-            .is_some_and(|object| Arc::strong_count(object) > 1)
+        self.object.as_ref().is_some_and(|Remembered(object)| {
+            Arc::strong_count(object) > object.remembered.load(Ordering::Relaxed)
+        })
     }
 }
 
@@ -259,22 +290,39 @@ impl Objects {
         Ok(object)
     }
 
-    /// The object of a file that is as it was when it was opened.
+    /// The object of a file that is as it was when it was opened, by this table or
+    /// by another.
     fn known(&mut self, key: &Key) -> Option<Arc<Object>> {
-        let known = self.by_inode.get_mut(key)?;
-        let object = known.object.as_ref().filter(|object| !object.changed())?;
-        known.asked_for = true;
-        Some(Arc::clone(object))
+        if let Some(known) = self.by_inode.get_mut(key) {
+            let object = known.object.as_ref().map(|object| &object.0);
+            let object = object.filter(|object| !object.changed())?;
+            known.asked_for = true;
+            return Some(Arc::clone(object));
+        }
+        let object = open_objects().get(key).and_then(Weak::upgrade)?;
+        let object = Some(object).filter(|object| !object.changed())?;
+        self.remember(*key, Some(Arc::clone(&object)));
+        Some(object)
+    }
+
+    /// Remembers an object that was opened, for other tables as well.
+    fn keep(&mut self, key: Key, object: Option<Arc<Object>>) {
+        if let Some(object) = &object {
+            let mut open = open_objects();
+            open.retain(|_, object| object.strong_count() > 0);
+            open.insert(key, Arc::downgrade(object));
+        }
+        self.remember(key, object);
     }
 
     /// Remembers an object, and forgets those that no process uses once they
     /// are many: each holds a file open.
-    fn keep(&mut self, key: Key, object: Option<Arc<Object>>) {
+    fn remember(&mut self, key: Key, object: Option<Arc<Object>>) {
         if self.by_inode.len() >= MAX_OBJECTS {
             self.by_inode.retain(|_, known| known.is_in_use());
         }
         let known = Known {
-            object,
+            object: object.map(Remembered::new),
             asked_for: true,
         };
         self.by_inode.insert(key, known);
@@ -290,8 +338,10 @@ impl Objects {
     /// Lets go of the memory that was read of the files: they are read again
     /// where needed.
     pub fn release(&self) {
-        for object in self.by_inode.values().filter_map(|k| k.object.as_ref()) {
-            object.release();
+        for known in self.by_inode.values() {
+            if let Some(Remembered(object)) = &known.object {
+                object.release();
+            }
         }
     }
 

@@ -22,18 +22,27 @@ use parquet::schema::types::ColumnPath;
 use super::{Batch, check, generator};
 use crate::symbolize::SymbolizedWindow;
 use columns::Columns;
-use rows::Rows;
+use rows::{Row, Rows};
 
 /// The schema's number, in each object's metadata. It grows when a column
 /// changes its meaning or goes; new columns leave it.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Rows that are turned into columns at once, which bounds the memory for it.
-const ROWS_AT_ONCE: usize = 512;
-/// Most rows of a row group: what a reader can skip, and the writer holds.
+/// Frames that are turned into columns at once, which bounds the memory for it.
+const FRAMES_AT_ONCE: usize = 4_096;
+/// Most rows of a row group.
 const ROW_GROUP_ROWS: usize = 65_536;
-/// Where pages of frames end: repetition is found within a page alone.
-const PAGE_BYTES: usize = 8 << 20;
+/// Where pages of frames end, as memory allows: repetition is found within a page
+/// alone, and beyond a mebibyte there is little more of it.
+const PAGE_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
+/// How much memory a page is worth, in bytes for each of its own: as it is, compressed,
+/// and with the compressor's tables.
+const BYTES_PER_PAGE_BYTE: usize = 32;
+/// With how many frames a row group ends, as memory allows: the writer holds an index
+/// and the levels of each, and what is found in one group is not in the next.
+const ROW_GROUP_FRAMES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+/// How much memory a frame of a row group is worth.
+const BYTES_PER_FRAME: usize = 96;
 /// A level beyond which sizes hardly shrink and time grows (docs/store.md).
 const ZSTD_LEVEL: i32 = 9;
 
@@ -51,6 +60,13 @@ pub struct Origin {
     pub lost: Vec<(u64, &'static str)>,
 }
 
+/// Of the memory that a window may take while it is written, what is to be left for
+/// [`encode_within`], and the rest.
+pub fn share_out(bytes: usize) -> (usize, usize) {
+    let writer = bytes / 8 * 3;
+    (writer, bytes - writer)
+}
+
 /// Encodes a window and who its processes are as a Parquet object. The same
 /// input gives the same bytes.
 ///
@@ -58,6 +74,20 @@ pub struct Origin {
 /// When the window's tables do not fit together, when it has not one target for
 /// each process, or the encoder fails.
 pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
+    encode_within(batch, origin, usize::MAX)
+}
+
+/// The same in about so much memory beside the batch and the object.
+///
+/// # Errors
+/// As of [`encode`].
+pub fn encode_within(batch: &Batch, origin: &Origin, memory_bytes: usize) -> Result<Vec<u8>> {
+    let within = |bytes: usize, range: std::ops::RangeInclusive<usize>| {
+        (memory_bytes / bytes).clamp(*range.start(), *range.end())
+    };
+    // The compressor's tables take a step at each power of two.
+    let page_bytes = 1 << within(BYTES_PER_PAGE_BYTE, PAGE_BYTES).ilog2();
+    let most_frames = within(BYTES_PER_FRAME, ROW_GROUP_FRAMES);
     check(&batch.window)?;
     ensure!(
         batch.targets.len() == batch.window.processes.len(),
@@ -68,25 +98,53 @@ pub fn encode(batch: &Batch, origin: &Origin) -> Result<Vec<u8>> {
     let rows = Rows::new(batch);
     let schema = Arc::new(columns::schema());
     let options = ArrowWriterOptions::new()
-        .with_properties(properties(batch, origin, &schema)?)
+        .with_properties(properties(batch, origin, &schema, page_bytes)?)
         // Readers need no Arrow types, and it would be a tenth of small objects.
         .with_skip_arrow_metadata(true)
         .with_schema_root("goprof".to_owned());
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)
         .context("begin the Parquet object")?;
-    for chunk in rows.sorted().chunks(ROWS_AT_ONCE) {
+    let (mut rest, mut frames_in_group) = (rows.sorted(), 0);
+    while !rest.is_empty() {
+        let (count, frames) = some_rows(&batch.window, rest);
+        let (some, others) = rest.split_at(count);
+        rest = others;
         let mut columns = Columns::default();
-        for row in chunk {
+        for row in some {
             columns.push(batch, row);
         }
         let columns = columns.finish(Arc::clone(&schema));
         let columns = columns.context("build the columns")?;
         writer.write(&columns).context("encode the columns")?;
+        frames_in_group += frames;
+        if frames_in_group >= most_frames {
+            writer.flush().context("end a row group")?;
+            frames_in_group = 0;
+        }
     }
     writer.into_inner().context("finish the Parquet object")
 }
 
-fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterProperties> {
+/// How many of the rows to turn into columns at once, and how many frames they have.
+fn some_rows(window: &SymbolizedWindow, rows: &[Row<'_>]) -> (usize, usize) {
+    let mut frames = 0;
+    for (index, row) in rows.iter().enumerate() {
+        let ids = row.sample.stack.iter();
+        let lines = ids.map(|id| window.locations[id.0 as usize].lines.len());
+        frames += 1 + lines.sum::<usize>();
+        if frames >= FRAMES_AT_ONCE {
+            return (index + 1, frames);
+        }
+    }
+    (rows.len(), frames)
+}
+
+fn properties(
+    batch: &Batch,
+    origin: &Origin,
+    schema: &Schema,
+    page_bytes: usize,
+) -> Result<WriterProperties> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).context("the compression level")?;
     let mut builder = WriterProperties::builder()
         .set_created_by(generator())
@@ -105,8 +163,8 @@ fn properties(batch: &Batch, origin: &Origin, schema: &Schema) -> Result<WriterP
         builder = builder
             // The least and greatest of all frames' names say nothing.
             .set_column_statistics_enabled(element(column), EnabledStatistics::None)
-            .set_column_dictionary_page_size_limit(element(column), PAGE_BYTES)
-            .set_column_data_page_size_limit(element(column), PAGE_BYTES);
+            .set_column_dictionary_page_size_limit(element(column), page_bytes)
+            .set_column_data_page_size_limit(element(column), page_bytes);
     }
     // Sources repeat with their neighbours: as bytes that do, not as indices of
     // odd widths that do not.

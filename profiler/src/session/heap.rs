@@ -28,6 +28,10 @@ pub struct HeapSession {
     not_enabled: HashMap<ProcessIndex, NoHeap>,
     /// Processes that were not wanted when the window began.
     refused: HashSet<u32>,
+    /// Processes of which it could not be kept what they had allocated by then.
+    not_kept: HashSet<u32>,
+    /// Most bytes that what is kept of processes may take.
+    max_kept_bytes: usize,
     start: SystemTime,
     started: Instant,
 }
@@ -55,6 +59,7 @@ struct Reading {
     without: Vec<WithoutHeap>,
     gone: usize,
     late: usize,
+    not_kept: usize,
     enabled: usize,
 }
 
@@ -104,6 +109,8 @@ pub struct HeapRecording {
     pub gone: usize,
     /// Processes that ran when it began and are wanted only since.
     pub late: usize,
+    /// Processes of which there was no room to keep what they had allocated before.
+    pub not_kept: usize,
     /// Processes whose heap profile was turned on for the recording.
     pub enabled: usize,
 }
@@ -113,53 +120,82 @@ impl HeapSession {
     /// not part of a recording of [`Event::Allocs`]. With `enables` the profile is
     /// turned on, until the end, in programs that take none.
     pub fn start(event: Event, selection: Selection, enables: bool) -> Self {
-        Self::begin(event, selection, enables, |_| true)
+        let mut session = Self::new(event, selection, usize::MAX);
+        session.enables = enables;
+        session.begin(|_| true);
+        session
+    }
+
+    /// The same, where what is kept of the processes may take no more than so much
+    /// memory. It turns no profile on.
+    pub fn start_within(event: Event, selection: Selection, max_kept_bytes: usize) -> Self {
+        let mut session = Self::new(event, selection, max_kept_bytes);
+        session.begin(|_| true);
+        session
     }
 
     /// The same of every process that may be `wanted` in the end, for a session that
     /// goes on: see [`HeapSession::rotate`].
-    pub fn start_where(event: Event, wanted: impl FnMut(&Process) -> bool) -> Self {
-        let mut session = Self::begin(event, Selection::All, false, wanted);
+    pub fn start_where(
+        event: Event,
+        max_kept_bytes: usize,
+        wanted: impl FnMut(&Process) -> bool,
+    ) -> Self {
+        let mut session = Self::new(event, Selection::All, max_kept_bytes);
+        session.begin(wanted);
         session.forget_unread();
         session
     }
 
-    fn begin(
-        event: Event,
-        selection: Selection,
-        enables: bool,
-        wanted: impl FnMut(&Process) -> bool,
-    ) -> Self {
-        let mut session = Self {
+    fn new(event: Event, selection: Selection, max_kept_bytes: usize) -> Self {
+        Self {
             event,
             selection,
-            enables,
+            enables: false,
             table: ProcessTable::default(),
             before: HashMap::new(),
             not_enabled: HashMap::new(),
             refused: HashSet::new(),
+            not_kept: HashSet::new(),
+            max_kept_bytes,
             start: SystemTime::now(),
             started: Instant::now(),
-        };
-        if event == Event::Heap && !enables {
-            // It is read once, at the end.
-            return session;
         }
-        session.refused = session.find(wanted);
-        let running: Vec<u32> = session.table.pids().collect();
+    }
+
+    fn begin(&mut self, wanted: impl FnMut(&Process) -> bool) {
+        if self.event == Event::Heap && !self.enables {
+            // It is read once, at the end.
+            return;
+        }
+        self.refused = self.find(wanted);
+        let running: Vec<u32> = self.table.pids().collect();
         for pid in running {
-            let Some(index) = session.table.current(pid) else {
+            let Some(index) = self.table.current(pid) else {
                 continue;
             };
-            match session.look(index) {
-                Ok(Some(before)) => drop(session.before.insert(index, before)),
+            match self.look(index) {
+                Ok(Some(before)) => self.keep(index, before),
                 Ok(None) => {}
-                Err(why) => drop(session.not_enabled.insert(index, why)),
+                Err(why) => drop(self.not_enabled.insert(index, why)),
             }
         }
-        session.start = SystemTime::now();
-        session.started = Instant::now();
-        session
+        self.start = SystemTime::now();
+        self.started = Instant::now();
+    }
+
+    /// Keeps a process as it is, if there is room for it. Else what it allocates from
+    /// here on cannot be told from what it did before.
+    fn keep(&mut self, index: ProcessIndex, before: Before) {
+        let kept = self.before.values().map(|before| before.profile.bytes());
+        let kept = kept.sum::<usize>() + before.profile.bytes();
+        if kept <= self.max_kept_bytes {
+            self.before.insert(index, before);
+            return;
+        }
+        let pid = self.table.get(index).pid;
+        self.table.forget(pid);
+        self.not_kept.insert(pid);
     }
 
     /// In how many programs the heap profile was turned on.
@@ -216,15 +252,13 @@ impl HeapSession {
         let (enabled, old) = before.map_or((None, Vec::new()), |before| {
             (before.enabled, before.profile.buckets)
         });
-        let read: HashSet<u64> = profile.buckets.iter().map(|b| b.address).collect();
-        let old = old.into_iter().filter(|b| !read.contains(&b.address));
-        profile.buckets.extend(old);
+        profile.take_over(old);
         let before = Before {
             memory,
             profile,
             enabled,
         };
-        self.before.insert(index, before);
+        self.keep(index, before);
     }
 
     /// Looks at those of which nothing was read as at others that are new: they may
@@ -251,6 +285,7 @@ impl HeapSession {
             .filter(|index| !is_current(&self.table, **index))
             .count();
         let refused = std::mem::replace(&mut self.refused, refused);
+        let not_kept = std::mem::take(&mut self.not_kept);
         (self.start, self.started) = (SystemTime::now(), Instant::now());
         let mut reading = Reading {
             taken: Taken {
@@ -266,6 +301,7 @@ impl HeapSession {
             without: Vec::new(),
             gone,
             late: 0,
+            not_kept: 0,
             enabled: self.enabled(),
         };
         if self.event == Event::Heap {
@@ -282,10 +318,13 @@ impl HeapSession {
                 self.refused.insert(pid);
                 continue;
             }
-            let is_late = self.event == Event::Allocs && refused.contains(&pid);
+            let was_not_kept = not_kept.contains(&pid);
+            let is_late = was_not_kept || refused.contains(&pid);
+            let is_late = self.event == Event::Allocs && is_late;
             match self.add(index, is_late, &mut reading.window) {
                 Ok((facts, now)) => {
                     match is_late {
+                        true if was_not_kept => reading.not_kept += 1,
                         true => reading.late += 1,
                         false => reading.read.push(facts),
                     }
@@ -356,7 +395,7 @@ impl HeapSession {
         let Some(program) = process.go_program(&memory) else {
             return Ok(None);
         };
-        let (profile, enabled) = match program.heap() {
+        let (mut profile, enabled) = match program.heap() {
             Ok(profile) => (profile, None),
             Err(NoHeap::Off { .. }) if self.enables => {
                 let enabled = EnabledProfile::set(process.pid, &program, DEFAULT_RATE);
@@ -366,6 +405,8 @@ impl HeapSession {
             }
             Err(_) => return Ok(None),
         };
+        // What is allocated later comes with its own.
+        profile.forget_stacks();
         Ok(Some(Before {
             memory,
             profile,
@@ -396,9 +437,7 @@ impl HeapSession {
         };
         let facts = facts(process, &profile, typed);
         let mut profile = profile;
-        // What is allocated later comes with its own.
-        let stacks = profile.buckets.iter_mut().map(|bucket| &mut bucket.stack);
-        stacks.for_each(|stack| *stack = Vec::new());
+        profile.forget_stacks();
         Ok((facts, Now { memory, profile }))
     }
 }
@@ -414,6 +453,7 @@ impl Reading {
             without: self.without,
             gone: self.gone,
             late: self.late,
+            not_kept: self.not_kept,
             enabled: self.enabled,
         }
     }

@@ -47,6 +47,12 @@ impl HeapRecording {
                 programs(self.late)
             ));
         }
+        if self.not_kept > 0 {
+            notes.push(format!(
+                "of {} the memory limit has no room to keep what was allocated before: what they allocated is not in it",
+                programs(self.not_kept)
+            ));
+        }
         if self.enabled > 0 {
             notes.push(format!(
                 "in {} the heap profile was turned on by goprof: what was allocated before is not in it",

@@ -29,6 +29,10 @@ use crate::{
 /// has the first in its first millisecond.
 const AT_ITS_WORD: Duration = Duration::from_secs(1);
 
+/// How many samples are taken between two looks at the memory. Unwinding each may
+/// need a few pages of files, and the kernel maps those around them as well.
+const LOOK_EVERY: u64 = 16;
+
 /// A process whose layout is to be proven.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ToProve {
@@ -99,6 +103,8 @@ pub(super) struct Recorder<T> {
     pub(super) watch: Option<Watch>,
     /// Where there are events that take probes.
     pub(super) probing: Option<Probing>,
+    /// Whether letting go was not enough since [`Recorder::take_shortage`].
+    is_short: bool,
 }
 
 impl<T: Sampled> Recorder<T> {
@@ -128,21 +134,25 @@ impl<T: Sampled> Recorder<T> {
             breaks: Breaks::default(),
             watch: None,
             probing: None,
+            is_short: false,
         }
     }
 
-    /// Lets go of what was read and remembered of code where memory is short, and
-    /// says whether it is still.
-    pub(super) fn ease(&mut self) -> bool {
-        let Some(watch) = &mut self.watch else {
-            return false;
-        };
-        if !watch.is_short() {
-            return false;
+    /// Lets go of what was read and remembered of code where memory is short.
+    fn ease(&mut self) {
+        if let Some(watch) = &mut self.watch
+            && watch.is_short()
+        {
+            self.table.release();
+            self.tally.evictions += 1;
+            self.is_short |= watch.eased();
         }
-        self.table.release();
-        self.tally.evictions += 1;
-        watch.eased()
+    }
+
+    /// Does that, and says whether it was not enough since the last call.
+    pub(super) fn take_shortage(&mut self) -> bool {
+        self.ease();
+        std::mem::take(&mut self.is_short)
     }
 
     pub(super) fn find_running(&mut self) {
@@ -300,6 +310,14 @@ impl<T: Sampled> Recorder<T> {
         if let Some(owner) = self.unwind(sample) {
             let window = self.windows.get(symbolize::Event::Cpu);
             window.add(owner, &self.stack, sample.head.kernel_frames);
+            self.ease_at_times();
+        }
+    }
+
+    /// Lets go of what can be had again, every now and then.
+    pub(super) fn ease_at_times(&mut self) {
+        if self.windows.samples().is_multiple_of(LOOK_EVERY) {
+            self.ease();
         }
     }
 

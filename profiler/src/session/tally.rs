@@ -18,6 +18,10 @@ pub struct Tally {
     pub ticks_due: u64,
     /// Those of them that did not come.
     pub ticks_missed: u64,
+    /// CPUs that came online meanwhile and are sampled since they were seen to be.
+    pub cpus_late: u64,
+    /// CPUs that came online meanwhile and cannot be sampled.
+    pub cpus_refused: u64,
     /// Records that could not be read.
     pub undecodable: u64,
     /// Samples of processes that exited before goprof could look at them.
@@ -55,6 +59,16 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// What a reader of the profile must know, one sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let lost = self.lost().into_iter();
+        let lost = lost.map(|(count, reason)| format!("lost {count} samples: {reason}"));
+        let incomplete = self.incomplete().into_iter();
+        let incomplete = incomplete.map(|(count, what)| format!("{count} {what}"));
+        let said = self.off.iter().chain(&self.diagnostics).cloned();
+        lost.chain(incomplete).chain(said).collect()
+    }
+
     /// Samples that were taken but are in no profile, by reason.
     pub fn lost(&self) -> Vec<(u64, &'static str)> {
         [
@@ -81,6 +95,14 @@ impl Tally {
                     false => 0,
                 },
                 "ticks of the sampler missing: the kernel throttled it or held it up",
+            ),
+            (
+                self.cpus_late,
+                "CPUs came online meanwhile: sampled from half a second after",
+            ),
+            (
+                self.cpus_refused,
+                "CPUs came online meanwhile and cannot be sampled: the kernel refuses",
             ),
             (
                 self.kernel.get(Counter::EventsRingFull),
@@ -129,5 +151,31 @@ impl Tally {
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_say_all_that_is_missing() {
+        assert_eq!(Tally::default().notes(), [""; 0]);
+        let tally = Tally {
+            undecodable: 2,
+            cpus_late: 1,
+            labels_truncated: 3,
+            off: BTreeSet::from(["/bin/a: no goroutine ids".to_owned()]),
+            diagnostics: vec!["said".to_owned()],
+            ..Tally::default()
+        };
+        let expected = [
+            "lost 2 samples: record not readable",
+            "1 CPUs came online meanwhile: sampled from half a second after",
+            "3 labels of samples cut short",
+            "/bin/a: no goroutine ids",
+            "said",
+        ];
+        assert_eq!(tally.notes(), expected);
     }
 }

@@ -99,7 +99,7 @@ struct Relief {
 
 /// How many addresses are named between two looks at the memory. Each may need a
 /// few pages of its file, and the kernel maps those around them as well.
-const LOOK_EVERY: u32 = 64;
+const LOOK_EVERY: u32 = 16;
 
 impl Symbolizer {
     /// A symbolizer that names kernel addresses from a copy of `/proc/kallsyms`
@@ -369,10 +369,13 @@ impl<'a> NamingWindow<'a> {
         }
         relief.named = 0;
         if relief.watch.is_short() {
-            self.processes.release();
-            self.native.forget();
             self.naming.evictions += 1;
-            relief.watch.eased();
+            self.processes.release();
+            // What is dear to have again goes only where that was not enough.
+            if relief.watch.eased() {
+                self.native.forget();
+                relief.watch.eased();
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! The tables of a symbolized window while it grows: each function, location
 //! and mapping once.
 
-use foldhash::HashMap;
+use foldhash::{HashMap, fast::RandomState};
+use indexmap::IndexSet;
 
 use super::{
     Function, FunctionId, Location, LocationId, Mapping, MappingId, Process, ProcessId, Sample,
@@ -14,8 +15,7 @@ const KERNEL_START: u64 = 1 << 63;
 
 #[derive(Default)]
 pub(super) struct Tables {
-    functions: Vec<Function>,
-    function_ids: HashMap<Function, FunctionId>,
+    functions: IndexSet<Function, RandomState>,
     locations: Vec<Location>,
     location_ids: HashMap<(Option<MappingId>, u64), LocationId>,
     mappings: Vec<Mapping>,
@@ -41,13 +41,8 @@ impl Tables {
             file: file.to_owned(),
             start_line,
         };
-        if let Some(id) = self.function_ids.get(&function) {
-            return *id;
-        }
-        let id = FunctionId(self.functions.len() as u32);
-        self.functions.push(function.clone());
-        self.function_ids.insert(function, id);
-        id
+        let (index, _) = self.functions.insert_full(function);
+        FunctionId(index as u32)
     }
 
     /// The function that the inlined ones of a location are part of.
@@ -132,7 +127,7 @@ impl Tables {
             processes: self.processes,
             samples,
             locations: self.locations,
-            functions: self.functions,
+            functions: self.functions.into_iter().collect(),
             mappings: self.mappings,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pattern, Rate};
+use super::{Pattern, ProbeBudget, Rate};
 use crate::{
     identity::{Target, label},
     symbolize,
@@ -25,6 +25,10 @@ pub struct Rule {
     /// How often; as elsewhere where it is not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_hz: Option<Rate>,
+    /// What the probes of the event may take of each process; set by
+    /// [`Config::validate`](super::Config::validate) where the event takes any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_budget: Option<ProbeBudget>,
     /// Takes a process that one of these describes; every one where none is
     /// given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,6 +54,10 @@ pub enum Event {
     /// Time of goroutines during a window, on the CPU and off it.
     Wall,
 }
+
+/// The events for which probes are put into programs. A rule for any other one can
+/// have no budget for them.
+const WITH_PROBES: &[Event] = &[];
 
 impl Event {
     /// The event of profiles.
@@ -109,14 +117,41 @@ impl Rules {
 
     /// The key of a value that will not do, and why.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
-        let is_wrong = |rule: &Rule| rule.event != Event::Cpu && rule.rate_hz.is_some();
-        match self.0.iter().position(is_wrong) {
-            Some(index) => Err((
-                format!("rules[{index}].rate_hz"),
-                "is of cpu only: the rest is read, not sampled".to_owned(),
-            )),
-            None => Ok(()),
+        self.check_for(WITH_PROBES)
+    }
+
+    fn check_for(&self, with_probes: &[Event]) -> Result<(), (String, String)> {
+        for (index, rule) in self.0.iter().enumerate() {
+            if rule.event != Event::Cpu && rule.rate_hz.is_some() {
+                let why = "is of cpu only: the rest is read, not sampled".to_owned();
+                return Err((format!("rules[{index}].rate_hz"), why));
+            }
+            if rule.probe_budget.is_some() && !with_probes.contains(&rule.event) {
+                let event = rule.event.sampled().name();
+                let why = format!("is for events that take probes: {event} takes none");
+                return Err((format!("rules[{index}].probe_budget"), why));
+            }
         }
+        Ok(())
+    }
+
+    /// Gives the rules for events that take probes a budget for them, where they say
+    /// none.
+    pub(super) fn fill_in(&mut self) {
+        self.fill_in_for(WITH_PROBES);
+    }
+
+    fn fill_in_for(&mut self, with_probes: &[Event]) {
+        let rules = self.0.iter_mut();
+        for rule in rules.filter(|rule| with_probes.contains(&rule.event)) {
+            rule.probe_budget.get_or_insert_default();
+        }
+    }
+
+    /// The first rule for `event` that takes a process.
+    pub fn rule_for(&self, event: Event, subject: &Subject<'_>) -> Option<&Rule> {
+        let mut rules = self.0.iter();
+        rules.find(|rule| rule.event == event && rule.takes(subject))
     }
 
     /// The rates of all rules for `event`, highest first.
@@ -142,8 +177,7 @@ impl Rules {
         if self.is_empty() {
             return Some(default);
         }
-        let takes = |rule: &&Rule| rule.event == event && rule.takes(subject);
-        let rule = self.0.iter().find(takes)?;
+        let rule = self.rule_for(event, subject)?;
         Some(rule.rate_hz.unwrap_or(default))
     }
 }
@@ -247,6 +281,49 @@ mod tests {
             refused.starts_with("line 5: rules[1].rate_hz: is of cpu only"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_budget_for_probes_is_of_events_that_take_some() {
+        let refused = |text: &str| Config::parse(text).unwrap_err();
+        for event in ["cpu", "heap", "allocs"] {
+            let text =
+                format!("[[rules]]\n\n[[rules]]\nevent = \"{event}\"\nprobe_budget = \"1%\"\n");
+            let why = format!(
+                "line 5: rules[1].probe_budget: is for events that take probes: {event} takes none"
+            );
+            assert_eq!(refused(&text), why);
+        }
+        let wrong = refused("[[rules]]\nprobe_budget = 1\n");
+        assert!(
+            wrong.starts_with("line 2: rules[0].probe_budget: must be a share of a CPU"),
+            "{wrong}"
+        );
+
+        // Of one that does, each rule has its own, and 1% where it says none.
+        let of = |event, probe_budget: Option<&str>| Rule {
+            event,
+            probe_budget: probe_budget.map(|text| text.parse().unwrap()),
+            ..Rule::default()
+        };
+        let mut rules = Rules(vec![
+            of(Event::Heap, Some("0.5%")),
+            of(Event::Heap, Some("off")),
+            of(Event::Heap, None),
+            of(Event::Cpu, None),
+        ]);
+        assert_eq!(rules.check_for(&[Event::Heap]), Ok(()));
+        rules.fill_in_for(&[Event::Heap]);
+        let budgets = rules.0.iter().map(|rule| rule.probe_budget);
+        let shares: Vec<_> = budgets
+            .map(|budget| budget.map(ProbeBudget::share))
+            .collect();
+        assert_eq!(
+            shares,
+            [Some(Some(0.005)), Some(None), Some(Some(0.01)), None]
+        );
+        let written = toml::to_string(&rules.0[2]).unwrap();
+        assert!(written.contains("probe_budget = \"1%\""), "{written}");
     }
 
     #[test]

@@ -30,11 +30,29 @@ pub struct Bytes(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(pub u32);
 
+/// What probes may take of one process, in hundredths of a percent of one CPU:
+/// `1%`, `0.25%`, or `off` where nothing holds them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeBudget(Option<u32>);
+
 /// A regular expression that has to match all of a text.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: String,
     regex: Regex,
+}
+
+impl ProbeBudget {
+    /// The share of one CPU; None where there is no limit.
+    pub fn share(self) -> Option<f64> {
+        self.0.map(|hundredths| f64::from(hundredths) / 10_000.0)
+    }
+}
+
+impl Default for ProbeBudget {
+    fn default() -> Self {
+        Self(Some(100))
+    }
 }
 
 impl Pattern {
@@ -94,6 +112,24 @@ impl FromStr for Rate {
     }
 }
 
+impl FromStr for ProbeBudget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let number = text.strip_suffix('%').map(str::trim_end);
+        let number = number.and_then(|number| number.parse::<f64>().ok());
+        // Of a NaN it is 0.
+        let hundredths = number.map(|percent| (percent * 100.0).round() as u32);
+        hundredths
+            .filter(|hundredths| (1..=10_000).contains(hundredths))
+            .map(|hundredths| Self(Some(hundredths)))
+            .ok_or_else(|| "must be a share of a CPU from 0.01% to 100%, or off".to_owned())
+    }
+}
+
 impl FromStr for Pattern {
     type Err = String;
 
@@ -124,6 +160,15 @@ impl fmt::Display for Bytes {
         let fits = |(_, factor): &&(&str, u64)| self.0 > 0 && self.0.is_multiple_of(*factor);
         let (unit, factor) = UNITS.iter().find(fits).copied().unwrap_or(("B", 1));
         write!(f, "{}{unit}", self.0 / factor)
+    }
+}
+
+impl fmt::Display for ProbeBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(hundredths) => write!(f, "{}%", f64::from(hundredths) / 100.0),
+            None => f.write_str("off"),
+        }
     }
 }
 
@@ -161,7 +206,7 @@ macro_rules! read_and_write {
         }
     )*};
 }
-read_and_write! { Period Bytes Rate Pattern }
+read_and_write! { Period Bytes Rate ProbeBudget Pattern }
 
 impl Serialize for Period {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -178,6 +223,12 @@ impl Serialize for Bytes {
 impl Serialize for Rate {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u32(self.0)
+    }
+}
+
+impl Serialize for ProbeBudget {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 
@@ -198,6 +249,12 @@ mod tests {
         }
         assert_eq!("4096".parse(), Ok(Bytes(4096)));
         assert_eq!("1024MiB".parse::<Bytes>().unwrap().to_string(), "1GiB");
+        for text in ["1%", "0.25%", "100%", "off"] {
+            assert_eq!(text.parse::<ProbeBudget>().unwrap().to_string(), text);
+        }
+        let shares = ["2.5 %", "off"].map(|text| text.parse::<ProbeBudget>().unwrap().share());
+        assert_eq!(shares, [Some(0.025), None]);
+        assert_eq!(ProbeBudget::default().to_string(), "1%");
         assert_eq!("90".parse::<Period>().unwrap().to_string(), "1m 30s");
         assert_eq!("1m 30s".parse(), "90s".parse::<Period>());
     }
@@ -212,6 +269,9 @@ mod tests {
         }
         for text in ["0", "1001", "-1", "19.5", ""] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        for text in ["", "1", "0%", "-1%", "101%", "NaN%", "on", "0.001%", "%"] {
+            assert!(text.parse::<ProbeBudget>().is_err(), "{text}");
         }
         let error = "a(".parse::<Pattern>().unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

@@ -119,7 +119,7 @@ async fn take(
             Event::Goroutine | Event::Wall => {
                 record_goroutines(event, pids, (duration, memory.limit_bytes()), asked)
             }
-            event => record_memory(event, pids, (duration, memory.limit_bytes()), asked),
+            event => record_memory(event, pids, (duration, memory), asked),
         };
         drop(permit);
         let _ = done.send(recorded);
@@ -249,15 +249,11 @@ fn record(
         let stopped = session.run(nobody_asks, None, |_| {}).await;
         session.finish(stopped)
     })?;
-    let lost = recording.tally.lost();
-    let lost = lost
-        .iter()
-        .map(|(count, reason)| format!("lost {count} samples: {reason}"));
     let ended = (recording.stopped == Stopped::Full)
         .then(|| "ended early: memory_limit allows no larger profile".to_owned());
     let options = profile::Options {
         subject: String::new(),
-        notes: lost.chain(ended).collect(),
+        notes: recording.tally.notes().into_iter().chain(ended).collect(),
         value: None,
     };
     let named = recording.named.first().context("nothing was recorded")?;
@@ -269,7 +265,7 @@ fn record(
 fn record_memory(
     event: Event,
     pids: Vec<u32>,
-    (duration, limit_bytes): (Duration, u64),
+    (duration, memory): (Duration, Shares),
     asked: oneshot::Receiver<()>,
 ) -> Result<Vec<u8>, Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -277,13 +273,14 @@ fn record_memory(
         .build()
         .context("start a runtime to wait on")
         .map_err(failed)?;
-    let session = HeapSession::start(event, Selection::Pids(pids), false);
+    let kept_bytes = memory.kept_bytes() / 2;
+    let session = HeapSession::start_within(event, Selection::Pids(pids), kept_bytes);
     runtime.block_on(async {
         // Over time is what is wanted, and nobody asking any more is as good.
         let _ = tokio::time::timeout(duration, asked).await;
     });
     let mut symbolizer = Symbolizer::default();
-    symbolizer.limit_memory(limit_bytes);
+    symbolizer.limit_memory(memory.limit_bytes());
     let recording = session.finish(&mut symbolizer);
     if recording.read.is_empty() {
         let why = match recording.without.first() {

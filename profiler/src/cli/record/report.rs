@@ -16,21 +16,6 @@ use crate::{
 /// Most lines about where stacks broke.
 const MAX_BREAKS: usize = 10;
 
-/// What a reader of the profile must know, one sentence each.
-pub(super) fn notes(recording: &Recording) -> Vec<String> {
-    let lost = recording.tally.lost();
-    let lost = lost
-        .iter()
-        .map(|(count, reason)| format!("lost {count} samples: {reason}"));
-    let incomplete = recording.tally.incomplete();
-    let incomplete = incomplete
-        .iter()
-        .map(|(count, what)| format!("{count} {what}"));
-    let off = recording.tally.off.iter().cloned();
-    let said = recording.tally.diagnostics.iter().cloned();
-    lost.chain(incomplete).chain(off).chain(said).collect()
-}
-
 /// Writes the summary to stderr.
 ///
 /// `kept` says of each event how many samples the filters left.
@@ -43,7 +28,7 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     for named in &recording.named {
         eprintln!("{}; {lost} lost", taken(plan, named));
     }
-    for note in notes(recording) {
+    for note in recording.tally.notes() {
         eprintln!("  {}", printable(&note));
     }
     for facts in &recording.tally.probes {

@@ -168,7 +168,7 @@ impl Columns {
         }
         // Keys and values have the same length by now.
         let _ = self.labels.append(true);
-        self.stack.push(window, &row.stack);
+        self.stack.push(window, &sample.stack);
     }
 
     /// The columns as they are written.
@@ -231,8 +231,9 @@ impl Stack {
         }
     }
 
+    /// Adds a stack, leaf first.
     fn push(&mut self, window: &SymbolizedWindow, stack: &[LocationId]) {
-        for id in stack {
+        for id in stack.iter().rev() {
             let location = &window.locations[id.0 as usize];
             // The last is the function that holds the code.
             let physical = location.lines.len() - 1;
@@ -254,17 +255,24 @@ impl Stack {
 
 /// Where a frame's code comes from: `file:line`, the file where the line is not
 /// known, the mapped file where the source is not known, or nothing.
-pub(super) fn source<'w>(
+fn source<'w>(window: &'w SymbolizedWindow, location: &Location, line: &Line) -> Cow<'w, str> {
+    match source_parts(window, location, line) {
+        (file, 0) => Cow::Borrowed(file),
+        (file, line) => Cow::Owned(format!("{file}:{line}")),
+    }
+}
+
+/// The same in its two parts, a line of 0 for none.
+pub(super) fn source_parts<'w>(
     window: &'w SymbolizedWindow,
     location: &Location,
     line: &Line,
-) -> Cow<'w, str> {
+) -> (&'w str, u32) {
     let file = window.functions[line.function.0 as usize].file.as_str();
-    match (file, line.line, location.mapping) {
-        ("", _, None) => Cow::Borrowed(""),
-        ("", _, Some(mapping)) => Cow::Borrowed(&window.mappings[mapping.0 as usize].file),
-        (file, 0, _) => Cow::Borrowed(file),
-        (file, line, _) => Cow::Owned(format!("{file}:{line}")),
+    match (file, location.mapping) {
+        ("", None) => ("", 0),
+        ("", Some(mapping)) => (&window.mappings[mapping.0 as usize].file, 0),
+        (file, _) => (file, line.line),
     }
 }
 

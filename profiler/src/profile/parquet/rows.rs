@@ -1,21 +1,17 @@
 //! Rows: the samples of a window that differ in what a row shows, in the order
 //! in which they repeat the most. What counts nothing has none.
 
-use std::borrow::Cow;
-
-use foldhash::HashMap;
+use std::cmp::Ordering;
 
 use super::super::Batch;
-use super::columns::{SORTED_BY, source};
-use crate::symbolize::{Line, LocationId, Sample, SymbolizedWindow, Values};
+use super::columns::{SORTED_BY, source_parts};
+use crate::symbolize::{FrameKind, Line, LocationId, Sample, Values};
 
 /// A row.
 #[derive(Debug)]
 pub(super) struct Row<'w> {
-    /// A sample that it stands for; its stack and values are not the row's.
+    /// The first of the samples that it stands for; its values are not the row's.
     pub sample: &'w Sample,
-    /// Locations, outermost first, each the first of those that look alike.
-    pub stack: Vec<LocationId>,
     /// The sum of its values.
     pub values: Values,
 }
@@ -30,35 +26,25 @@ impl<'w> Rows<'w> {
     /// Merges the samples that differ in addresses alone, and sorts.
     pub(super) fn new(batch: &'w Batch) -> Self {
         let window = &batch.window;
-        let looks = alike(window);
-        // The stacks are the keys and then the rows': there are many.
-        let mut merged: HashMap<_, (&'w Sample, Values)> = HashMap::default();
-        for sample in &window.samples {
-            let stack: Vec<LocationId> = sample
-                .stack
-                .iter()
-                .rev()
-                .map(|id| looks[id.0 as usize])
-                .collect();
-            let thread = sample.thread.as_ref().map(|t| (t.tid, t.name.as_str()));
-            let key = (sample.process, thread, sample.goid, &sample.labels, stack);
-            let (_, values) = merged.entry(key).or_insert((sample, Values::default()));
-            for (value, added) in values.iter_mut().zip(sample.values) {
-                *value = value.saturating_add(added);
+        let samples = window.samples.iter();
+        let rows = samples.map(|sample| Row {
+            sample,
+            values: sample.values,
+        });
+        let mut rows: Vec<Row<'w>> = rows.collect();
+        let order = Order::new(batch);
+        rows.sort_by(|a, b| order.compare(a.sample, b.sample));
+        rows.dedup_by(|next, row| {
+            let is_same = order.compare(next.sample, row.sample).is_eq();
+            if is_same {
+                for (value, added) in row.values.iter_mut().zip(next.values) {
+                    *value = value.saturating_add(added);
+                }
             }
-        }
+            is_same
+        });
         let (count, value) = window.event.stored();
-        let is_there = |row: &Row<'_>| row.values[count] != 0 || row.values[value] != 0;
-        let rows = merged.into_iter();
-        let mut rows: Vec<Row<'w>> = rows
-            .map(|((.., stack), (sample, values))| Row {
-                sample,
-                stack,
-                values,
-            })
-            .filter(is_there)
-            .collect();
-        sort(batch, &mut rows);
+        rows.retain(|row| row.values[count] != 0 || row.values[value] != 0);
         Rows { rows }
     }
 
@@ -68,57 +54,72 @@ impl<'w> Rows<'w> {
     }
 }
 
-/// For each location the first one that looks the same.
-fn alike(window: &SymbolizedWindow) -> Vec<LocationId> {
-    let mut first: HashMap<_, LocationId> = HashMap::default();
-    let locations = window.locations.iter().zip(0..);
-    locations
-        .map(|(location, id)| {
-            // What `source` shows, without its text for each.
-            let look = |line: &Line| {
-                let function = &window.functions[line.function.0 as usize];
-                let file = match location.mapping {
-                    Some(mapping) if function.file.is_empty() => {
-                        window.mappings[mapping.0 as usize].file.as_str()
-                    }
-                    _ => "",
-                };
-                (line.function, line.line, file)
-            };
-            let lines: Vec<_> = location.lines.iter().map(look).collect();
-            *first
-                .entry((lines, location.kind))
-                .or_insert(LocationId(id))
-        })
-        .collect()
+/// What the order of rows goes by: places among the distinct ones.
+struct Order {
+    /// Of processes, by [`SORTED_BY`].
+    programs: Vec<u32>,
+    /// Of locations, by the names of their functions.
+    names: Vec<u32>,
+    /// Of locations, by all that a row shows of them.
+    looks: Vec<u32>,
 }
 
-/// Service, program, then the stack from the outside in, so that neighbours
-/// have as much of it in common as can be; then whose it is.
-fn sort(batch: &Batch, rows: &mut [Row<'_>]) {
-    let window = &batch.window;
-    let (names, sources) = ranks(window);
-    let by_rank = |ranks: &[u32], a: &Row<'_>, b: &Row<'_>| {
-        let rank = |id: &LocationId| ranks[id.0 as usize];
-        a.stack.iter().map(rank).cmp(b.stack.iter().map(rank))
-    };
-    let programs = batch.targets.iter();
-    let programs: Vec<_> = programs
-        .map(|target| SORTED_BY.map(|name| target.label(name)))
-        .collect();
-    let programs = rank(&programs);
-    rows.sort_by(|a, b| {
-        let program = |row: &Row<'_>| programs[row.sample.process.0 as usize];
-        let (left, right) = (a.sample, b.sample);
+impl Order {
+    fn new(batch: &Batch) -> Self {
+        let window = &batch.window;
+        let label = |at: usize, name| batch.targets[at].label(name);
+        let programs = rank(batch.targets.len(), |a, b| {
+            let labels = SORTED_BY.iter().map(|name| label(a, name));
+            labels.cmp(SORTED_BY.iter().map(|name| label(b, name)))
+        });
+        let location = |at: usize| &window.locations[at];
+        let names = |at: usize| {
+            let function = |line: &Line| &window.functions[line.function.0 as usize];
+            let outermost_first = location(at).lines.iter().rev();
+            outermost_first.map(move |line| function(line).name.as_str())
+        };
+        let sources = |at: usize| {
+            let outermost_first = location(at).lines.iter().rev();
+            outermost_first.map(move |line| source_parts(window, location(at), line))
+        };
+        let kind = |at: usize| match location(at).kind {
+            FrameKind::Go => 0,
+            FrameKind::Native => 1,
+            FrameKind::Kernel => 2,
+        };
+        let by_name = rank(window.locations.len(), |a, b| names(a).cmp(names(b)));
+        let looks = rank(window.locations.len(), |a, b| {
+            let by_name = by_name[a].cmp(&by_name[b]);
+            by_name
+                .then_with(|| sources(a).cmp(sources(b)))
+                .then_with(|| kind(a).cmp(&kind(b)))
+        });
+        Self {
+            programs,
+            names: by_name,
+            looks,
+        }
+    }
+
+    /// Service, program, then the stack from the outside in, so that neighbours
+    /// have as much of it in common as can be; then whose it is. Equal are those
+    /// that a row shows as the same.
+    fn compare(&self, a: &Sample, b: &Sample) -> Ordering {
+        let program = |sample: &Sample| self.programs[sample.process.0 as usize];
+        let stacks = |ranks: &[u32]| {
+            let rank = |id: &LocationId| ranks[id.0 as usize];
+            let outermost_first = a.stack.iter().rev().map(rank);
+            outermost_first.cmp(b.stack.iter().rev().map(rank))
+        };
         program(a)
             .cmp(&program(b))
-            .then_with(|| by_rank(&names, a, b))
-            .then_with(|| by_rank(&sources, a, b))
-            .then_with(|| left.labels.cmp(&right.labels))
-            .then_with(|| left.process.cmp(&right.process))
-            .then_with(|| thread(left).cmp(&thread(right)))
-            .then_with(|| left.goid.cmp(&right.goid))
-    });
+            .then_with(|| stacks(&self.names))
+            .then_with(|| stacks(&self.looks))
+            .then_with(|| a.labels.cmp(&b.labels))
+            .then_with(|| a.process.cmp(&b.process))
+            .then_with(|| thread(a).cmp(&thread(b)))
+            .then_with(|| a.goid.cmp(&b.goid))
+    }
 }
 
 fn thread(sample: &Sample) -> Option<(u32, &str)> {
@@ -126,36 +127,14 @@ fn thread(sample: &Sample) -> Option<(u32, &str)> {
     Some((thread.tid, thread.name.as_str()))
 }
 
-/// Two ranks for each location: by the names of its functions, and by where
-/// they are.
-fn ranks(window: &SymbolizedWindow) -> (Vec<u32>, Vec<u32>) {
-    // One after the other: they are large.
-    let names = window.locations.iter().map(|location| {
-        let outermost_first = location.lines.iter().rev();
-        let function = |line: &Line| &window.functions[line.function.0 as usize];
-        outermost_first
-            .map(|line| function(line).name.as_str())
-            .collect()
-    });
-    let names = rank(&names.collect::<Vec<Vec<&str>>>());
-    let sources = window.locations.iter().map(|location| {
-        let outermost_first = location.lines.iter().rev();
-        outermost_first
-            .map(|line| source(window, location, line))
-            .collect()
-    });
-    let sources = rank(&sources.collect::<Vec<Vec<Cow<'_, str>>>>());
-    (names, sources)
-}
-
-/// For each item its place among the distinct ones.
-fn rank<T: Ord>(items: &[T]) -> Vec<u32> {
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_unstable_by_key(|index| &items[*index]);
-    let mut ranks = vec![0; items.len()];
+/// For each of so many things its place among the distinct ones.
+fn rank(count: usize, compare: impl Fn(usize, usize) -> Ordering) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_unstable_by(|a, b| compare(*a, *b));
+    let mut ranks = vec![0; count];
     let mut last = 0;
     for pair in order.windows(2) {
-        last += u32::from(items[pair[0]] != items[pair[1]]);
+        last += u32::from(compare(pair[0], pair[1]).is_ne());
         ranks[pair[1]] = last;
     }
     ranks
