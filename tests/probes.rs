@@ -8,6 +8,7 @@
 )]
 
 use std::fs::{self, File};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -182,20 +183,46 @@ fn every_call_counts_once() {
     }
 }
 
-/// Numbers of things that the kernel holds for eBPF: programs, maps, links.
-fn kernel_objects() -> [usize; 3] {
-    // BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID.
-    [11, 12, 31].map(|next_id: libc::c_long| {
-        let mut attributes = [0_u32; 32];
-        let mut count = 0;
-        // SAFETY: the attributes of these commands are the id to go on from, and the
-        // one that was found.
-        while unsafe { libc::syscall(libc::SYS_bpf, next_id, &raw mut attributes, 128) } == 0 {
-            attributes[0] = attributes[1];
-            count += 1;
+/// A call of the bpf system call; what it returns.
+fn bpf(command: libc::c_long, attributes: &mut [u64; 16]) -> libc::c_long {
+    // SAFETY: the attributes are as large as the kernel is told, and more than those of
+    // the commands that are used here.
+    unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), 128) }
+}
+
+/// How many links of uprobes the kernel holds for a process.
+fn links_on(pid: u32) -> usize {
+    // include/uapi/linux/bpf.h
+    const LINK_GET_NEXT_ID: libc::c_long = 31;
+    const LINK_GET_FD_BY_ID: libc::c_long = 30;
+    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    const UPROBE_MULTI: u32 = 12;
+
+    let (mut last, mut count) = (0_u64, 0);
+    loop {
+        let mut attributes = [0; 16];
+        attributes[0] = last;
+        if bpf(LINK_GET_NEXT_ID, &mut attributes) != 0 {
+            return count;
         }
-        count
-    })
+        // The id that was found is behind the one to go on from.
+        last = attributes[0] >> 32;
+        let mut attributes = [0; 16];
+        attributes[0] = last;
+        let descriptor = bpf(LINK_GET_FD_BY_ID, &mut attributes);
+        // It may be another's, and gone.
+        let Ok(descriptor @ 0..) = i32::try_from(descriptor) else {
+            continue;
+        };
+        // SAFETY: the descriptor is new, and nobody else's.
+        let link = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let mut info = [0_u32; 32];
+        let mut attributes = [0; 16];
+        attributes[0] = link.as_raw_fd() as u64 | (size_of_val(&info) as u64) << 32;
+        attributes[1] = info.as_mut_ptr() as u64;
+        assert_eq!(bpf(OBJ_GET_INFO_BY_FD, &mut attributes), 0);
+        count += usize::from(info[0] == UPROBE_MULTI && info[15] == pid);
+    }
 }
 
 fn open_descriptors() -> usize {
@@ -219,13 +246,14 @@ fn putting_probes_on_and_off_harms_nobody_and_leaves_nothing() {
         .expect("room");
     let before = code(target.pid(), &places);
     assert!(before.iter().all(|byte| *byte == 0x55), "{before:x?}");
-    let (objects, descriptors) = (kernel_objects(), open_descriptors());
+    let descriptors = open_descriptors();
+    assert_eq!(links_on(target.pid()), 0);
     let mut hit = 0;
     for cycle in 0..cycles {
         let attached = set.attach().expect("probes");
         assert_eq!(code(target.pid(), &places), [BREAKPOINT; FUNCTIONS.len()]);
         if cycle == 0 {
-            assert!(kernel_objects()[2] > objects[2], "there is a link");
+            assert_eq!(links_on(target.pid()), 1);
             std::thread::sleep(Duration::from_millis(5));
         }
         attached.detach().expect("a thread");
@@ -239,7 +267,8 @@ fn putting_probes_on_and_off_harms_nobody_and_leaves_nothing() {
             .hits;
     }
     assert!(hit > u64::from(cycles), "the target was hit {hit} times");
-    assert_eq!(kernel_objects(), objects);
+    // Programs and maps live as long as descriptors and links do.
+    assert_eq!(links_on(target.pid()), 0);
     assert_eq!(open_descriptors(), descriptors);
     let said = target.tell("measure 300ms");
     let said: Vec<u64> = said

@@ -201,10 +201,18 @@ fn whatever_the_target_does_no_period_holds_more() {
     };
     let rates: [(&str, &dyn Fn(u64) -> f64); 5] = [
         ("bursts", &|at| {
-            if at / (700 * MS) % 5 == 0 { 2e6 } else { 100.0 }
+            if (at / (700 * MS)).is_multiple_of(5) {
+                2e6
+            } else {
+                100.0
+            }
         }),
         ("in step with slots", &|at| {
-            if at / (125 * MS) % 2 == 0 { 2e6 } else { 0.0 }
+            if (at / (125 * MS)).is_multiple_of(2) {
+                2e6
+            } else {
+                0.0
+            }
         }),
         ("a step up", &|at| if at > 20 * S { 3e6 } else { 0.0 }),
         ("noise", &|at| 4e6 * noise(at, 3 * MS).powi(4)),
@@ -256,7 +264,13 @@ fn totals_are_the_truth_within_their_error() {
 /// one time and little at another, the probes take more of the one, which counts less.
 #[test]
 fn phases_of_a_busy_target_that_hit_more_count_too_little() {
-    let phases = |at: u64| if at / (900 * MS) % 2 == 0 { 600e3 } else { 0.0 };
+    let phases = |at: u64| {
+        if (at / (900 * MS)).is_multiple_of(2) {
+            600e3
+        } else {
+            0.0
+        }
+    };
     let outcome = simulate(&phases, 60, 3);
     let ratio = outcome.estimate.value / outcome.truth;
     assert!((0.80..0.98).contains(&ratio), "{ratio}");

@@ -3,6 +3,7 @@
 
 mod budget;
 pub mod calibrate;
+mod clock;
 mod counters;
 mod cpu;
 mod diagnostics;
@@ -24,6 +25,7 @@ use aya::{
 };
 
 pub use budget::{Budget, Closed, Controller, Costs, Plan};
+pub use clock::monotonic_ns;
 pub use counters::Counters;
 pub use cpu::Clock;
 use cpu::Ticking;
@@ -35,7 +37,7 @@ pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
 pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
-pub use watch::{Watch, Watched, monotonic_ns};
+pub use watch::{Watch, Watched};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");
