@@ -1,7 +1,11 @@
 //! Where probes can sit in the runtime of every Go version, held against what a
 //! disassembler says of the same place and against the runtime's own tables.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::fs::File;
 use std::path::Path;

@@ -8,6 +8,7 @@ mod cost;
 mod large;
 mod machine;
 mod probe;
+mod probe_budget;
 mod process;
 mod report;
 mod stats;
@@ -34,10 +35,11 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 6] = [
+const MEASUREMENTS: [Measurement; 7] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
+    ("probe-budget", probe_budget::measure),
     ("symbols", symbols::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),

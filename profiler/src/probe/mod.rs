@@ -3,6 +3,7 @@
 
 mod budget;
 pub mod calibrate;
+mod clock;
 mod counters;
 mod cpu;
 mod diagnostics;
@@ -26,6 +27,7 @@ use aya::{
 };
 
 pub use budget::{Budget, Closed, Controller, Costs, Plan};
+pub use clock::monotonic_ns;
 pub use counters::Counters;
 use cpu::Ticking;
 pub use cpu::{Clock, NewCpus};
@@ -38,7 +40,7 @@ use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
 pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
 pub use wait_layouts::{OpenWaits, WaitLayouts};
-pub use watch::{Watch, Watched, Watcher, monotonic_ns};
+pub use watch::{Watch, Watched, Watcher};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");

@@ -11,15 +11,20 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow};
 
 use super::{
     budget::{Closed, Controller, Plan},
+    clock::{Reading, cpu_ns, hurry, monotonic_ns},
     estimate::Weight,
     shares::Shares,
     uprobes::{Attached, ProbeSet},
 };
+
+/// A window that is a whole slot ends when the next one is there, so that no hit falls
+/// between them; or this long after its slot, should nobody be there to say so.
+const ENDS_WITHIN_NS: u64 = 10_000_000_000;
 
 /// A window opens this long after the kernel side was told, when this thread sleeps
 /// again: the CPU that it took it from the target is part of no window.
@@ -94,6 +99,7 @@ impl Watch {
             attached: None,
             attached_ns: 0,
             since: Reading::default(),
+            counted: ProbeShare::default(),
         };
         let thread = thread::Builder::new()
             .name("probes".to_owned())
@@ -151,8 +157,11 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // Why it ended is asked for by `stop`.
-        self.wait();
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // Why it ended is asked for by `stop`.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -165,31 +174,10 @@ struct Watching<W> {
     attached: Option<Attached>,
     /// Since when they are on, on the monotonic clock.
     attached_ns: u64,
-    /// When the window before ended.
+    /// When the window before was reported.
     since: Reading,
-}
-
-/// What the target has had of the CPUs by some time.
-#[derive(Debug, Clone, Copy, Default)]
-struct Reading {
-    time_ns: u64,
-    cpu_ns: u64,
-}
-
-impl Reading {
-    fn of(pid: u32) -> Self {
-        Self {
-            time_ns: monotonic_ns(),
-            cpu_ns: cpu_ns(pid),
-        }
-    }
-
-    fn since(&self, earlier: &Reading) -> Reading {
-        Reading {
-            time_ns: self.time_ns.saturating_sub(earlier.time_ns),
-            cpu_ns: self.cpu_ns.saturating_sub(earlier.cpu_ns),
-        }
-    }
+    /// What had been counted by then.
+    counted: ProbeShare,
 }
 
 /// A window at work.
@@ -197,7 +185,6 @@ struct Open {
     plan: Plan,
     opened_ns: u64,
     closes_ns: u64,
-    before: ProbeShare,
     began: Reading,
     attach_ns: u64,
 }
@@ -272,8 +259,11 @@ impl<W: Watcher> Watching<W> {
                 return Ok(());
             }
             plan = self.controller.next(monotonic_ns());
-            if !plan.whole {
-                self.close_now(&open)?;
+            if !plan.whole && self.attached.is_some() {
+                // What comes until they are off is in no window.
+                let pid = self.set.pid();
+                lock(&self.shares).close(pid)?;
+                self.counted = lock(&self.shares).of(pid)?;
                 self.detach()?;
             }
             match self.attached {
@@ -285,46 +275,63 @@ impl<W: Watcher> Watching<W> {
 
     fn open(&mut self, plan: Plan) -> Result<Open> {
         let pid = self.set.pid();
-        let before = lock(&self.shares).of(pid)?;
+        // Where probes stay on the kernel would not say so.
+        ensure!(cpu_ns(pid).is_some(), "process {pid} is gone");
         let begun_ns = monotonic_ns();
-        let attach_ns = if self.attached.is_none() {
+        let goes_on = self.attached.is_some();
+        if !goes_on {
             self.watcher.look();
             self.attached = Some(self.set.attach()?);
-            monotonic_ns().saturating_sub(begun_ns)
+        }
+        let now_ns = monotonic_ns();
+        let opens_ns = if goes_on {
+            self.since.time_ns
         } else {
-            0
+            now_ns + OPENS_IN_NS
         };
-        let mut shares = lock(&self.shares);
-        // Where probes stay on nobody waits for a CPU.
-        let delay_ns = if attach_ns > 0 { OPENS_IN_NS } else { 0 };
-        let opens_ns = monotonic_ns() + delay_ns;
-        if attach_ns > 0 {
+        if !goes_on {
             self.attached_ns = opens_ns;
         }
+        let slot_ends_ns = plan.slot_begins_ns.saturating_add(plan.slot_ns);
         let closes_ns = if plan.whole {
-            (plan.slot_begins_ns + plan.slot_ns).max(opens_ns)
+            slot_ends_ns.max(opens_ns)
         } else {
             opens_ns + plan.length_ns
         };
         let trap_ns = self.controller.costs().trap_ns;
+        let grace_ns = if plan.whole { ENDS_WITHIN_NS } else { 0 };
         let window = ProbeWindow {
             number: plan.number,
             opens_ns,
-            // Such a window goes on until the next: nothing may fall in between.
-            closes_ns: if plan.whole { u64::MAX } else { closes_ns },
+            closes_ns: closes_ns + grace_ns,
             since_ns: self.attached_ns,
             trap_ns,
-            spent_at_ns: before.charge_ns(trap_ns).saturating_add(plan.spend_ns),
+            spent_at_ns: self
+                .counted
+                .charge_ns(trap_ns)
+                .saturating_add(plan.spend_ns),
         };
-        shares.open(pid, &window)?;
+        lock(&self.shares).open(pid, &window)?;
+        let began = if goes_on {
+            self.since
+        } else {
+            Reading::of(pid)
+        };
         Ok(Open {
             plan,
             // Not before the kernel side knew of it.
-            opened_ns: monotonic_ns().max(opens_ns).min(closes_ns),
+            opened_ns: if goes_on {
+                opens_ns
+            } else {
+                monotonic_ns().clamp(opens_ns, closes_ns)
+            },
             closes_ns,
-            before,
-            began: Reading::of(pid),
-            attach_ns,
+            began,
+            attach_ns: if goes_on {
+                0
+            } else {
+                now_ns.saturating_sub(begun_ns)
+            },
         })
     }
 
@@ -345,33 +352,43 @@ impl<W: Watcher> Watching<W> {
 
     fn account(&mut self, open: &Open, over: &Over) -> Result<Watched> {
         let pid = self.set.pid();
-        let share = difference(&lock(&self.shares).of(pid)?, &open.before);
+        let counted = lock(&self.shares).of(pid)?;
+        let now = Reading::of(pid);
+        let share = difference(&counted, &self.counted);
+        self.counted = counted;
+        let stays = self.attached.is_some();
+        // What stays on is watched until it was counted.
+        let (ended_ns, ended) = if stays {
+            (now.time_ns, now)
+        } else {
+            (over.ended_ns, over.ended)
+        };
         let trap_ns = self.controller.costs().trap_ns;
         let closed = Closed {
             plan: open.plan,
             opened_ns: open.opened_ns,
-            ended_ns: over.ended_ns,
+            ended_ns,
             charged_ns: share.charge_ns(trap_ns),
             outside_ns: share.refused.saturating_mul(trap_ns),
             switched: open.attach_ns > 0,
             spent: over.spent,
         };
         self.controller.closed(&closed);
-        let now = Reading::of(pid);
-        let (all, inside) = (now.since(&self.since), over.ended.since(&open.began));
+        let (since_ns, cpu_since_ns) = now.since(&self.since);
+        let (inside_ns, cpu_inside_ns) = ended.since(&open.began);
         self.since = now;
         // What was read a little later, as if at the end of the window.
         let watched_ns = closed.watched_ns();
-        let cpu_ns = inside.cpu_ns as f64 * watched_ns as f64 / inside.time_ns.max(1) as f64;
+        let cpu_ns = cpu_inside_ns as f64 * watched_ns as f64 / inside_ns.max(1) as f64;
         let charged_inside_ns = closed.charged_ns.saturating_sub(closed.outside_ns);
         Ok(Watched {
             closed,
             weight: Weight {
-                slot_ns: open.plan.slot_ns,
+                slot_ns: if stays { watched_ns } else { open.plan.slot_ns },
                 watched_ns,
                 own_ns: cpu_ns - charged_inside_ns as f64,
-                own_since_ns: all.cpu_ns as f64 - closed.charged_ns as f64,
-                since_ns: all.time_ns,
+                own_since_ns: cpu_since_ns as f64 - closed.charged_ns as f64,
+                since_ns,
             },
             share,
             since_ns: self.attached_ns,
@@ -396,21 +413,6 @@ impl<W: Watcher> Watching<W> {
     }
 }
 
-/// Lets the calling thread go before others: while it waits for a CPU, the target pays
-/// for breakpoints that nobody wants any more. It works for some tenths of a
-/// millisecond a window. Where that is not allowed it goes on as it is.
-fn hurry() {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: a structure of our own; 0 is the calling thread.
-    unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
-            &raw const parameters,
-        );
-    }
-}
-
 fn lock(shares: &Mutex<Shares>) -> MutexGuard<'_, Shares> {
     shares.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -422,25 +424,4 @@ fn difference(after: &ProbeShare, before: &ProbeShare) -> ProbeShare {
         repeated: after.repeated.wrapping_sub(before.repeated),
         program_ns: after.program_ns.wrapping_sub(before.program_ns),
     }
-}
-
-/// The CPU time of all threads of a process so far, in nanoseconds; 0 where it is gone.
-fn cpu_ns(pid: u32) -> u64 {
-    // `MAKE_PROCESS_CPUCLOCK` with `CPUCLOCK_SCHED`, include/linux/posix-timers_types.h.
-    clock_ns(!(pid as i32) << 3 | 2)
-}
-
-/// The clock of records and windows, in nanoseconds.
-pub fn monotonic_ns() -> u64 {
-    clock_ns(libc::CLOCK_MONOTONIC)
-}
-
-fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a structure of our own.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -2,16 +2,21 @@
 // for a microsecond, and checks each result: a probe that harms it would show. It
 // says on request how much it did in an interval.
 //
-// Each line on standard input is a request, answered by a line. "measure 50ms" gives
+// Each line on standard input is a request, answered by a line that begins with
+// "done". "measure 50ms" gives
 // the number of allocations, the nanoseconds they took by the clock, the nanoseconds
-// of CPU time, and how many results were wrong.
+// of CPU time, and how many results were wrong. "grow 1000" has so many goroutines
+// call a function whose stack has to grow for it, and says how many did.
 package main
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -65,6 +70,60 @@ func (w *worker) loop() {
 	}
 }
 
+// grow needs more stack than a new goroutine has.
+//
+//go:noinline
+func grow(x byte) byte {
+	var block [16 << 10]byte
+	for i := range block {
+		block[i] = x
+	}
+	return block[int(x)] - x
+}
+
+func growMany(count int) int {
+	var calls atomic.Int64
+	var group sync.WaitGroup
+	for i := 0; i < count; i++ {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			grow(7)
+			calls.Add(1)
+		}()
+	}
+	group.Wait()
+	return int(calls.Load())
+}
+
+func measure(workers []worker, interval time.Duration) {
+	begun, cpuBefore := time.Now(), cpuTime()
+	before, _ := total(workers)
+	time.Sleep(interval)
+	after, wrong := total(workers)
+	took, cpu := time.Since(begun), cpuTime()-cpuBefore
+	fmt.Println("done", after-before, took.Nanoseconds(), cpu.Nanoseconds(), wrong)
+}
+
+// answer serves one request.
+func answer(workers []worker, verb, object string) error {
+	switch verb {
+	case "measure":
+		interval, err := time.ParseDuration(object)
+		if err == nil {
+			measure(workers, interval)
+		}
+		return err
+	case "grow":
+		count, err := strconv.Atoi(object)
+		if err == nil {
+			fmt.Println("done", growMany(count))
+		}
+		return err
+	}
+	return fmt.Errorf("no such request: %s %s", verb, object)
+}
+
 func total(workers []worker) (done, wrong uint64) {
 	for i := range workers {
 		done += workers[i].done.Load()
@@ -82,7 +141,12 @@ func cpuTime() time.Duration {
 }
 
 func main() {
+	idle := flag.Bool("idle", false, "allocate nothing")
+	flag.Parse()
 	workers := make([]worker, runtime.GOMAXPROCS(0))
+	if *idle {
+		workers = nil
+	}
 	workload.Start()
 	for i := range workers {
 		go workers[i].loop()
@@ -91,18 +155,12 @@ func main() {
 	for requests.Scan() {
 		var verb, object string
 		_, err := fmt.Sscan(requests.Text(), &verb, &object)
-		interval, parsed := time.ParseDuration(object)
-		if err != nil || parsed != nil || verb != "measure" {
-			fmt.Fprintln(os.Stderr, "probe_load: no such request:", requests.Text())
+		if err == nil {
+			err = answer(workers, verb, object)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "probe_load:", err)
 			os.Exit(1)
 		}
-		begun, cpuBefore := time.Now(), cpuTime()
-		before, _ := total(workers)
-		time.Sleep(interval)
-		after, wrong := total(workers)
-		took, cpu := time.Since(begun), cpuTime()-cpuBefore
-		fmt.Println(after-before, took.Nanoseconds(), cpu.Nanoseconds(), wrong)
 	}
-	// Nobody asks any more: it goes on until its time is over.
-	select {}
 }

@@ -69,7 +69,7 @@ pub fn measure(bench: &Bench) -> Result<Section> {
     let mut figures: Vec<Figure> = STACKS
         .iter()
         .zip(hits)
-        .map(|((id, what, ..), runs)| Figure::new(id, what, "ns", Summary::of(runs)))
+        .map(|((id, what, ..), runs)| Figure::new(*id, what, "ns", Summary::of(runs)))
         .collect();
     figures.push(Figure::new(
         "probe.miss",

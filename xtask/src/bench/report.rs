@@ -18,7 +18,7 @@ const MARKERS: [&str; 2] = ["<!-- bench:begin -->\n", "<!-- bench:end -->"];
 #[derive(Debug, Serialize)]
 pub struct Figure {
     /// Its name in the JSON; it stays what it is.
-    pub id: &'static str,
+    pub id: String,
     /// What it is, for people.
     pub what: String,
     /// "ratio", "ms", "ns", "kB", "MiB", "%", "per s" or what is counted.
@@ -33,9 +33,9 @@ pub struct Figure {
 
 impl Figure {
     /// A figure without a goal.
-    pub fn new(id: &'static str, what: &str, unit: &'static str, summary: Summary) -> Self {
+    pub fn new(id: impl Into<String>, what: &str, unit: &'static str, summary: Summary) -> Self {
         Self {
-            id,
+            id: id.into(),
             what: what.to_owned(),
             unit,
             goal: None,
