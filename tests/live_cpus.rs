@@ -82,6 +82,8 @@ fn record(target: &Target, cpu: &Cpu, is_there_first: bool) -> (Recording, u64) 
             goroutines: false,
             labels: true,
             ring_bytes: 1 << 20,
+            events: vec![goprof::symbolize::Event::Cpu],
+            probes: goprof::session::ProbeConfig::default(),
         })
         .expect("root, and a kernel that runs eBPF");
         cpu.set_online(is_there_first);

@@ -58,6 +58,8 @@ impl Kernel {
             kernel_stacks: false,
             watch_execs: false,
             ring_bytes: 1 << 16,
+            cpu: false,
+            off_cpu: false,
         };
         let mut probes = Probes::load(&options).expect("root, and a kernel that runs eBPF");
         let programs = probes.load_uprobes(&[calibrate::PROGRAM]);
