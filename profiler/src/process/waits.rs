@@ -3,7 +3,10 @@
 use profiler_ebpf::wire::{Code, WaitLayout};
 
 use super::{NoLayout, Process};
-use crate::{gobinary::StructOffsets, gomemory::Live};
+use crate::{
+    gobinary::StructOffsets,
+    gomemory::{Live, Memory as _},
+};
 
 /// Waits that nobody asked about: those of the runtime's own goroutines for work, and
 /// sleeps (`waitReasonStrings` in `runtime/runtime2.go`, in all versions that have
@@ -26,6 +29,15 @@ const UNASKED: [&str; 14] = [
 ];
 
 impl Process {
+    /// How long goroutines have waited for mutexes and read-write mutexes since the
+    /// program began, in nanoseconds, by the runtime's own estimate: it looks at one wait
+    /// in eight (`gTrackingPeriod` in `runtime/runtime2.go`). None up to Go 1.19.
+    pub fn mutex_wait_ns(&self) -> Option<u64> {
+        let memory = Live::open(self.pid).ok()?;
+        let (sched, fields) = self.go_program(&memory)?.sched()?;
+        memory.word(sched.checked_add(fields.mutex_wait?)?)
+    }
+
     /// What the kernel side must know to follow the waits of this program, its wait
     /// reasons, in words, and where its runtime keeps what; None where its goroutines cannot be found yet. Waits
     /// that nobody asked about are left out unless `all` are wanted.

@@ -123,6 +123,9 @@ pub struct ProbeFacts {
     pub windows: usize,
     /// The totals of each event: counts and nanoseconds.
     pub totals: Vec<(Event, Estimate, Estimate)>,
+    /// How long goroutines waited for mutexes meanwhile by the runtime's own estimate,
+    /// in nanoseconds, where it has one and that is what was recorded.
+    pub mutex_wait_ns: Option<u64>,
 }
 
 /// Probes at work.
@@ -144,7 +147,8 @@ pub(super) struct Probing {
 /// A process that is probed.
 pub(super) struct Probed {
     index: ProcessIndex,
-    comm: String,
+    process: Arc<Process>,
+    mutex_wait_ns: Option<u64>,
     watch: Watch,
     /// Its wait reasons, in words.
     pub reasons: Vec<String>,
@@ -311,7 +315,11 @@ impl Probing {
         let watch = Watch::start(set, Arc::clone(&self.shares), controller, parked)?;
         Ok(Some(Probed {
             index,
-            comm: process.comm.clone(),
+            mutex_wait_ns: match self.events.contains(&Event::Mutex) {
+                true => process.mutex_wait_ns(),
+                false => None,
+            },
+            process: Arc::clone(process),
             watch,
             reasons,
             open: BTreeMap::new(),
@@ -468,6 +476,13 @@ impl Probed {
         }
     }
 
+    /// What the runtime counted since the last call.
+    fn mutex_wait_since(&mut self) -> Option<u64> {
+        let before = self.mutex_wait_ns?;
+        self.mutex_wait_ns = self.process.mutex_wait_ns();
+        self.mutex_wait_ns?.checked_sub(before)
+    }
+
     fn split_off(
         &mut self,
         pid: u32,
@@ -503,7 +518,8 @@ impl Probed {
         }
         ProbeFacts {
             pid,
-            comm: self.comm.clone(),
+            comm: self.process.comm.clone(),
+            mutex_wait_ns: self.mutex_wait_since(),
             hits: facts.hits,
             charged_ns: facts.charged_ns,
             watched_ns: facts.watched_ns,

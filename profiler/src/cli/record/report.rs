@@ -90,6 +90,10 @@ fn probes(facts: &ProbeFacts) -> String {
             delays.standard_error / 1e9
         )
     });
+    let runtime = facts.mutex_wait_ns.map(|ns| {
+        let seconds = ns as f64 / 1e9;
+        format!("; its runtime counts {seconds:.4} s of waiting for mutexes")
+    });
     format!(
         "pid {} {}: watched {:.1}% of the time in {} windows, {} hits, probes took {:.2}% of one CPU{}",
         facts.pid,
@@ -98,7 +102,7 @@ fn probes(facts: &ProbeFacts) -> String {
         facts.windows,
         facts.hits,
         taken * 100.0,
-        totals.collect::<String>()
+        totals.chain(runtime).collect::<String>()
     )
 }
 
