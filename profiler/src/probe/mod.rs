@@ -7,6 +7,7 @@ mod diagnostics;
 mod kernel_types;
 mod lifecycle;
 mod targets;
+mod verify;
 
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use cpu::Ticking;
 use diagnostics::Diagnostics;
 use kernel_types::KernelTypes;
 pub use targets::Targets;
+pub use verify::{Verified, verify};
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("goprof.bpf.o");
@@ -53,20 +55,7 @@ impl Probes {
     /// The kernel refuses a map or the program, or the object does not fit this
     /// goprof.
     pub fn load(options: &Options) -> Result<Self> {
-        let (kernel_stacks, watch_execs) = (
-            u8::from(options.kernel_stacks),
-            u8::from(options.watch_execs),
-        );
-        let arm64 = u8::from(cfg!(target_arch = "aarch64"));
-        let fs_base_offset = fs_base_offset();
-        let mut ebpf = EbpfLoader::new()
-            .override_global("KERNEL_STACKS", &kernel_stacks, true)
-            .override_global("WATCH_EXECS", &watch_execs, true)
-            .override_global("ARM64", &arm64, true)
-            .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
-            .map_max_entries("RECORDS", options.ring_bytes)
-            .load(OBJECT)
-            .context("cannot load the eBPF object into the kernel")?;
+        let mut ebpf = load_object(options)?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
         cpu::load(&mut ebpf)?;
         Ok(Self {
@@ -141,6 +130,24 @@ impl Probes {
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(&self.ebpf)
     }
+}
+
+/// Loads the object's maps, and tells its programs what they are to do.
+fn load_object(options: &Options) -> Result<Ebpf> {
+    let (kernel_stacks, watch_execs) = (
+        u8::from(options.kernel_stacks),
+        u8::from(options.watch_execs),
+    );
+    let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+    let fs_base_offset = fs_base_offset();
+    EbpfLoader::new()
+        .override_global("KERNEL_STACKS", &kernel_stacks, true)
+        .override_global("WATCH_EXECS", &watch_execs, true)
+        .override_global("ARM64", &arm64, true)
+        .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
+        .map_max_entries("RECORDS", options.ring_bytes)
+        .load(OBJECT)
+        .context("cannot load the eBPF object into the kernel")
 }
 
 /// Where the kernel keeps a thread's `fs` base in its `task_struct`; 0 where
