@@ -78,7 +78,11 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
             continue;
         }
         let image = kernels::provide(workspace, &kernel, args.arch)?;
-        eprintln!("xtask: booting Linux {} ({})", kernel.series, args.arch.name());
+        eprintln!(
+            "xtask: booting Linux {} ({})",
+            kernel.series,
+            args.arch.name()
+        );
         let ramdisk = folder.join(format!("{}.cpio", kernel.series));
         fs::write(&ramdisk, guest.ramdisk(&cases)?)
             .with_context(|| format!("write {}", ramdisk.display()))?;
@@ -168,7 +172,9 @@ fn build_for_arm64(workspace: &Workspace) -> Result<PathBuf> {
     const TARGET: &str = "aarch64-unknown-linux-gnu";
     const LINKER: &str = "aarch64-linux-gnu-gcc";
     if command::find(LINKER).is_none() {
-        bail!("{LINKER} links for arm64: run `apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross`");
+        bail!(
+            "{LINKER} links for arm64: run `apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross`"
+        );
     }
     let mut rustup = Command::new("rustup");
     rustup.args(["target", "add", TARGET]);

@@ -137,7 +137,10 @@ fn shares(section: &Section) -> Result<String> {
     ensure!(three + one >= 50, "only {} samples", three + one);
     #[expect(clippy::cast_precision_loss, reason = "some hundred samples")]
     let ratio = three as f64 / one.max(1) as f64;
-    ensure!((2.0..=4.5).contains(&ratio), "3 to 1 came out as {ratio:.1} to 1");
+    ensure!(
+        (2.0..=4.5).contains(&ratio),
+        "3 to 1 came out as {ratio:.1} to 1"
+    );
     let whole = whole(section)?;
     Ok(format!(
         "{} samples, {ratio:.1} to 1, {whole}% whole",
@@ -152,9 +155,14 @@ fn kernel_stacks(section: &Section) -> Result<String> {
         stack.has("main.readAll") && stack.is_in_kernel() && stack.has("vfs_read_[k]")
     });
     ensure!(all >= 30, "only {all} samples");
-    ensure!(within * 2 > all, "only {within} of {all} samples are in the kernel's read");
+    ensure!(
+        within * 2 > all,
+        "only {within} of {all} samples are in the kernel's read"
+    );
     let whole = whole(section)?;
-    Ok(format!("{within} of {all} samples in vfs_read, {whole}% whole"))
+    Ok(format!(
+        "{within} of {all} samples in vfs_read, {whole}% whole"
+    ))
 }
 
 /// Without goexit, which folded stacks leave out.
@@ -162,7 +170,9 @@ fn deep_stacks(section: &Section) -> Result<String> {
     let stacks = stacks(&section.output);
     let at_leaf = |stack: &Stack| stack.user().last() == Some("main.leaf");
     let all = sum(&stacks, at_leaf);
-    let deep = sum(&stacks, |stack| at_leaf(stack) && stack.user().count() == 299);
+    let deep = sum(&stacks, |stack| {
+        at_leaf(stack) && stack.user().count() == 299
+    });
     ensure!(all >= 30, "only {all} samples");
     ensure!(
         deep * 100 >= all * 99,
@@ -187,7 +197,10 @@ fn allocations(section: &Section) -> Result<String> {
     }
     let all = sum(&stacks, |_| true);
     let rounds = sum(&stacks, |stack| stack.has("main.round"));
-    ensure!(rounds * 10 >= all * 9, "main.round has {rounds} of {all} bytes");
+    ensure!(
+        rounds * 10 >= all * 9,
+        "main.round has {rounds} of {all} bytes"
+    );
     Ok(format!("{} kB in {} stacks", all / 1024, stacks.len()))
 }
 
@@ -207,7 +220,7 @@ fn goroutines(section: &Section) -> Result<String> {
 fn stats(section: &Section) -> Result<String> {
     let read: serde_json::Value =
         serde_json::from_str(&section.output).context("it writes no JSON")?;
-    match read["goroutines"]["count"].as_u64() {
+    match read["goroutines"]["alive"].as_u64() {
         Some(count) if count >= GOROUTINES => Ok(format!("{count} goroutines counted")),
         other => bail!("{other:?} goroutines counted"),
     }

@@ -71,7 +71,9 @@ impl Stack<'_> {
 
     /// Whether it goes on in the kernel.
     pub fn is_in_kernel(&self) -> bool {
-        self.frames.last().is_some_and(|last| last.ends_with("_[k]"))
+        self.frames
+            .last()
+            .is_some_and(|last| last.ends_with("_[k]"))
     }
 }
 

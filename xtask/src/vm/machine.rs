@@ -50,7 +50,9 @@ pub fn boot(arch: Arch, kernel: &Path, ramdisk: &Path) -> Result<String> {
         .args(["-append", &format!("console={console} panic=-1 quiet")]);
     let log = ramdisk.with_extension("console");
     let file = std::fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
-    qemu.stdin(Stdio::null()).stdout(file).stderr(Stdio::inherit());
+    qemu.stdin(Stdio::null())
+        .stdout(file)
+        .stderr(Stdio::inherit());
     let mut child = qemu
         .spawn()
         .with_context(|| format!("start `{}`", command::line(&qemu)))?;
@@ -60,7 +62,10 @@ pub fn boot(arch: Arch, kernel: &Path, ramdisk: &Path) -> Result<String> {
             break status;
         }
         if start.elapsed() > LIMIT {
-            child.kill().and_then(|()| child.wait()).context("end qemu")?;
+            child
+                .kill()
+                .and_then(|()| child.wait())
+                .context("end qemu")?;
             bail!(
                 "the machine was not done after {} s; its console is {}",
                 LIMIT.as_secs(),

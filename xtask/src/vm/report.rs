@@ -119,7 +119,9 @@ fn judge(case: &Case, section: &Section, version: (u32, u32)) -> Result<String, 
         let is_clear = section.code == 1 && said.lines().count() == 1 && said.contains("Linux");
         return match is_clear {
             true => Ok(format!("cannot be done here: {said}")),
-            false => Err(format!("it should say that it needs a newer kernel; {said}")),
+            false => Err(format!(
+                "it should say that it needs a newer kernel; {said}"
+            )),
         };
     }
     if section.code != 0 {
@@ -139,7 +141,8 @@ impl Report {
     /// Writes the tables of `arch` between their marks in the documentation.
     pub fn write(&self, path: &Path, arch: Arch) -> Result<()> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let [begin, end] = ["begin", "end"].map(|mark| format!("<!-- vm:{}:{mark} -->", arch.name()));
+        let [begin, end] =
+            ["begin", "end"].map(|mark| format!("<!-- vm:{}:{mark} -->", arch.name()));
         let places = text.find(&begin).zip(text.find(&end));
         let Some((from, to)) = places.filter(|(from, to)| from < to) else {
             bail!("{} has lost its marks {begin} and {end}", path.display());
@@ -150,7 +153,8 @@ impl Report {
     }
 
     fn tables(&self) -> String {
-        let mut text = "| Kernel | Program | Verdict | Instructions verified |\n|-|-|-|-|\n".to_owned();
+        let mut text =
+            "| Kernel | Program | Verdict | Instructions verified |\n|-|-|-|-|\n".to_owned();
         for outcome in &self.outcomes {
             for program in &outcome.programs {
                 let (verdict, count) = match program.is_accepted {
@@ -158,7 +162,11 @@ impl Report {
                     false => ("refused", program.verdict.clone()),
                 };
                 let name = &program.name;
-                let _ = writeln!(text, "| {} | `{name}` | {verdict} | {count} |", outcome.release);
+                let _ = writeln!(
+                    text,
+                    "| {} | `{name}` | {verdict} | {count} |",
+                    outcome.release
+                );
             }
         }
         text.push_str("\n| Kernel | Case | Result | What was seen |\n|-|-|-|-|\n");
@@ -178,7 +186,10 @@ impl Report {
         let faults: usize = self.outcomes.iter().map(Outcome::faults).sum();
         match faults {
             0 => Ok(()),
-            faults => bail!("{faults} are not as they must be; consoles are in {}", logs.display()),
+            faults => bail!(
+                "{faults} are not as they must be; consoles are in {}",
+                logs.display()
+            ),
         }
     }
 }
@@ -198,7 +209,9 @@ mod tests {
             said: String::new(),
             code: 0,
         });
-        let facts = read.iter().map(|p| (p.name.as_str(), p.is_accepted, p.verdict.as_str()));
+        let facts = read
+            .iter()
+            .map(|p| (p.name.as_str(), p.is_accepted, p.verdict.as_str()));
         let facts: Vec<_> = facts.collect();
         assert_eq!(
             facts,
