@@ -4,6 +4,7 @@
 
 mod allgs;
 mod allocation_sites;
+mod arm64;
 mod buildinfo;
 mod bytes;
 mod dwarf;
@@ -17,6 +18,7 @@ mod moduledata;
 mod offsets;
 mod offsets_table;
 mod pclntab;
+mod references;
 mod runtime;
 mod runtime_fields;
 mod semaphores;
