@@ -155,15 +155,20 @@ fn build_programs(
 
 /// Builds goprof so that it loads nothing, and without what only debuggers read.
 fn build_goprof(workspace: &Workspace, arch: Arch, folder: &std::path::Path) -> Result<PathBuf> {
-    let built = match arch {
-        Arch::X86_64 => test::build_static(workspace)?,
-        Arch::Aarch64 => build_for_arm64(workspace)?,
-    };
     let goprof = folder.join("goprof");
-    let mut strip = Command::new(bpf_toolchain::objcopy(workspace)?);
-    strip.arg("--strip-debug").args([&built, &goprof]);
-    strip.env("LD_LIBRARY_PATH", workspace.sysroot()?.join("lib"));
-    command::output(&mut strip).context("strip goprof")?;
+    match arch {
+        Arch::X86_64 => {
+            let mut strip = Command::new(bpf_toolchain::objcopy(workspace)?);
+            strip.arg("--strip-debug");
+            strip.args([&test::build_static(workspace)?, &goprof]);
+            strip.env("LD_LIBRARY_PATH", workspace.sysroot()?.join("lib"));
+            command::output(&mut strip).context("strip goprof")?;
+        }
+        Arch::Aarch64 => {
+            let built = build_for_arm64(workspace)?;
+            fs::copy(&built, &goprof).with_context(|| format!("copy {}", built.display()))?;
+        }
+    }
     Ok(goprof)
 }
 
@@ -184,7 +189,13 @@ fn build_for_arm64(workspace: &Workspace) -> Result<PathBuf> {
     build
         .args(["rustc", "--package", "goprof", "--bin", "goprof"])
         .args(["--no-default-features", "--target", TARGET])
-        .args(["--", "-C", "target-feature=+crt-static"])
+        .args([
+            "--",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=debuginfo",
+        ])
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER);
     command::run(&mut build).context("build goprof for arm64")?;
     Ok(workspace.target().join(TARGET).join("debug/goprof"))
