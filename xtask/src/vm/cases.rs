@@ -117,15 +117,21 @@ fn sum<'a>(stacks: &'a [Stack<'a>], wanted: impl Fn(&Stack) -> bool) -> u64 {
     wanted.map(|stack| stack.value).sum()
 }
 
-/// What `-v` says of stacks: nearly every one is whole. The emulator delivers signals
-/// and ticks at odd moments, so that one in a hundred may not be.
+/// The least share of stacks that are whole. On arm64 goroutines that a signal handler
+/// interrupted are not: an emulated machine is often in one.
+const LEAST_WHOLE_PERCENT: f64 = 97.0;
+
+/// What `-v` says of stacks: nearly every one is whole.
 fn whole(section: &Section) -> Result<f64> {
     let percent = section.said.lines().find_map(|line| {
         let (before, _) = line.split_once("% of stacks whole")?;
         before.rsplit(' ').next()?.parse::<f64>().ok()
     });
     let percent = percent.context("it does not say how many stacks are whole")?;
-    ensure!(percent >= 99.0, "only {percent}% of stacks are whole");
+    ensure!(
+        percent >= LEAST_WHOLE_PERCENT,
+        "only {percent}% of stacks are whole"
+    );
     Ok(percent)
 }
 
