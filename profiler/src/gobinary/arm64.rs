@@ -51,11 +51,16 @@ pub(super) fn references(code: &[u8], vaddr: u64) -> Vec<Reference> {
                 sum.map(Known::Address)
             }
             _ => {
-                let access = access(word).zip(registers[base]);
-                found.extend(access.map(|((access, offset), known)| Reference {
-                    access,
-                    target: known.plus(offset),
-                }));
+                if let Some(((access, offset), known)) = access(word).zip(registers[base]) {
+                    let target = known.plus(offset);
+                    // An atomic load has its address in a register, for nothing else.
+                    let taken = Reference {
+                        access: Access::Address,
+                        target,
+                    };
+                    found.pop_if(|last| is_atomic_load(word) && *last == taken);
+                    found.push(Reference { access, target });
+                }
                 None
             }
         };
@@ -91,6 +96,11 @@ fn page(word: u32, here: u64) -> u64 {
 /// `blr`, `ret`.
 fn leaves(word: u32) -> bool {
     word & 0x7c00_0000 == 0x1400_0000 || word & 0xfe00_0000 == 0xd600_0000
+}
+
+/// `ldar`, of any size.
+fn is_atomic_load(word: u32) -> bool {
+    word & 0x3fff_fc00 == 0x08df_fc00
 }
 
 /// What is done at the base register and what is added to it.
@@ -179,7 +189,6 @@ mod tests {
             (Access::Load32, at + 8),
             (Access::Load8, at + 2),
             (Access::Load64, at + 0x20),
-            (Access::Address, at + 4),
             (Access::Load32, at + 4),
         ];
         check(&words, &expected);
