@@ -2,7 +2,11 @@
 //! that uses them, held against the symbols of binaries that have some, and what is
 //! in them against what the program says, on amd64.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -61,7 +61,7 @@ pub const CASES: [Case; 9] = [
         program: "stack_depth",
         arguments: "-frames 300",
         feed: "",
-        command: "record -p $PID -d 3 -v -f folded -o -",
+        command: "record -p $PID -d 3 -r 49 -v -f folded -o -",
         since: OLDEST,
         judge: deep_stacks,
     },
