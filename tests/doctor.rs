@@ -148,6 +148,7 @@ fn json_tells_every_check_by_a_stable_id() {
         "clock",
         "kallsyms",
         "tracefs",
+        "programs",
     ] {
         let check = check(&report["system"], id);
         assert!(check["what"].is_string() && check["found"].is_string());

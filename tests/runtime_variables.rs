@@ -1,12 +1,16 @@
 //! The variables of Go's runtime that goprof reads from outside: found by the code
 //! that uses them, held against the symbols of binaries that have some, and what is
-//! in them against what the program says. amd64 only.
+//! in them against what the program says, on amd64.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code: a failure is a panic"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -14,6 +18,7 @@ use goprof::gobinary::{GoBinary, GoroutineStatus};
 use goprof::gomemory::Live;
 use goprof::image::Image;
 use goprof::process::{Objects, Process};
+use goprof_tests::cache_dir;
 use goprof_tests::go::{self, EVERY_VERSION, Variant};
 use goprof_tests::talker::Talker;
 
@@ -38,40 +43,64 @@ fn symbols(path: &Path) -> HashMap<String, u64> {
     found
 }
 
+/// Holds what the code of a program says against its symbols.
+#[track_caller]
+fn check_variables(path: &Path, what: &str) {
+    let (binary, symbols) = (parse(path), symbols(path));
+    let found = binary.variables();
+    let at = |name: &str| symbols.get(&format!("runtime.{name}")).copied();
+    let what = format!("{what}: {found:x?}");
+    assert_eq!(found.mem_profile_rate, at("MemProfileRate"), "{what}");
+    assert!(
+        found.buckets.contains(&at("mbuckets").expect("mbuckets")),
+        "{what}"
+    );
+    assert_eq!(found.gc_controller, at("gcController"), "{what}");
+    assert_eq!(found.sched, at("sched"), "{what}");
+    assert_eq!(found.gomaxprocs, at("gomaxprocs"), "{what}");
+    assert_eq!(found.semaphores, at("semtable"), "{what}");
+    assert!(found.reads_mem_profile, "{what}");
+    let (stats, gc) = (at("memstats").expect("memstats"), found.num_gc);
+    let gc = gc.unwrap_or_else(|| panic!("{what}"));
+    assert!((stats..stats + (16 << 10)).contains(&gc), "{what}");
+    let list = found.all_goroutines.expect("allgadd says it");
+    assert_eq!(Some(list.array), at("allgptr"), "{what}");
+    assert_eq!(Some(list.count), at("allglen"), "{what}");
+
+    let reasons = binary.wait_reasons().expect("wait reasons");
+    for reason in ["GC assist marking", "chan receive", "select", "sleep"] {
+        assert!(reasons.iter().any(|r| r == reason), "{what}: {reasons:?}");
+    }
+}
+
+/// alloc_sites, for arm64.
+fn build_arm64(version: &str) -> PathBuf {
+    let made = cache_dir().join(format!("alloc_sites-{version}-arm64"));
+    let mut build = go::go(version);
+    build.args(["build", "-o"]).arg(&made).arg(".");
+    build.current_dir(go::source_dir("alloc_sites"));
+    build.env("CGO_ENABLED", "0").env("GOARCH", "arm64");
+    let status = build.status().expect("start go");
+    assert!(status.success(), "go{version}: go build for arm64 failed");
+    made
+}
+
 #[test]
 fn the_code_says_where_the_variables_are() {
     for version in EVERY_VERSION {
         for variant in [Variant::Plain, Variant::Pie] {
             let path = go::build_with("alloc_sites", version, variant);
-            let (binary, symbols) = (parse(&path), symbols(&path));
-            let found = binary.variables();
-            let at = |name: &str| symbols.get(&format!("runtime.{name}")).copied();
-            let what = format!("go{version} {variant:?}: {found:x?}");
-            assert_eq!(found.mem_profile_rate, at("MemProfileRate"), "{what}");
-            assert!(
-                found.buckets.contains(&at("mbuckets").expect("mbuckets")),
-                "{what}"
-            );
-            assert_eq!(found.gc_controller, at("gcController"), "{what}");
-            assert_eq!(found.sched, at("sched"), "{what}");
-            assert_eq!(found.gomaxprocs, at("gomaxprocs"), "{what}");
-            assert_eq!(found.semaphores, at("semtable"), "{what}");
-            assert!(found.reads_mem_profile, "{what}");
-            let (stats, gc) = (at("memstats").expect("memstats"), found.num_gc);
-            let gc = gc.unwrap_or_else(|| panic!("{what}"));
-            assert!((stats..stats + (16 << 10)).contains(&gc), "{what}");
-            let list = found.all_goroutines.expect("allgadd says it");
-            assert_eq!(Some(list.array), at("allgptr"), "{what}");
-            assert_eq!(Some(list.count), at("allglen"), "{what}");
-
-            let reasons = binary.wait_reasons().expect("wait reasons");
-            for reason in ["GC assist marking", "chan receive", "select", "sleep"] {
-                assert!(reasons.iter().any(|r| r == reason), "{what}: {reasons:?}");
-            }
+            check_variables(&path, &format!("go{version} {variant:?}"));
         }
     }
 }
 
+#[test]
+fn the_code_of_arm64_says_it_too() {
+    for version in EVERY_VERSION {
+        check_variables(&build_arm64(version), &format!("go{version} arm64"));
+    }
+}
 #[test]
 fn what_is_in_the_variables_is_what_the_program_says() {
     for version in EVERY_VERSION {

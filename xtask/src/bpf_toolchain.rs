@@ -23,6 +23,7 @@ const RUST_SRC: Package = Package {
     name: "rust-src",
     version: Some("1.95.0+dfsg1-2~bpo13+1"),
     suite: Some("trixie-backports"),
+    arch: None,
 };
 
 const LINKER_VERSION: &str = "0.13.0";
@@ -52,14 +53,7 @@ impl BpfToolchain {
             );
         }
         let sysroot = workspace.sysroot()?;
-        let host = workspace.rustc_fact("host")?;
-        let objcopy = sysroot.join(format!("lib/rustlib/{host}/bin/rust-objcopy"));
-        if !objcopy.exists() {
-            bail!(
-                "{} is missing: install Rust {RUST_RELEASE} through rustup, which brings it",
-                objcopy.display()
-            );
-        }
+        let objcopy = objcopy(workspace)?;
         provide_core(workspace, &sysroot)?;
         Ok(Self {
             linker_folder: provide_linker(workspace, &sysroot)?,
@@ -76,6 +70,21 @@ impl BpfToolchain {
             std::iter::once(self.linker_folder.clone()).chain(env::split_paths(&inherited));
         env::join_paths(folders).context("put bpf-linker on PATH")
     }
+}
+
+/// LLVM's objcopy, which rustup installs with the compiler; it knows every processor.
+pub fn objcopy(workspace: &Workspace) -> Result<PathBuf> {
+    let host = workspace.rustc_fact("host")?;
+    let objcopy = workspace
+        .sysroot()?
+        .join(format!("lib/rustlib/{host}/bin/rust-objcopy"));
+    if !objcopy.exists() {
+        bail!(
+            "{} is missing: install Rust {RUST_RELEASE} through rustup, which brings it",
+            objcopy.display()
+        );
+    }
+    Ok(objcopy)
 }
 
 /// `-Z build-std` wants the standard library's source inside the sysroot.

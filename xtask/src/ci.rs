@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::bpf_toolchain::BpfToolchain;
 use crate::workspace::Workspace;
-use crate::{command, ebpf, fuzz, test, tidy};
+use crate::{command, ebpf, fuzz, test, tidy, vm};
 
 type Step = (&'static str, fn(&Workspace) -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("fmt", check_format),
     ("tidy", tidy::run),
     ("clippy", lint_host),
@@ -22,6 +22,7 @@ const STEPS: [Step; 8] = [
         ebpf::run(workspace, &ebpf::Args { check: true })
     }),
     ("rebuild", rebuild),
+    ("vm", vm::run_short),
     // Last, so that the last lines are the test runner's.
     ("test", |workspace| {
         test::run(workspace, &test::Args::default())

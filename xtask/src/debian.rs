@@ -20,6 +20,8 @@ pub struct Package<'a> {
     pub version: Option<&'a str>,
     /// A suite outside of the system's sources, such as `trixie-backports`.
     pub suite: Option<&'a str>,
+    /// Another architecture than the machine's, as Debian names it; only of a suite.
+    pub arch: Option<&'a str>,
 }
 
 /// Returns the folder in the cache that holds the unpacked files of `package`,
@@ -27,10 +29,11 @@ pub struct Package<'a> {
 ///
 /// Fails where there is no apt, or where its mirror lacks the package.
 pub fn unpack(workspace: &Workspace, package: &Package) -> Result<PathBuf> {
-    let folder = workspace.cache.join("debian").join(match package.version {
-        Some(version) => format!("{}-{version}", package.name),
-        None => package.name.to_owned(),
-    });
+    let mut name = package.name.to_owned();
+    for more in [package.version, package.arch].into_iter().flatten() {
+        name = format!("{name}-{more}");
+    }
+    let folder = workspace.cache.join("debian").join(&name);
     if folder.exists() {
         return Ok(folder);
     }
@@ -75,7 +78,9 @@ fn fetch(package: &Package, scratch: &Path) -> Result<PathBuf> {
             command::output(Command::new("apt-get").args(["update", "--quiet"]))?;
             download(&[], &wanted, scratch)
         })?,
-        Some(suite) => download_from_suite(suite, &wanted, scratch)?,
+        Some(_) => from_mirrors(package, scratch, |options| {
+            download(options, &wanted, scratch)
+        })?,
     }
     let archive = fs::read_dir(scratch)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -98,23 +103,70 @@ fn download(options: &[String], wanted: &str, folder: &Path) -> Result<()> {
     command::output(apt.current_dir(folder)).map(drop)
 }
 
-/// Downloads `wanted` with an apt configuration of its own that knows only
-/// `suite`, on whichever of the system's mirrors carries it.
-fn download_from_suite(suite: &str, wanted: &str, scratch: &Path) -> Result<()> {
+/// The name of the package that `package`, which is of a suite, depends on and whose
+/// name begins with `prefix`: for packages that stand for the newest of a kind. Asked
+/// once; the cache remembers.
+pub fn dependency(workspace: &Workspace, package: &Package, prefix: &str) -> Result<String> {
+    let suite = package.suite.unwrap_or_default();
+    let arch = package.arch.unwrap_or_default();
+    let folder = workspace.cache.join("debian");
+    let known = folder.join(format!("{}-{suite}-{arch}.depends", package.name));
+    if let Ok(name) = fs::read_to_string(&known) {
+        return Ok(name);
+    }
+    let scratch = workspace
+        .cache
+        .join(format!("debian-{suite}-{}", std::process::id()));
+    let found = from_mirrors(package, &scratch, |options| {
+        let mut apt = Command::new("apt-cache");
+        let listing = command::output(apt.args(options).args(["depends", package.name]))?;
+        listing
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .with_context(|| format!("{} depends on no {prefix}*", package.name))
+    });
+    // What is left of it is in the way of nothing.
+    let _ = fs::remove_dir_all(&scratch);
+    let name = found?;
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::write(&known, &name))
+        .with_context(|| format!("write {}", known.display()))?;
+    Ok(name)
+}
+
+/// Calls `found` with options that have apt know nothing but the package's suite, for
+/// each of the system's mirrors until it succeeds.
+fn from_mirrors<T>(
+    package: &Package,
+    scratch: &Path,
+    found: impl Fn(&[String]) -> Result<T>,
+) -> Result<T> {
+    let suite = package.suite.unwrap_or_default();
     let mut failure = None;
     for mirror in mirrors()? {
-        match download_from_mirror(&mirror, suite, wanted, scratch) {
-            Ok(()) => return Ok(()),
+        match update_from(&mirror, suite, package.arch, scratch).and_then(|options| found(&options))
+        {
+            Ok(found) => return Ok(found),
             Err(error) => failure = failure.or(Some(error)),
         }
     }
+    let name = package.name;
     match failure {
-        Some(error) => Err(error.context(format!("no mirror in use has {wanted} in {suite}"))),
-        None => bail!("apt has no package source: {wanted} of {suite} is needed"),
+        Some(error) => Err(error.context(format!("no mirror in use has {name} in {suite}"))),
+        None => bail!("apt has no package source: {name} of {suite} is needed"),
     }
 }
 
-fn download_from_mirror(mirror: &str, suite: &str, wanted: &str, scratch: &Path) -> Result<()> {
+/// Fetches what a mirror says of `suite` into lists of our own, and gives the options
+/// that have apt use them.
+fn update_from(
+    mirror: &str,
+    suite: &str,
+    arch: Option<&str>,
+    scratch: &Path,
+) -> Result<Vec<String>> {
     for folder in ["state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(scratch.join(folder))?;
     }
@@ -129,7 +181,7 @@ fn download_from_mirror(mirror: &str, suite: &str, wanted: &str, scratch: &Path)
 
     let option =
         |name: &str, value: &Path| ["-o".to_owned(), format!("{name}={}", value.display())];
-    let options: Vec<String> = [
+    let mut options: Vec<String> = [
         option("Dir::Etc::SourceList", &sources),
         option("Dir::Etc::SourceParts", Path::new("/dev/null")),
         option("Dir::State::Lists", &scratch.join("state/lists")),
@@ -137,10 +189,13 @@ fn download_from_mirror(mirror: &str, suite: &str, wanted: &str, scratch: &Path)
         option("APT::Sandbox::User", Path::new("root")),
     ]
     .concat();
+    for name in ["APT::Architecture", "APT::Architectures"] {
+        options.extend(arch.map(|arch| format!("-o{name}={arch}")));
+    }
     let mut update = Command::new("apt-get");
     update.args(["--quiet", "--error-on=any"]).args(&options);
     command::output(update.arg("update"))?;
-    download(&options, wanted, scratch)
+    Ok(options)
 }
 
 /// The archives that the system's apt uses for packages, in its own order.

@@ -13,6 +13,7 @@ mod go;
 mod goffsets;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ enum Xtask {
     Fuzz(fuzz::Args),
     /// Make the table of the runtime's struct offsets
     Goffsets(goffsets::Args),
+    /// Boot other kernels in an emulator and record there
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,5 +76,6 @@ fn run(xtask: Xtask) -> Result<()> {
         Xtask::Fixture(args) => fixture::run(&workspace, &args),
         Xtask::Fuzz(args) => fuzz::run(&workspace, &args),
         Xtask::Goffsets(args) => goffsets::run(&workspace, &args),
+        Xtask::Vm(args) => vm::run(&workspace, &args),
     }
 }

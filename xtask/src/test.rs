@@ -75,7 +75,7 @@ fn build_checked(workspace: &Workspace) -> Result<std::path::PathBuf> {
 
 /// Links goprof so that it loads nothing, as `deploy/Containerfile` does, out of
 /// what the ordinary build is made of, and returns the binary's path.
-fn build_static(workspace: &Workspace) -> Result<std::path::PathBuf> {
+pub fn build_static(workspace: &Workspace) -> Result<std::path::PathBuf> {
     let mut build = workspace.cargo();
     build.args(["rustc", "--package", "goprof", "--bin", "goprof"]);
     command::run(build.args(["--", "-C", "target-feature=+crt-static"]))?;

@@ -45,7 +45,9 @@ const PAIR_WORDS: usize = 4;
 /// Labels of the slice that are read at once.
 const PAIRS: u64 = (BLOCK_WORDS / PAIR_WORDS) as u64;
 
-/// What the steps over labels share.
+/// What the steps over labels share and do not change: until Linux 6.7 the verifier
+/// looks at a step once, takes what the context holds before the first one for what it
+/// always holds, and cuts off what that rules out. What changes is in the map.
 struct Labels {
     scratch: *mut Scratch,
     /// How many there are.
@@ -56,10 +58,6 @@ struct Labels {
     old_array: u64,
     buckets: u64,
     old_buckets: u64,
-    /// The bucket that the present one overflows to.
-    overflow: u64,
-    /// Not zero where the block holds the pairs or the bucket of this step.
-    filled: u64,
 }
 
 /// Appends the labels at `set` (the value of `g.labels`, not 0).
@@ -73,9 +71,9 @@ pub fn take(scratch: &mut Scratch, form: u8, set: u64) {
         old_array: 0,
         buckets: 0,
         old_buckets: 0,
-        overflow: 0,
-        filled: 0,
     };
+    scratch.state.label_overflow = 0;
+    scratch.state.label_filled = 0;
     scratch.state.labels = 0;
     scratch.state.labels_end = before as u64 + MAX_LABELS_WORDS as u64;
     if form == labels::SLICE {
@@ -112,9 +110,9 @@ extern "C" fn slice_step(index: u64, state: *mut Labels) -> i64 {
     if within == 0 {
         let left = state.count.saturating_sub(index).min(PAIRS);
         let address = state.array.wrapping_add(index * PAIR_WORDS as u64 * 8);
-        state.filled = scratch.block.fill(address, left as usize * PAIR_WORDS) as u64;
+        scratch.state.label_filled = scratch.block.fill(address, left as usize * PAIR_WORDS) as u64;
     }
-    if state.filled == 0 {
+    if scratch.state.label_filled == 0 {
         return 0;
     }
     let at = within * PAIR_WORDS as u64;
@@ -152,15 +150,19 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
     }
     let slot = index as usize % gomap::SLOTS;
     if slot == 0 {
-        let address = bucket_address(index / gomap::SLOTS as u64, state);
-        state.filled = 0;
-        state.overflow = 0;
+        let address = bucket_address(
+            index / gomap::SLOTS as u64,
+            state,
+            scratch.state.label_overflow,
+        );
+        scratch.state.label_filled = 0;
+        scratch.state.label_overflow = 0;
         if address != 0 && scratch.block.fill(address, gomap::BUCKET) {
-            state.filled = 1;
-            [state.overflow] = scratch.block.words(gomap::OVERFLOW);
+            scratch.state.label_filled = 1;
+            [scratch.state.label_overflow] = scratch.block.words(gomap::OVERFLOW);
         }
     }
-    if state.filled == 0 {
+    if scratch.state.label_filled == 0 {
         return 0;
     }
     let [tags] = scratch.block.words::<1>(0);
@@ -174,9 +176,9 @@ extern "C" fn map_step(index: u64, state: *mut Labels) -> i64 {
 
 /// The address of the bucket of this number; 0 where there is none.
 #[inline(always)]
-fn bucket_address(number: u64, state: &Labels) -> u64 {
+fn bucket_address(number: u64, state: &Labels, overflow: u64) -> u64 {
     if !number.is_multiple_of(2) {
-        return state.overflow;
+        return overflow;
     }
     let bucket = number / 2;
     let (array, bucket, buckets) = if bucket < gomap::MAX_BUCKETS {

@@ -59,6 +59,10 @@ pub struct State {
     pub labels: u64,
     /// How many words may be in use after the last of them.
     pub labels_end: u64,
+    /// The bucket that the present one of a map of labels overflows to.
+    pub label_overflow: u64,
+    /// Not zero where the block holds the labels, or the bucket, of this step.
+    pub label_filled: u64,
 }
 
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);

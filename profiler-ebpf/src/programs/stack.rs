@@ -9,7 +9,12 @@ use profiler_ebpf::wire::{
     SLICE_CHUNK_WORDS, SLICE_WORDS_CLOBBERED, SLICE_WORDS_LEFT, SLICE_WORDS_SOUND, signal_frame,
 };
 
-use super::{chain::Walked, memory::read_word, registers::UserRegisters, scratch::Scratch};
+use super::{
+    chain::Walked,
+    memory::read_word,
+    registers::{UserRegisters, is_arm64},
+    scratch::Scratch,
+};
 
 /// More than the frame of the runtime's signal handlers.
 const SIGNAL_HANDLER_FRAME_BYTES: u64 = 256;
@@ -45,9 +50,11 @@ pub fn copy_slice(
         // Up to the frame's own two words, and one for the write barriers of
         // up to Go 1.20, which call on without a frame.
         let words = (frame_bytes as usize / 8 + 3).min(SLICE_WORDS_SOUND);
+        // On arm64 the frame pointer lies below the frame, and the link register of
+        // a preempted leaf above that of what the signal handler injected.
         let more = match depth {
-            Depth::Frames => words.max(SLICE_WORDS_LEFT),
-            _ => words,
+            Depth::Frame if !is_arm64() => words,
+            _ => words.max(SLICE_WORDS_LEFT),
         };
         let before = scratch.used();
         if !scratch.copy_user(registers.sp, more) && more != words {

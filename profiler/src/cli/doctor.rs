@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         ok: false,
-        system: doctor::system(DEFAULT_RATE_HZ),
+        system: doctor::thorough(DEFAULT_RATE_HZ),
         processes: args.pid.iter().map(|pid| doctor::process(*pid)).collect(),
     };
     report.ok = report.count(Status::Fail) == 0;

@@ -4,6 +4,7 @@
 
 mod allgs;
 mod allocation_sites;
+mod arm64;
 mod buildinfo;
 mod bytes;
 mod dwarf;
@@ -18,6 +19,7 @@ mod offsets;
 mod offsets_table;
 mod pclntab;
 mod probe_places;
+mod references;
 mod runtime;
 mod runtime_fields;
 mod semaphores;

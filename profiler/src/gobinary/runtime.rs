@@ -3,9 +3,9 @@
 
 use super::allocation_sites::{self, AllocationSites};
 use super::bytes::read_u64;
-use super::elf::Machine;
+use super::references::references;
 use super::variables::{Contents, Variables, anchors};
-use super::{BuildInfo, FuncKind, GoBinary, GoFunction, wait_reasons, x86};
+use super::{BuildInfo, FuncKind, GoBinary, GoFunction, wait_reasons};
 
 impl GoBinary {
     /// Where the runtime's variables are. Reads all function names: not for hot
@@ -26,10 +26,8 @@ impl GoBinary {
             let code = self
                 .describe(&func)
                 .and_then(|function| self.code(function));
-            let references: Vec<_> = match (self.machine(), code) {
-                (Machine::X86_64, Some((code, vaddr))) => x86::references(code, vaddr).collect(),
-                _ => Vec::new(),
-            };
+            let (code, vaddr) = code.unwrap_or_default();
+            let references = references(self.machine(), code, vaddr);
             variables.note(*anchor, &references, self.version(), self);
         }
         variables

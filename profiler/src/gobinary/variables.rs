@@ -3,9 +3,9 @@
 //! held against the program's memory before it is used.
 
 use super::allgs::AllGoroutines;
+use super::references::{Access, Reference};
 use super::runtime_fields::{GcFields, SchedFields};
 use super::version::GoVersion;
-use super::x86::{Access, Reference};
 
 /// Link-time addresses of variables. None, or empty, where the code does not say
 /// it in a way goprof knows.
@@ -138,8 +138,8 @@ impl Variables {
     }
 }
 
-/// `memstats.numgc`: the byte that is loaded to find a place in two rings of
-/// [`GcFields::RING`] words, whose addresses are taken beside it.
+/// `memstats.numgc`: what is loaded, on amd64 its lowest byte alone, to find a place in
+/// two rings of [`GcFields::RING`] words, whose addresses are taken beside it.
 fn num_gc(references: &[Reference]) -> Option<u64> {
     let is_taken = |address: u64| {
         let taken = Reference {
@@ -150,7 +150,7 @@ fn num_gc(references: &[Reference]) -> Option<u64> {
     };
     references
         .iter()
-        .filter(|r| r.access == Access::Load8)
+        .filter(|r| matches!(r.access, Access::Load8 | Access::Load32))
         .map(|load| load.target)
         .find(|at| {
             let ring = |offset: i64| at.checked_add_signed(offset).is_some_and(is_taken);

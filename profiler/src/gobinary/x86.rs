@@ -4,32 +4,10 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
+use super::references::{Access, Reference};
+
 /// Bytes of a function looked at. Go's largest take less.
 pub(super) const MAX_CODE_BYTES: usize = 1 << 20;
-
-/// What an instruction does with an address relative to its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    /// Takes it (`lea`).
-    Address,
-    /// Loads 64 bits from it into a register.
-    Load64,
-    /// Loads 32 bits from it into a register.
-    Load32,
-    /// Loads a byte from it and widens it.
-    Load8,
-    /// Anything else.
-    Other,
-}
-
-/// An address that code refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reference {
-    /// What is done with it.
-    pub access: Access,
-    /// The address.
-    pub target: u64,
-}
 
 /// The instructions of a function whose code begins at `vaddr`, up to the first
 /// that makes no sense.

@@ -15,6 +15,7 @@ mod shares;
 mod targets;
 mod uprobe_programs;
 mod uprobes;
+mod verify;
 mod wait_layouts;
 mod watch;
 
@@ -39,6 +40,7 @@ pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
 pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
+pub use verify::{Verified, verify};
 pub use wait_layouts::{OpenWaits, WaitLayouts};
 pub use watch::{Watch, Watched, Watcher};
 
@@ -79,27 +81,12 @@ impl Probes {
     /// The kernel refuses a map or the program, or the object does not fit this
     /// goprof.
     pub fn load(options: &Options) -> Result<Self> {
-        let (kernel_stacks, watch_execs) = (
-            u8::from(options.kernel_stacks),
-            u8::from(options.watch_execs),
-        );
-        let arm64 = u8::from(cfg!(target_arch = "aarch64"));
         let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok();
-        let fs_base_offset = types.as_ref().map_or(0, fs_base_offset);
         let task = match options.off_cpu {
             true => off_cpu::Task::find(types.as_ref())?,
             false => off_cpu::Task::default(),
         };
-        let mut ebpf = EbpfLoader::new()
-            .override_global("TASK_PID", &task.pid, true)
-            .override_global("TASK_STATE", &task.state, true)
-            .override_global("KERNEL_STACKS", &kernel_stacks, true)
-            .override_global("WATCH_EXECS", &watch_execs, true)
-            .override_global("ARM64", &arm64, true)
-            .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
-            .map_max_entries("RECORDS", options.ring_bytes)
-            .load(OBJECT)
-            .context("cannot load the eBPF object into the kernel")?;
+        let mut ebpf = load_object(options, types.as_ref(), task)?;
         let maps = MapDescriptors::of(&ebpf)?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
         if options.cpu {
@@ -241,6 +228,30 @@ impl Probes {
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(&self.ebpf)
     }
+}
+
+/// Loads the object's maps, and tells its programs what they are to do.
+fn load_object(
+    options: &Options,
+    types: Option<&KernelTypes>,
+    task: off_cpu::Task,
+) -> Result<Ebpf> {
+    let (kernel_stacks, watch_execs) = (
+        u8::from(options.kernel_stacks),
+        u8::from(options.watch_execs),
+    );
+    let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+    let fs_base_offset = types.map_or(0, fs_base_offset);
+    EbpfLoader::new()
+        .override_global("TASK_PID", &task.pid, true)
+        .override_global("TASK_STATE", &task.state, true)
+        .override_global("KERNEL_STACKS", &kernel_stacks, true)
+        .override_global("WATCH_EXECS", &watch_execs, true)
+        .override_global("ARM64", &arm64, true)
+        .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
+        .map_max_entries("RECORDS", options.ring_bytes)
+        .load(OBJECT)
+        .context("cannot load the eBPF object into the kernel")
 }
 
 /// Where the kernel keeps a thread's `fs` base in its `task_struct`; 0 where

@@ -69,6 +69,17 @@ pub enum GoFrameShape {
     },
 }
 
+impl GoFrameShape {
+    /// Whether calls leave the return address in a register (arm64). There the frame
+    /// pointer of a function that has a frame is the word below it.
+    pub fn has_link_register(self) -> bool {
+        match self {
+            Self::InRegister => true,
+            Self::OnStack { slot, caller } => slot == 0 && caller != 8,
+        }
+    }
+}
+
 /// What was asked about a process's code.
 pub(super) type Remembered = foldhash::HashMap<u64, Site>;
 

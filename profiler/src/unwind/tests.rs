@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     decode::{FarSlice, Segment},
+    gobinary::FuncKind,
     process::code::{GoFrameShape, GoSite, Site},
 };
 
@@ -325,6 +326,52 @@ fn a_link_register_is_a_leafs_caller_on_arm64() {
     };
     let expected = [ret(LEAF), call(CALLER), call(MAIN)];
     check(fake, thread, None, &expected, StackEnd::Whole);
+}
+
+#[test]
+fn a_leaf_that_is_preempted_has_its_link_register_on_the_stack_on_arm64() {
+    let on_stack = |caller| Some(GoFrameShape::OnStack { slot: 0, caller });
+    let preempted = |lr: &[u64]| {
+        let mut fake = program();
+        let injected = GoSite {
+            kind: FuncKind::AsyncPreempt,
+            asm: true,
+            frame: on_stack(0x10),
+            ..go(0)
+        };
+        let leaf = GoSite {
+            frame: Some(GoFrameShape::InRegister),
+            ..go(0)
+        };
+        let caller = GoSite {
+            frame: on_stack(0x20),
+            ..go(0)
+        };
+        fake.functions.insert(BARE, Site::Go(injected));
+        fake.functions.insert(LEAF, Site::Go(leaf));
+        fake.functions.insert(CALLER, Site::Go(caller));
+        // Its frame, then what the handler pushed: its frame pointer is below the
+        // stack pointer, and holds that of the leaf's caller.
+        let slice = [&[ret(LEAF), 0], lr].concat();
+        let chain = [ret(LEAF), ret(MAIN), ret(GOEXIT)];
+        (fake, chain, slice)
+    };
+    let whole = preempted(&[ret(CALLER), 0]);
+    let thread = Segment {
+        lr: 1,
+        ..segment(ret(BARE), SP - 8, &whole.1, &whole.2)
+    };
+    let expected = [ret(BARE), ret(LEAF), call(CALLER), call(MAIN)];
+    check(whole.0, thread, None, &expected, StackEnd::Whole);
+
+    // Where that was not copied, the leaf's caller is missing and not passed over.
+    let cut = preempted(&[]);
+    let thread = Segment {
+        lr: 1,
+        ..segment(ret(BARE), SP - 8, &cut.1, &cut.2)
+    };
+    let expected = [ret(BARE), ret(LEAF), GAP, call(MAIN)];
+    check(cut.0, thread, None, &expected, StackEnd::Whole);
 }
 
 #[test]

@@ -98,6 +98,7 @@ fn prepare(bench: &Bench, count: u32) -> Result<Inputs> {
                 name: PACKAGE,
                 version: None,
                 suite: None,
+                arch: None,
             };
             debian::unpack(bench.workspace, &package)
                 .context("give a Go program of at least 100 MB with --large-binary FILE instead")?

@@ -90,7 +90,7 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         let led = frame.joined || frame.fp.is_none() && frame.link.is_some();
         if led && !go.asm && !frame.exact {
             self.frame.joined = true;
-            return self.along_chain(injected);
+            return self.along_own(go, injected);
         }
         // Up to the call it is an ordinary frame on the goroutine's stack, from
         // there on the chain leads over the system stack.
@@ -105,7 +105,7 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
         };
         if frame.fp.map(|fp| fp.wrapping_add(8)) == Some(slot) {
             self.frame.joined = !go.asm || frame.joined;
-            return self.along_chain(injected);
+            return self.along_own(go, injected);
         }
         let Some(return_address) = self.memory.word(slot) else {
             return self.past_missing_slot(go);
@@ -116,7 +116,33 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
             return self.past_missing_slot(go);
         }
         self.own_frame(go, slot, caller, return_address);
-        self.go_to(return_address, injected)
+        self.go_to(return_address, injected)?;
+        self.take_back_link(go);
+        Ok(())
+    }
+
+    /// Goes along the chain from a function whose frame pointer is its own.
+    fn along_own(&mut self, go: &GoSite, injected: bool) -> Result<(), Stop> {
+        let fp = self.frame.fp;
+        self.along_chain(injected)?;
+        if let Some(GoFrameShape::OnStack { caller, .. }) =
+            go.frame.filter(|f| f.has_link_register())
+        {
+            self.frame.sp = fp.map(|fp| fp.wrapping_add(8 + u64::from(caller)));
+        }
+        self.take_back_link(go);
+        Ok(())
+    }
+
+    /// On arm64 the handler that injects a call, whose caller may have its return
+    /// address in the link register alone, puts that on the stack (`pushCall` and
+    /// `preparePanic`, runtime/signal_arm64.go, all versions).
+    fn take_back_link(&mut self, go: &GoSite) {
+        if go.kind.is_injected() && go.frame.is_some_and(GoFrameShape::has_link_register) {
+            let sp = self.frame.sp;
+            self.frame.lr = sp.and_then(|sp| self.memory.word(sp));
+            self.frame.sp = sp.map(|sp| sp.wrapping_add(16));
+        }
     }
 
     /// Whether `address` may be one that something returns to.
@@ -269,7 +295,15 @@ impl<P: Program, M: Memory> Walk<'_, P, M> {
     /// A Go function's return address lies at an unknown place.
     fn past_unknown_slot(&mut self, go: &GoSite, injected: bool) -> Result<(), Stop> {
         match (go.frame, self.frame.lr) {
-            (Some(GoFrameShape::InRegister), Some(lr)) => self.go_to(lr, injected),
+            (Some(GoFrameShape::InRegister), Some(lr)) => {
+                self.go_to(lr, injected)?;
+                self.take_back_link(go);
+                Ok(())
+            }
+            (Some(GoFrameShape::InRegister), None) if self.frame.exact => {
+                self.frames.push(GAP);
+                self.along_chain(injected)
+            }
             _ => self.past_assembly(go, injected),
         }
     }
