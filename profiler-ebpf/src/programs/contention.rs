@@ -12,7 +12,7 @@ use aya_ebpf::{
 use profiler_ebpf::wire::{Counter, Measured, WaitKey, Waiter, at, event, kind, wait};
 
 use super::{
-    budget::{Admitted, admit},
+    budget::{Admitted, add, admit},
     emit::{TARGETS, count, emit_sample, header},
     memory::read_word,
     registers::{Arguments, arguments, probed_registers},
@@ -83,14 +83,14 @@ fn begin(g: u64, address: u64, watched_since_ns: u64) {
     if address == 0 {
         return;
     }
-    // Two waiters of one semaphore hold its lock, one after the other.
     if let Some(queue) = QUEUES.get_ptr_mut(key(address)) {
-        // SAFETY: a slot of the map.
-        let queue = unsafe { &mut *queue };
-        if queue.watched_since_ns == watched_since_ns {
-            queue.waiters += 1;
-            queue.since_sum_ns = queue.since_sum_ns.wrapping_add(now);
-            return;
+        // SAFETY: a slot of the map. Others may add to it at the same time.
+        unsafe {
+            if (*queue).watched_since_ns == watched_since_ns {
+                add(&raw mut (*queue).waiters, 1);
+                add(&raw mut (*queue).since_sum_ns, now);
+                return;
+            }
         }
     }
     let queue = Queue {
@@ -197,25 +197,36 @@ fn charge_queue(known: Waiter, now: u64, watched_since_ns: u64) -> (u64, u64) {
     let Some(queue) = QUEUES.get_ptr_mut(key(known.address)) else {
         return (whole, whole);
     };
-    // SAFETY: a slot of the map. Who wakes has just held the semaphore's lock.
-    let queue = unsafe { &mut *queue };
-    if queue.waiters == 0 || queue.watched_since_ns != watched_since_ns {
-        return (whole, whole);
+    // SAFETY: a slot of the map. Others may add to it at the same time, so that what
+    // changes is added too, and comes to the same in any order.
+    unsafe {
+        let Queue {
+            waiters,
+            since_sum_ns,
+            counted_ns,
+            watched_since_ns: since,
+        } = *queue;
+        let all_ns = waiters.wrapping_mul(now).wrapping_sub(since_sum_ns);
+        let most_ns = waiters.wrapping_mul(now.wrapping_sub(watched_since_ns));
+        // Two that wake at the same time can leave it wrong: it begins anew then.
+        if since != watched_since_ns || waiters == 0 || all_ns > most_ns {
+            let _ = QUEUES.remove(key(known.address));
+            return (whole, whole);
+        }
+        let rest = waiters - 1;
+        if rest == 0 {
+            let _ = QUEUES.remove(key(known.address));
+        } else {
+            add(&raw mut (*queue).waiters, u64::MAX);
+            let moved = rest.wrapping_mul(now).wrapping_sub(since_sum_ns);
+            add(&raw mut (*queue).since_sum_ns, moved);
+            (*queue).counted_ns = now;
+        }
+        let own_since = if counted_ns > known.since_ns {
+            counted_ns
+        } else {
+            known.since_ns
+        };
+        (now.wrapping_sub(own_since), all_ns)
     }
-    let all_ns = queue
-        .waiters
-        .wrapping_mul(now)
-        .wrapping_sub(queue.since_sum_ns);
-    let since = if queue.counted_ns > known.since_ns {
-        queue.counted_ns
-    } else {
-        known.since_ns
-    };
-    queue.waiters -= 1;
-    queue.since_sum_ns = queue.waiters.wrapping_mul(now);
-    queue.counted_ns = now;
-    if queue.waiters == 0 {
-        let _ = QUEUES.remove(key(known.address));
-    }
-    (now.wrapping_sub(since), all_ns)
 }

@@ -133,6 +133,8 @@ fn taken(plan: &Plan, named: &Named) -> String {
 fn nothing(event: Event) -> &'static str {
     match event {
         Event::OffCpu => "no thread that was recorded left the CPU",
+        Event::Mutex => "no goroutine that was recorded waited for a lock",
+        Event::Block => "no goroutine that was recorded waited",
         _ => "nothing that was recorded used the CPU",
     }
 }
