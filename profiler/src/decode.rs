@@ -354,8 +354,44 @@ mod tests {
         let thread = of(kind::THREAD);
         let expected = Event::Thread { pid: 3 };
         assert_eq!(decode(thread.as_bytes()), Ok(expected));
-        for unknown in [0, 5, u32::MAX] {
+        for unknown in [0, 7, u32::MAX] {
             assert_eq!(decode(of(unknown).as_bytes()), Err(DecodeError::Unknown));
+        }
+    }
+
+    #[test]
+    fn reads_what_has_a_duration() {
+        let measured = wire::Measured {
+            header: wire::Header {
+                kind: kind::ENDED,
+                ..HEADER
+            },
+            event: wire::event::OFF_CPU,
+            weight: 4,
+            duration_ns: 100,
+            part_ns: 10,
+            detail: 1,
+            window: 0,
+        };
+        assert_eq!(decode(measured.as_bytes()), Ok(Event::Ended(&measured)));
+        let begun = wire::Measured {
+            header: wire::Header {
+                kind: kind::MEASURED,
+                ..HEADER
+            },
+            ..measured
+        };
+        let mut bytes = begun.as_bytes().to_vec();
+        bytes.extend_from_slice(record(&HEAD, &WORDS).as_bytes());
+        let mut words = vec![0_u64; bytes.len() / 8];
+        words.as_mut_bytes().copy_from_slice(&bytes);
+        let Ok(Event::Measured(head, sample)) = decode(words.as_bytes()) else {
+            panic!("{:?}", decode(words.as_bytes()));
+        };
+        assert_eq!((head, sample.head), (&begun, &HEAD));
+        for length in 0..bytes.len() {
+            let cut = &words.as_bytes()[..length];
+            assert_eq!(decode(cut), Err(DecodeError::Short), "at {length}");
         }
     }
 
