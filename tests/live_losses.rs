@@ -31,6 +31,8 @@ fn record(target: &Target, ring_bytes: u32, while_sampling: impl FnOnce()) -> Re
             threads: false,
             goroutines: false,
             labels: true,
+            idle: false,
+            combine: false,
             ring_bytes,
         })
         .expect("root, and a kernel that runs eBPF");

@@ -3,16 +3,19 @@
 
 mod begun;
 mod breaks;
+mod combine;
 pub mod goroutines;
 mod heap;
 mod heap_buckets;
 mod heap_notes;
+mod idle;
 pub mod leaks;
 mod looks;
 mod measured;
 mod mem_profile;
 mod recorder;
 mod tally;
+mod threads;
 mod waits;
 mod window;
 mod windows;
@@ -37,6 +40,7 @@ use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
+pub use idle::Idle;
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;
@@ -71,6 +75,11 @@ pub struct Config {
     pub goroutines: bool,
     /// Whether the pprof labels of goroutines are told apart.
     pub labels: bool,
+    /// Whether time off the CPU of threads of the runtime that are merely idle counts.
+    pub idle: bool,
+    /// Whether time on the CPU and off it become one window of the time of threads,
+    /// the idle ones included.
+    pub combine: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
 }
@@ -119,6 +128,8 @@ pub struct Named {
     pub naming: Naming,
     /// Samples in the window.
     pub samples: u64,
+    /// What was left out of time off the CPU.
+    pub idle: Idle,
 }
 
 /// A finished recording.
@@ -256,17 +267,27 @@ impl Session {
     /// # Errors
     /// The kernel refuses the sampling event.
     pub fn start(&mut self) -> Result<()> {
-        for event in &self.config.events {
+        for event in &self.config.events.clone() {
             match event {
                 symbolize::Event::Cpu => {
                     self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
                 }
-                symbolize::Event::OffCpu => self.probes.attach_off_cpu()?,
+                symbolize::Event::OffCpu => self.start_off_cpu()?,
                 other => anyhow::bail!("a session records no {}", other.name()),
             }
         }
         // Not before every CPU is sampled: a short recording would be over.
         self.begun = Begun::now();
+        self.recorder.span.begin_ns = monotonic_ns();
+        Ok(())
+    }
+
+    /// First the news of threads, then those that are there: so none falls in between.
+    fn start_off_cpu(&mut self) -> Result<()> {
+        self.probes.attach_off_cpu()?;
+        let mut threads = self.probes.take_threads()?;
+        self.recorder
+            .follow_threads(|tid, thread| threads.add(tid, thread));
         Ok(())
     }
 
@@ -348,6 +369,7 @@ impl Session {
     pub fn stop(mut self, stopped: Stopped) -> Result<Finished> {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
+        self.recorder.span.end_ns = monotonic_ns();
         let due = self.probes.ticks_due();
         self.probes.detach()?;
         while self.drain() == DRAIN_LIMIT {}
@@ -366,7 +388,8 @@ impl Session {
         stopped: Option<Stopped>,
     ) -> Result<Finished> {
         let counted = self.probes.counters()?;
-        self.recorder.split_waits(monotonic_ns(), stopped.is_some());
+        let end_ns = self.recorder.span.end_ns.min(monotonic_ns());
+        self.recorder.split_waits(end_ns, stopped.is_some());
         let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;
@@ -395,6 +418,8 @@ impl Session {
             tally,
             clock: self.clock,
             stopped: stopped.unwrap_or(Stopped::Duration),
+            idle: self.config.idle,
+            combine: self.config.combine,
         })
     }
 

@@ -155,6 +155,8 @@ impl Sampler {
                 threads: config.threads,
                 goroutines: config.goroutines,
                 labels: config.labels,
+                idle: false,
+                combine: false,
                 ring_bytes: memory.ring_bytes(),
             },
             flush: config.flush.0,

@@ -85,8 +85,8 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
     let mut outputs = Vec::new();
-    for event in &plan.events {
-        outputs.push(Output::prepare(&plan, &target, *event)?);
+    for event in plan.written() {
+        outputs.push(Output::prepare(&plan, &target, event)?);
     }
     let config = Config {
         selection: target.selection(),
@@ -97,6 +97,8 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         threads: plan.threads,
         goroutines: plan.goroutines,
         labels: true,
+        idle: plan.idle,
+        combine: plan.combine,
         ring_bytes: 8 * 1024 * 1024,
     };
     let mut stop = StopSignals::new()?;
@@ -152,7 +154,7 @@ fn output(plan: &Plan, target: &Target, event: Event) -> Result<PathBuf, Failure
     let name = || default_name(subject, SystemTime::now(), event, plan.format);
     match &plan.output {
         None => Ok(PathBuf::from(name())),
-        Some(folder) if is_folder(folder, plan.events.len()) => {
+        Some(folder) if is_folder(folder, plan.written().len()) => {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
             Ok(folder.join(name()))

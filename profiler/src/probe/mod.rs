@@ -22,6 +22,7 @@ pub use cpu::Clock;
 use cpu::Ticking;
 use diagnostics::Diagnostics;
 use kernel_types::KernelTypes;
+pub use off_cpu::Threads;
 pub use targets::Targets;
 
 /// The eBPF object that `cargo xtask ebpf` builds from `profiler-ebpf`.
@@ -65,20 +66,26 @@ impl Probes {
             u8::from(options.watch_execs),
         );
         let arm64 = u8::from(cfg!(target_arch = "aarch64"));
-        let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok();
+        let types = KernelTypes::read(&["task_struct", "thread_struct", "sched_entity"]).ok();
         let fs_base_offset = types.as_ref().map_or(0, fs_base_offset);
         let task = match options.off_cpu {
             true => off_cpu::Task::find(types.as_ref())?,
             false => off_cpu::Task::default(),
         };
+        let threads = match options.off_cpu {
+            true => off_cpu::MAX_THREADS,
+            false => 1,
+        };
         let mut ebpf = EbpfLoader::new()
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_STATE", &task.state, true)
+            .override_global("TASK_RAN", &task.ran, true)
             .override_global("KERNEL_STACKS", &kernel_stacks, true)
             .override_global("WATCH_EXECS", &watch_execs, true)
             .override_global("ARM64", &arm64, true)
             .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
             .map_max_entries("RECORDS", options.ring_bytes)
+            .map_max_entries("THREADS", threads)
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
@@ -163,6 +170,14 @@ impl Probes {
     /// It was taken before.
     pub fn take_targets(&mut self) -> Result<Targets> {
         Targets::take(&mut self.ebpf)
+    }
+
+    /// The table of threads; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_threads(&mut self) -> Result<Threads> {
+        Threads::take(&mut self.ebpf)
     }
 
     /// What the programs had to say since the last call: rare, and for people.

@@ -9,7 +9,9 @@ use std::{
 use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
-use super::{Config, Tally, breaks::Breaks, looks::Looks, waits::Waits, windows::Windows};
+use super::{
+    Config, Tally, breaks::Breaks, looks::Looks, measured::Span, waits::Waits, windows::Windows,
+};
 use crate::{
     aggregate::{Labels, Owner},
     decode::{Event, Sample, decode},
@@ -62,7 +64,7 @@ impl Sampled for Targets {
 /// The side of a session that takes records.
 pub(super) struct Recorder<T> {
     selection: Selection,
-    threads: bool,
+    pub(super) threads: bool,
     goroutines: bool,
     with_labels: bool,
     pub(super) targets: T,
@@ -70,6 +72,8 @@ pub(super) struct Recorder<T> {
     pub(super) windows: Windows,
     /// Threads that are off the CPU, by thread id.
     pub(super) off_cpu: Waits,
+    /// From when to when what is measured counts.
+    pub(super) span: Span,
     /// Pids that run something not wanted, with the reason where it is a Go
     /// program or cannot be told; stray samples of theirs are no loss.
     pub(super) rejected: HashMap<u32, Option<String>>,
@@ -89,7 +93,7 @@ pub(super) struct Recorder<T> {
     pub(super) off: HashMap<u32, String>,
     /// Processes that may have loaded Go code since they were looked at.
     pub(super) looks: Looks,
-    frames: Vec<u64>,
+    pub(super) frames: Vec<u64>,
     pub(super) stack: Vec<u64>,
     pub(super) tally: Tally,
     pub(super) breaks: Breaks,
@@ -109,6 +113,10 @@ impl<T: Sampled> Recorder<T> {
             table: ProcessTable::default(),
             windows: Windows::of(config.events.iter().copied()),
             off_cpu: Waits::default(),
+            span: Span {
+                begin_ns: 0,
+                end_ns: u64::MAX,
+            },
             rejected: HashMap::new(),
             unseen: HashSet::new(),
             excluded: HashSet::new(),
@@ -396,7 +404,7 @@ fn is_taken_by_layout(sample: &Sample<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use profiler_ebpf::wire::{self, WalkEnd, kind};
     use zerocopy::IntoBytes;
 
@@ -404,12 +412,12 @@ mod tests {
     use crate::process::{Identity, Process};
 
     /// No process has it: pids end at 2^22.
-    const PID: u32 = i32::MAX as u32;
+    pub(in crate::session) const PID: u32 = i32::MAX as u32;
 
     /// The layouts that the kernel side was told of; None where a process is no
     /// longer sampled.
     #[derive(Default)]
-    struct Told(Vec<(u32, Option<GoLayout>)>);
+    pub(in crate::session) struct Told(Vec<(u32, Option<GoLayout>)>);
 
     impl Sampled for Told {
         fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
@@ -429,7 +437,7 @@ mod tests {
 
     /// A recorder of the process [`PID`], which has no Go code mapped: a layout
     /// that it is asked for is wrong.
-    fn recorder() -> Recorder<Told> {
+    pub(in crate::session) fn recorder() -> Recorder<Told> {
         let config = Config {
             selection: Selection::Pids(vec![PID]),
             events: vec![symbolize::Event::Cpu],
@@ -439,6 +447,8 @@ mod tests {
             threads: false,
             goroutines: true,
             labels: true,
+            idle: false,
+            combine: false,
             ring_bytes: 4096,
         };
         let mut recorder = Recorder::new(&config, Told::default());
@@ -448,18 +458,23 @@ mod tests {
 
     /// A program begins in the process.
     fn begin(recorder: &mut Recorder<Told>) {
+        process(&mut recorder.table);
+    }
+
+    /// Adds a program with a page of code to a table.
+    pub(in crate::session) fn process(table: &mut ProcessTable) -> ProcessIndex {
         let identity = Identity {
             pid: PID,
             comm: "liar".to_owned(),
             exe: "/bin/liar".to_owned(),
         };
         let maps = b"1000-2000 r-xp 00000000 00:00 0 code\n";
-        let table = &mut recorder.table;
         let process = Process::from_maps(identity, maps, &mut table.objects, |_| None);
         table.insert(process);
+        table.current(PID).unwrap()
     }
 
-    const PLAIN: wire::Sample = wire::Sample {
+    pub(in crate::session) const PLAIN: wire::Sample = wire::Sample {
         header: wire::Header {
             kind: kind::SAMPLE,
             cpu: 0,

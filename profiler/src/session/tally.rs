@@ -42,6 +42,8 @@ pub struct Tally {
     pub ends_missed: u64,
     /// Long times off the CPU, counted in full, whose stack was not taken.
     pub stacks_not_taken: u64,
+    /// How long these were, in nanoseconds.
+    pub not_taken_ns: u64,
     /// Times that what was read and remembered of code was let go of, as memory
     /// was short. Nothing is missing for it.
     pub evictions: u64,

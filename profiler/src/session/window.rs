@@ -5,7 +5,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, recorder::Sampled, windows::Windows,
+    Idle, Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, combine::combine,
+    recorder::Sampled, windows::Windows,
 };
 use crate::{
     aggregate::Window,
@@ -23,6 +24,10 @@ pub struct Finished {
     pub(super) tally: Tally,
     pub(super) clock: Option<Clock>,
     pub(super) stopped: Stopped,
+    /// See [`super::Config::idle`].
+    pub(super) idle: bool,
+    /// See [`super::Config::combine`].
+    pub(super) combine: bool,
 }
 
 impl Finished {
@@ -30,15 +35,23 @@ impl Finished {
     pub fn name(self, symbolizer: &mut Symbolizer) -> Recording {
         let processes = &self.processes;
         let name = |(taken, window): &(Taken, Window)| {
-            let samples = window.samples();
-            let (window, naming) = symbolizer.symbolize(*taken, window, processes);
+            let (mut window, naming) = symbolizer.symbolize(*taken, window, processes);
+            let idle = match self.idle {
+                true => Idle::default(),
+                false => Idle::leave_out(&mut window),
+            };
+            let counts = window.samples.iter().map(|sample| sample.values[0]);
             Named {
+                samples: counts.map(i64::unsigned_abs).sum(),
                 window,
                 naming,
-                samples,
+                idle,
             }
         };
-        let named = self.windows.iter().map(name).collect();
+        let named = match self.combine {
+            true => vec![combine(&self.windows, processes, symbolizer)],
+            false => self.windows.iter().map(name).collect(),
+        };
         let breaks = self.breaks.name(symbolizer, processes);
         Recording {
             named,

@@ -8,6 +8,7 @@ mod filter;
 mod kallsyms;
 mod native;
 mod tables;
+mod tracing;
 mod window;
 
 use std::{
@@ -226,7 +227,8 @@ impl<'a> NamingWindow<'a> {
             _ => stack.values[0].unsigned_abs(),
         };
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
-        for address in kernel_calls(stack.kernel) {
+        let tracing = self.tracing_frames(stack.kernel, taken.event);
+        for address in kernel_calls(stack.kernel).skip(tracing) {
             let place = self.kernel_place(address);
             self.tally(place, count);
             locations.push(place.location);
@@ -250,6 +252,15 @@ impl<'a> NamingWindow<'a> {
             stack: locations,
             values: taken.event.values(stack.values, taken.period),
         }
+    }
+
+    /// How many frames of a kernel stack are there only as it was looked at.
+    fn tracing_frames(&self, stack: &[u64], event: Event) -> usize {
+        let name = |address: u64| {
+            let frame = self.kernel.get(&address)?.as_ref()?;
+            Some(frame.lines.last()?.name.as_str())
+        };
+        tracing::tracing_frames(event, kernel_calls(stack).map(name))
     }
 
     fn tally(&mut self, place: Place, count: u64) {

@@ -221,6 +221,8 @@ fn record(
         threads: false,
         goroutines: false,
         labels: true,
+        idle: false,
+        combine: false,
         ring_bytes: memory.ring_bytes(),
     };
     let recording = runtime.block_on(async {

@@ -8,7 +8,7 @@ use crate::{
     cli::printable,
     probe::Clock,
     profile::Format,
-    session::{Break, Named, Recording},
+    session::{Break, Idle, Named, Recording},
     symbolize::Event,
     unwind::StackEnd,
 };
@@ -49,6 +49,9 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     for (named, kept) in recording.named.iter().zip(kept) {
         if *kept != named.samples {
             eprintln!("  {kept} samples kept by --include and --exclude");
+        }
+        if named.idle.count > 0 {
+            eprintln!("  {}", left_out(named.idle));
         }
         if named.samples == 0 {
             eprintln!("  no samples: {}", nothing(named.window.event));
@@ -94,15 +97,28 @@ fn taken(plan: &Plan, named: &Named) -> String {
             let values = window.samples.iter().map(|sample| sample.values[1]);
             let total = values.fold(0i64, i64::saturating_add) as f64 / 1e9;
             let what = event.value_types()[1].name.replace('_', " ");
-            format!("{count} waits of {processes} in {seconds:.1} s: {total:.3} s {what}")
+            let of_what = match event {
+                Event::Threads => "samples and waits",
+                Event::Io => "requests",
+                _ => "waits",
+            };
+            format!("{count} {of_what} of {processes} in {seconds:.1} s: {total:.3} s {what}")
         }
     }
+}
+
+/// What was left out of time off the CPU, in words.
+fn left_out(idle: Idle) -> String {
+    format!(
+        "{:.3} s of threads of the runtime that were merely idle left out (--idle counts them)",
+        idle.ns as f64 / 1e9
+    )
 }
 
 /// Why there is nothing of an event, in words.
 fn nothing(event: Event) -> &'static str {
     match event {
-        Event::OffCpu => "no thread that was recorded left the CPU",
+        Event::OffCpu | Event::Threads => "no thread that was recorded left the CPU",
         _ => "nothing that was recorded used the CPU",
     }
 }
