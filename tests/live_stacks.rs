@@ -110,6 +110,8 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
         let mut probes = Probes::load(&Options {
             kernel_stacks: true,
             watch_execs: false,
+            idle: false,
+            combine: false,
             ring_bytes: 32 << 20,
         })
         .expect("load the probes");

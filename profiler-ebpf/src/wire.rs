@@ -221,6 +221,15 @@ pub mod event {
     /// `__state`; 0 where it was still runnable). Where the kernel told nothing of
     /// its coming back, ENDED follows when it leaves the next time.
     pub const OFF_CPU: u32 = 1;
+    /// A request to a block device. MEASURED as it is made, with the device (as the
+    /// kernel numbers it) in the upper half of `detail` and the first letters of what
+    /// is to be done in the lower, and the bytes so far in `part_ns`; ENDED as it is done, under the same header, with the
+    /// time since the driver got it, before which it was queued for `part_ns`, and its
+    /// bytes in `detail`. The weight of an ENDED is 0 where the request became part of
+    /// another.
+    pub const BLOCK_IO: u32 = 8;
+    /// The MEASURED of one that a thread of the kernel makes.
+    pub const BLOCK_IO_OF_KERNEL: u32 = 9;
 }
 
 /// A piece of stack: registers, the chain of frame pointers from them, and the
@@ -463,11 +472,16 @@ pub enum Counter {
     EndsRingFull = 9,
     /// Threads not followed because the table of threads was full.
     ThreadsFull = 10,
+    /// Requests to block devices of those that are wanted.
+    IoBegun = 11,
+    /// Those not followed to their end, as there was another to the same place, or
+    /// the table of requests was full.
+    IoNotPaired = 12,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 11] = [
+    pub const ALL: [Counter; 13] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
@@ -479,5 +493,7 @@ impl Counter {
         Counter::SwitchesTaken,
         Counter::EndsRingFull,
         Counter::ThreadsFull,
+        Counter::IoBegun,
+        Counter::IoNotPaired,
     ];
 }

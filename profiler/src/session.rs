@@ -2,6 +2,7 @@
 //! knows them all; it does the work of none.
 
 mod begun;
+mod block_io;
 mod breaks;
 mod combine;
 pub mod goroutines;
@@ -9,6 +10,7 @@ mod heap;
 mod heap_buckets;
 mod heap_notes;
 mod idle;
+mod latency;
 pub mod leaks;
 mod looks;
 mod measured;
@@ -41,6 +43,7 @@ pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
 pub use idle::Idle;
+pub use latency::Latency;
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;
@@ -54,7 +57,11 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 2] = [symbolize::Event::Cpu, symbolize::Event::OffCpu];
+pub const SAMPLED: [symbolize::Event; 3] = [
+    symbolize::Event::Cpu,
+    symbolize::Event::OffCpu,
+    symbolize::Event::Io,
+];
 
 /// What to record, validated.
 #[derive(Debug, Clone)]
@@ -165,6 +172,8 @@ pub struct Session {
     counted: Counters,
     /// Ticks that were due by then, and those that had been missed.
     ticks: (u64, u64),
+    /// Times that requests to block devices could not be followed by then.
+    io_missed: u64,
     /// Most bytes that a window may take while it is written.
     max_window_bytes: usize,
 }
@@ -190,6 +199,8 @@ impl Session {
             ring_bytes: config.ring_bytes,
             cpu: config.events.contains(&symbolize::Event::Cpu),
             off_cpu: config.events.contains(&symbolize::Event::OffCpu),
+            block_io: config.events.contains(&symbolize::Event::Io),
+            kernel_io: matches!(config.selection, Selection::All),
         })?;
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;
@@ -208,6 +219,7 @@ impl Session {
             begun: Begun::now(),
             counted: Counters::default(),
             ticks: (0, 0),
+            io_missed: 0,
             max_window_bytes: limit.map_or(usize::MAX, |limit| limit.window_bytes),
         })
     }
@@ -273,6 +285,7 @@ impl Session {
                     self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
                 }
                 symbolize::Event::OffCpu => self.start_off_cpu()?,
+                symbolize::Event::Io => self.probes.attach_block_io()?,
                 other => anyhow::bail!("a session records no {}", other.name()),
             }
         }
@@ -345,6 +358,7 @@ impl Session {
     pub fn rotate(&mut self) -> Result<Finished> {
         let gone = self.recorder.gone();
         let due = self.probes.ticks_due();
+        self.note_missed_io();
         self.drain_all();
         let finished = self.split_off(&gone, due, None)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
@@ -371,6 +385,8 @@ impl Session {
         let duration = self.begun.at.elapsed();
         self.recorder.span.end_ns = monotonic_ns();
         let due = self.probes.ticks_due();
+        // Before they are detached, which forgets it.
+        self.note_missed_io();
         self.probes.detach()?;
         while self.drain() == DRAIN_LIMIT {}
         let mut finished = self.split_off(&[], due, Some(stopped))?;
@@ -378,6 +394,12 @@ impl Session {
             taken.duration = duration;
         }
         Ok(finished)
+    }
+
+    fn note_missed_io(&mut self) {
+        let missed = self.probes.block_io_missed();
+        self.recorder.tally.io_missed += missed.saturating_sub(self.io_missed);
+        self.io_missed = missed;
     }
 
     /// `ticks_due` is what was due a moment ago.
@@ -390,6 +412,9 @@ impl Session {
         let counted = self.probes.counters()?;
         let end_ns = self.recorder.span.end_ns.min(monotonic_ns());
         self.recorder.split_waits(end_ns, stopped.is_some());
+        if stopped.is_some() {
+            self.recorder.tally.io_open = self.recorder.block_io.open.open().count() as u64;
+        }
         let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;

@@ -11,6 +11,7 @@ mod probe;
 mod process;
 mod report;
 mod stats;
+mod switches;
 mod symbols;
 mod throughput;
 
@@ -34,11 +35,12 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 6] = [
+const MEASUREMENTS: [Measurement; 7] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("symbols", symbols::measure),
+    ("switches", switches::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),
 ];

@@ -68,10 +68,13 @@ pub enum Slot {
     Tick = 0,
     /// Thread switches, which happen with interrupts off.
     Switch = 1,
+    /// Requests to block devices: the kernel runs no second program of that kind
+    /// meanwhile.
+    Block = 2,
 }
 
 /// Slots a CPU.
-const SLOTS: u32 = 2;
+const SLOTS: u32 = 3;
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SLOTS, 0);

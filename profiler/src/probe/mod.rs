@@ -1,6 +1,7 @@
 //! Probes: loads the eBPF object and attaches its programs. Knows the maps by
 //! name and nothing of what the records mean.
 
+mod block_io;
 mod counters;
 mod cpu;
 mod diagnostics;
@@ -17,6 +18,7 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 
+use block_io::Hooks;
 pub use counters::Counters;
 pub use cpu::Clock;
 use cpu::Ticking;
@@ -43,6 +45,10 @@ pub struct Options {
     pub cpu: bool,
     /// Sample time off the CPU.
     pub off_cpu: bool,
+    /// Follow requests to block devices.
+    pub block_io: bool,
+    /// Those of the kernel's own threads, too.
+    pub kernel_io: bool,
 }
 
 /// The loaded programs. Dropping it detaches them all.
@@ -51,6 +57,7 @@ pub struct Probes {
     diagnostics: Diagnostics,
     ticking: Option<Ticking>,
     off_cpu: bool,
+    block_io: Option<Hooks>,
 }
 
 impl Probes {
@@ -76,7 +83,16 @@ impl Probes {
             true => off_cpu::MAX_THREADS,
             false => 1,
         };
-        let mut ebpf = EbpfLoader::new()
+        let hooks = match options.block_io {
+            true => Some(Hooks::find(types.as_ref(), options.kernel_io)?),
+            false => None,
+        };
+        let requests = hooks.as_ref().map_or(1, |_| block_io::MAX_REQUESTS);
+        let mut loader = EbpfLoader::new();
+        if let Some(hooks) = &hooks {
+            hooks.tell(&mut loader);
+        }
+        let mut ebpf = loader
             .override_global("TASK_PID", &task.pid, true)
             .override_global("TASK_STATE", &task.state, true)
             .override_global("TASK_RAN", &task.ran, true)
@@ -86,6 +102,7 @@ impl Probes {
             .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
             .map_max_entries("RECORDS", options.ring_bytes)
             .map_max_entries("THREADS", threads)
+            .map_max_entries("REQUESTS", requests)
             .load(OBJECT)
             .context("cannot load the eBPF object into the kernel")?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
@@ -95,11 +112,15 @@ impl Probes {
         if options.off_cpu {
             off_cpu::load(&mut ebpf)?;
         }
+        if let Some(hooks) = &hooks {
+            hooks.load(&mut ebpf)?;
+        }
         Ok(Self {
             ebpf,
             diagnostics,
             ticking: None,
             off_cpu: false,
+            block_io: hooks,
         })
     }
 
@@ -138,6 +159,23 @@ impl Probes {
         Ok(())
     }
 
+    /// Attaches what follows requests to block devices.
+    ///
+    /// # Errors
+    /// The kernel refuses a hook, or this is of no use as it was not asked for.
+    pub fn attach_block_io(&mut self) -> Result<()> {
+        let hooks = self.block_io.as_ref();
+        let hooks = hooks.ok_or_else(|| anyhow!("requests to block devices are not loaded"))?;
+        hooks.attach(&mut self.ebpf)
+    }
+
+    /// How many times the kernel has not run what follows requests so far, as it was
+    /// busy with the like.
+    pub fn block_io_missed(&mut self) -> u64 {
+        let hooks = self.block_io.as_ref();
+        hooks.map_or(0, |hooks| hooks.missed(&mut self.ebpf))
+    }
+
     /// Detaches what takes samples.
     ///
     /// # Errors
@@ -148,6 +186,9 @@ impl Probes {
         }
         if std::mem::take(&mut self.off_cpu) {
             off_cpu::detach(&mut self.ebpf)?;
+        }
+        if let Some(hooks) = self.block_io.take() {
+            hooks.detach(&mut self.ebpf)?;
         }
         Ok(())
     }

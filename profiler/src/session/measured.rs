@@ -33,9 +33,14 @@ pub(super) struct Span {
 impl<T: Sampled> Recorder<T> {
     /// Takes the stack of something that begins.
     pub(super) fn measured(&mut self, measured: &Measured, sample: &Sample<'_>) {
-        if measured.event != event::OFF_CPU {
-            self.tally.undecodable += 1;
-            return;
+        match measured.event {
+            event::OFF_CPU => {}
+            event::BLOCK_IO => return self.io_begins(measured, sample, false),
+            event::BLOCK_IO_OF_KERNEL => return self.io_begins(measured, sample, true),
+            _ => {
+                self.tally.undecodable += 1;
+                return;
+            }
         }
         let Some(owner) = self.unwind(sample) else {
             return;
@@ -58,9 +63,13 @@ impl<T: Sampled> Recorder<T> {
     /// Takes the duration of something that has begun.
     pub(super) fn ended(&mut self, measured: &Measured) {
         let tid = u64::from(measured.header.tid);
-        if measured.event != event::OFF_CPU {
-            self.tally.undecodable += 1;
-            return;
+        match measured.event {
+            event::OFF_CPU => {}
+            event::BLOCK_IO => return self.io_ends(measured),
+            _ => {
+                self.tally.undecodable += 1;
+                return;
+            }
         }
         let duration = measured.duration_ns;
         if measured.weight > 0 {

@@ -10,7 +10,8 @@ use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
 use super::{
-    Config, Tally, breaks::Breaks, looks::Looks, measured::Span, waits::Waits, windows::Windows,
+    Config, Tally, block_io::BlockIo, breaks::Breaks, looks::Looks, measured::Span, waits::Waits,
+    windows::Windows,
 };
 use crate::{
     aggregate::{Labels, Owner},
@@ -72,6 +73,8 @@ pub(super) struct Recorder<T> {
     pub(super) windows: Windows,
     /// Threads that are off the CPU, by thread id.
     pub(super) off_cpu: Waits,
+    /// Requests to block devices.
+    pub(super) block_io: BlockIo,
     /// From when to when what is measured counts.
     pub(super) span: Span,
     /// Pids that run something not wanted, with the reason where it is a Go
@@ -113,6 +116,7 @@ impl<T: Sampled> Recorder<T> {
             table: ProcessTable::default(),
             windows: Windows::of(config.events.iter().copied()),
             off_cpu: Waits::default(),
+            block_io: BlockIo::default(),
             span: Span {
                 begin_ns: 0,
                 end_ns: u64::MAX,
@@ -221,6 +225,7 @@ impl<T: Sampled> Recorder<T> {
             if before.is_some_and(|before| before.is_trusted) {
                 self.tally.disproven += self.windows.drop_process(index);
                 self.off_cpu.retain(|other| other != index);
+                self.block_io.open.retain(|other| other != index);
                 self.disproven.insert(index);
             }
         }

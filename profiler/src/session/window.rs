@@ -126,7 +126,11 @@ impl<T: Sampled> Recorder<T> {
             let _ = self.targets.remove(*pid);
         }
         let processes = self.table.split_off();
+        self.block_io.kernel = None;
         self.off_cpu.retain(|index| self.table.contains(index));
+        self.block_io
+            .open
+            .retain(|index| self.table.contains(index));
         self.disproven.retain(|index| self.table.contains(*index));
         self.several_runtimes
             .retain(|index| self.table.contains(*index));

@@ -25,7 +25,7 @@ use crate::{
     gobinary::{FuncKind, GoFrame},
     memory::Watch,
     process::{Mapped, Object, ProcessIndex, ProcessTable},
-    unwind::GAP,
+    unwind::{GAP, KERNEL_THREAD},
 };
 
 use native::{NativeFrame, NativeSymbols};
@@ -310,12 +310,32 @@ impl<'a> NamingWindow<'a> {
         self.ease();
         let processes = self.processes;
         let place = match processes.get(process).locate(address) {
+            _ if address == KERNEL_THREAD => self.kernel_thread(),
             _ if address == GAP => self.unnamed(address, None, Reason::Gap, ""),
             None => self.unnamed(address, None, Reason::NoMapping, ""),
             Some(mapped) => self.mapped_place(mapped, address),
         };
         self.places.insert((Some(process), address), place);
         place
+    }
+
+    /// What stands for the code of a thread of the kernel.
+    fn kernel_thread(&mut self) -> Place {
+        let function = self.tables.function("[kernel thread]", "", 0);
+        let location = self.tables.location(Location {
+            address: KERNEL_THREAD,
+            mapping: None,
+            kind: FrameKind::Kernel,
+            lines: vec![Line { function, line: 0 }],
+            reason: None,
+        });
+        Place {
+            location,
+            wrapper: false,
+            panics: false,
+            lines: 1,
+            reason: None,
+        }
     }
 
     /// Lets go of what can be had again, now and then, where memory is short.

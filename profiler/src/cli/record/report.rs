@@ -1,14 +1,18 @@
 //! The last lines of `goprof record`: what was taken, what is missing and why,
 //! what it cost, and how to open it.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use super::args::Plan;
 use crate::{
     cli::printable,
     probe::Clock,
     profile::Format,
-    session::{Break, Idle, Named, Recording},
+    session::{Break, Idle, Latency, Named, Recording},
     symbolize::Event,
     unwind::StackEnd,
 };
@@ -56,6 +60,9 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
         if named.samples == 0 {
             eprintln!("  no samples: {}", nothing(named.window.event));
         }
+    }
+    for line in latencies(&recording.tally.latency, plan.verbose) {
+        eprintln!("  {}", printable(&line));
     }
     let naming: Vec<String> = recording
         .named
@@ -115,9 +122,38 @@ fn left_out(idle: Idle) -> String {
     )
 }
 
+/// How long requests took, by device, in words.
+fn latencies(by_device: &BTreeMap<String, Latency>, verbose: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (device, latency) in by_device {
+        let of = |share| time(latency.percentile_ns(share));
+        let (p50, p90, p99) = (of(0.5), of(0.9), of(0.99));
+        let count = latency.count();
+        lines.push(format!(
+            "{device}: {count} requests, p50 {p50}, p90 {p90}, p99 {p99}"
+        ));
+        let buckets = latency.by_power().filter(|_| verbose);
+        lines.extend(buckets.map(|(below_ns, count)| {
+            let below = time(below_ns);
+            format!("  {device} below {below}: {count}")
+        }));
+    }
+    lines
+}
+
+/// A time in the unit that suits it.
+fn time(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{} us", ns / 1000),
+        _ => format!("{} ms", ns / 1_000_000),
+    }
+}
+
 /// Why there is nothing of an event, in words.
 fn nothing(event: Event) -> &'static str {
     match event {
+        Event::Io => "nothing that was recorded asked a block device",
         Event::OffCpu | Event::Threads => "no thread that was recorded left the CPU",
         _ => "nothing that was recorded used the CPU",
     }
@@ -261,6 +297,13 @@ mod tests {
         let lines = breaks(&many);
         assert_eq!(lines.len(), 11);
         assert_eq!(lines[10], "broke at 2 more functions: 3");
+    }
+
+    #[test]
+    fn times_have_a_unit_that_suits_them() {
+        assert_eq!([999, 9_999].map(time), ["999 ns", "9999 ns"]);
+        assert_eq!([10_000, 9_999_999].map(time), ["10 us", "9999 us"]);
+        assert_eq!(time(10_000_000), "10 ms");
     }
 
     #[test]
