@@ -39,6 +39,8 @@ pub mod http;
 #[cfg(feature = "agent")]
 #[path = "harness/identity.rs"]
 pub mod identity;
+#[path = "harness/loop_device.rs"]
+pub mod loop_device;
 #[path = "harness/memory.rs"]
 pub mod memory;
 #[path = "harness/pprof.rs"]

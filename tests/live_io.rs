@@ -10,6 +10,7 @@ use std::time::Duration;
 use ::goprof::process::Selection;
 use ::goprof::session::{Config, Recording, Session, Stopped};
 use ::goprof::symbolize::Event;
+use goprof_tests::loop_device::Loop;
 use goprof_tests::pprof::{Profile, Stack};
 use goprof_tests::target::Target;
 use goprof_tests::{go, goprof, quiet};
@@ -18,58 +19,6 @@ use profiler_ebpf::wire::Counter;
 const READS: u64 = 2000;
 const WRITES: u64 = 1000;
 const FLUSHES: u64 = 20;
-
-const REMEDY: &str = "run as root on a kernel with loop devices (modprobe loop), with \
-     losetup of util-linux";
-
-/// A block device made of a file; gone with it.
-struct Loop {
-    path: String,
-    #[expect(dead_code, reason = "dropping it removes the file")]
-    folder: tempfile::TempDir,
-}
-
-impl Loop {
-    #[track_caller]
-    fn new() -> Self {
-        let folder = tempfile::tempdir_in(goprof_tests::cache_dir()).expect("a folder");
-        let file = folder.path().join("disk");
-        // All of it there, so that reading is reading.
-        std::fs::write(&file, vec![7; 32 << 20]).expect("write the disk's file");
-        let mut losetup = Command::new("losetup");
-        let made = losetup.args(["--find", "--show"]).arg(&file).output();
-        let made = made.unwrap_or_else(|e| panic!("losetup: {e}; {REMEDY}"));
-        let said = String::from_utf8_lossy(&made.stderr);
-        assert!(made.status.success(), "losetup: {said}; {REMEDY}");
-        let path = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-        Self { path, folder }
-    }
-
-    fn name(&self) -> &str {
-        self.path.strip_prefix("/dev/").expect("a device")
-    }
-
-    /// What the kernel has counted so far: requests, sectors and milliseconds, of reads
-    /// and of writes (Documentation/block/stat.rst).
-    fn counted(&self) -> [[u64; 3]; 2] {
-        let path = format!("/sys/block/{}/stat", self.name());
-        let text = std::fs::read_to_string(path).expect("the device's counts");
-        let numbers: Vec<u64> = text
-            .split_whitespace()
-            .map(|word| word.parse().expect("a number"))
-            .collect();
-        let of = |at: usize| [numbers[at], numbers[at + 2], numbers[at + 3]];
-        [of(0), of(4)]
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup")
-            .args(["--detach", &self.path])
-            .status();
-    }
-}
 
 fn label<'s>(stack: &'s Stack, key: &str) -> &'s str {
     stack.labels.get(key).map_or("", String::as_str)
@@ -108,18 +57,28 @@ fn record(device: &Loop, more: &[&str]) -> (Profile, String) {
     (Profile::read(&file), outcome.stderr)
 }
 
+/// How often the kernel did not tell of a request, as goprof says.
+fn missed(said: &str) -> u64 {
+    let lines = said.lines().map(str::trim);
+    let line = lines.filter(|line| line.contains("that the kernel did not tell of a request"));
+    let count = line.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());
+    count.sum()
+}
+
 #[test]
 fn requests_are_as_the_kernel_counts_them() {
     go::build("block_io");
-    let device = Loop::new();
+    let device = Loop::make();
     let _turn = quiet::measuring();
     let before = device.counted();
     let (profile, said) = record(&device, &["-v"]);
     let after = device.counted();
     let of_device = |stack: &Stack| label(stack, "device") == device.name();
-    for (operation, function, count, bytes, index) in [
-        ("R", "main.readsAll", READS, READS * 4096, 0),
-        ("W", "main.writesAll", WRITES, WRITES * 16384, 1),
+    // What other requests on the machine kept the kernel from telling.
+    let missed = missed(&said);
+    for (operation, function, count, size, index) in [
+        ("R", "main.readsAll", READS, 4096, 0),
+        ("W", "main.writesAll", WRITES, 16384, 1),
     ] {
         // The kernel takes a flush for a write of nothing.
         let is_flush = |stack: &Stack| label(stack, "operation") == "F";
@@ -130,14 +89,19 @@ fn requests_are_as_the_kernel_counts_them() {
         let own = sums(&profile, |stack| {
             of(stack) && stack.has(function) && !is_flush(stack)
         });
-        assert_eq!([own[0], own[2]], [count, bytes], "{function}");
-        let [requests, ns, size] = sums(&profile, of);
+        assert!(
+            own[0] <= count && own[0] + missed >= count,
+            "{function}: {own:?}"
+        );
+        assert_eq!(own[2], own[0] * size, "{function}");
+        let [requests, ns, bytes] = sums(&profile, of);
         let counted: Vec<u64> = (0..3)
             .map(|at| after[index][at] - before[index][at])
             .collect();
         let (found_ms, truth_ms) = (ns as f64 / 1e6, counted[2] as f64);
-        println!("{operation}: {requests} requests, {size} bytes, {found_ms:.1} ms of {truth_ms}");
-        assert_eq!([requests, size], [counted[0], counted[1] * 512]);
+        println!("{operation}: {requests} requests, {bytes} bytes, {found_ms:.1} ms of {truth_ms}");
+        assert!(requests <= counted[0] && requests + missed >= counted[0]);
+        assert!(missed > 0 || bytes == counted[1] * 512, "{bytes}");
         // The kernel's begins as the request is made, and ends a moment later.
         let error = (found_ms - truth_ms).abs();
         assert!(
@@ -148,7 +112,11 @@ fn requests_are_as_the_kernel_counts_them() {
     let flushed = sums(&profile, |stack| {
         label(stack, "operation") == "F" && stack.has("main.flushesAll")
     });
-    assert_eq!([flushed[0], flushed[2]], [FLUSHES, 0]);
+    assert!(
+        flushed[0] <= FLUSHES && flushed[0] + missed >= FLUSHES,
+        "{flushed:?}"
+    );
+    assert_eq!(flushed[2], 0);
     for what in ["requests, p50 ", " below "] {
         let line = format!("  {}", device.name());
         assert!(said.contains(&line) && said.contains(what), "{said}");
@@ -158,7 +126,7 @@ fn requests_are_as_the_kernel_counts_them() {
 #[test]
 fn the_kernels_own_requests_are_not_blamed_on_whoever_runs() {
     let binary = go::build("block_io");
-    let device = Loop::new();
+    let device = Loop::make();
     let _turn = quiet::measuring();
     let recorder = goprof::start(&["record", "-e", "io", "-a", "-d", "4", "-o", "all.io.pb.gz"]);
     // Its file is written to by threads of the kernel, once it is flushed.
@@ -187,7 +155,8 @@ fn the_kernels_own_requests_are_not_blamed_on_whoever_runs() {
     });
     assert_eq!(strays, [0; 3]);
     let own = sums(&profile, |s| s.has("main.writesAll"));
-    assert_eq!(own[0], 2000);
+    let missed = missed(&outcome.stderr);
+    assert!(own[0] <= 2000 && own[0] + missed >= 2000, "{own:?}");
 }
 
 /// Records the target for a second without looking at the ring in between.
@@ -206,6 +175,7 @@ fn record_session(target: &Target, ring_bytes: u32) -> Recording {
             threads: false,
             goroutines: false,
             labels: true,
+            kernel_threads: false,
             idle: false,
             combine: false,
             ring_bytes,
@@ -220,7 +190,7 @@ fn record_session(target: &Target, ring_bytes: u32) -> Recording {
 #[test]
 fn what_a_full_ring_loses_is_counted() {
     let binary = go::build("block_io");
-    let device = Loop::new();
+    let device = Loop::make();
     let _turn = quiet::measuring();
     let target = Target::start(&binary, &["-device", &device.path, "-forever"]);
     for ring_bytes in [4096, 64 * 1024 * 1024] {
@@ -236,7 +206,7 @@ fn what_a_full_ring_loses_is_counted() {
         assert_eq!(done + open + merged + full + not_paired, begun);
         match ring_bytes {
             4096 => assert!(full > 100, "the ring of one page was never full"),
-            _ => assert!(full == 0 && open <= 1 && tally.io_missed == 0, "{open}"),
+            _ => assert!(full == 0 && open <= 1 + tally.io_missed, "{open}"),
         }
     }
 }

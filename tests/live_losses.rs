@@ -31,6 +31,7 @@ fn record(target: &Target, ring_bytes: u32, while_sampling: impl FnOnce()) -> Re
             threads: false,
             goroutines: false,
             labels: true,
+            kernel_threads: false,
             idle: false,
             combine: false,
             ring_bytes,

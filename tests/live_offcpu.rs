@@ -168,7 +168,7 @@ fn both_together_are_threads_times_time() {
         .envs(ENVIRONMENT);
     let target = Target::start_command(&mut command);
     // Until every thread is there.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(2));
     let pid = target.pid_arg();
     let (made, threads) = counting_threads(&target, || {
         goprof::record(&["-e", "cpu,offcpu", "--combine", "-p", &pid, "-d", "4"])
@@ -246,6 +246,7 @@ fn record(target: &Target, ring_bytes: u32) -> Recording {
             threads: false,
             goroutines: false,
             labels: true,
+            kernel_threads: false,
             idle: true,
             combine: false,
             ring_bytes,

@@ -110,8 +110,10 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
         let mut probes = Probes::load(&Options {
             kernel_stacks: true,
             watch_execs: false,
-            idle: false,
-            combine: false,
+            cpu: true,
+            off_cpu: false,
+            block_io: false,
+            kernel_io: false,
             ring_bytes: 32 << 20,
         })
         .expect("load the probes");

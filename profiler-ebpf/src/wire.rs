@@ -163,7 +163,7 @@ pub const LONG_WAIT_NS: u64 = 10_000_000;
 
 /// A thread that leaves the CPU more often than once in this time, on average,
 /// has but a part of its stacks taken; in nanoseconds.
-pub const OFF_CPU_EVERY_NS: u64 = 5_000_000;
+pub const OFF_CPU_EVERY_NS: u64 = 2_000_000;
 
 /// A thread of a wanted process: the value of the map `THREADS`, keyed by thread
 /// id.
@@ -226,7 +226,7 @@ pub mod event {
     /// is to be done in the lower, and the bytes so far in `part_ns`; ENDED as it is done, under the same header, with the
     /// time since the driver got it, before which it was queued for `part_ns`, and its
     /// bytes in `detail`. The weight of an ENDED is 0 where the request became part of
-    /// another.
+    /// another, or where `part_ns` is not 0, was given up for another to the same place.
     pub const BLOCK_IO: u32 = 8;
     /// The MEASURED of one that a thread of the kernel makes.
     pub const BLOCK_IO_OF_KERNEL: u32 = 9;
@@ -474,8 +474,8 @@ pub enum Counter {
     ThreadsFull = 10,
     /// Requests to block devices of those that are wanted.
     IoBegun = 11,
-    /// Those not followed to their end, as there was another to the same place, or
-    /// the table of requests was full.
+    /// Those not followed to their end, as there was another to the same place (its
+    /// end was not told, or both were under way), or the table of requests was full.
     IoNotPaired = 12,
 }
 

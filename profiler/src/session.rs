@@ -5,6 +5,8 @@ mod begun;
 mod block_io;
 mod breaks;
 mod combine;
+#[cfg(test)]
+mod fake;
 pub mod goroutines;
 mod heap;
 mod heap_buckets;
@@ -44,6 +46,7 @@ pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
 pub use idle::Idle;
 pub use latency::Latency;
+pub use measured::STATE as THREAD_STATE;
 use recorder::Recorder;
 pub use tally::Tally;
 pub use window::Finished;
@@ -76,6 +79,8 @@ pub struct Config {
     pub duration: Option<Duration>,
     /// Whether kernel stacks are wanted.
     pub kernel_stacks: bool,
+    /// Whether requests to block devices by threads of the kernel are wanted.
+    pub kernel_threads: bool,
     /// Whether threads are told apart.
     pub threads: bool,
     /// Whether goroutines are told apart.
@@ -200,7 +205,7 @@ impl Session {
             cpu: config.events.contains(&symbolize::Event::Cpu),
             off_cpu: config.events.contains(&symbolize::Event::OffCpu),
             block_io: config.events.contains(&symbolize::Event::Io),
-            kernel_io: matches!(config.selection, Selection::All),
+            kernel_io: config.kernel_threads,
         })?;
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;

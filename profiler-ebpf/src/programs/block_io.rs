@@ -50,8 +50,8 @@ static KERNEL_IO: u8 = 0;
 /// `PF_KTHREAD` (`include/linux/sched.h`).
 const KERNEL_THREAD: u32 = 0x0020_0000;
 
-/// A request that is not done after this long never will be, as far as we are told:
-/// the next to the same place takes its own.
+/// A flush that is not done after this long never will be, as far as we are told. They
+/// all have one place, and several at a time are nothing special.
 const GIVEN_UP_NS: u64 = 30_000_000_000;
 
 /// What a request is known by.
@@ -152,15 +152,19 @@ fn block_io_begin(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// Adds a request, unless there is one to the same place.
+/// Adds a request. One to the same place is given up: that its end was not told is
+/// likelier than that both are under way. Not so of flushes, of which the first stays.
 #[inline(always)]
 fn begin(place: &Place, request: &Request) -> bool {
     if let Some(other) = REQUESTS.get_ptr(place) {
-        // SAFETY: a slot of the map; a number that is read at once.
-        let began_ns = unsafe { (*other).began_ns };
-        if request.began_ns.wrapping_sub(began_ns) < GIVEN_UP_NS {
+        // SAFETY: a slot of the map.
+        let other = unsafe { *other };
+        let age_ns = request.began_ns.wrapping_sub(other.began_ns);
+        if place.is_flush != 0 && age_ns < GIVEN_UP_NS {
             return false;
         }
+        count(Counter::IoNotPaired);
+        end(&other, 0, 0, 1);
     }
     REQUESTS.insert(place, request, 0).is_ok()
 }
@@ -256,7 +260,8 @@ fn rename(from: &Place, to: &Place, sectors: i32) {
 }
 
 /// Tells of the end, under the header that the request began with. `weight` is 0
-/// where it was not done, but became part of another.
+/// where it was not done: it became part of another, or was given up where
+/// `queued_ns` is not 0.
 #[inline(always)]
 fn end(request: &Request, weight: u32, duration_ns: u64, queued_ns: u64) {
     emit_end(&Measured {

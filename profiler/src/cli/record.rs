@@ -26,7 +26,7 @@ use crate::{
     sink::{self, FileSink, default_name},
     symbolize::Event,
 };
-use args::{Plan, is_folder, is_memory};
+use args::{Plan, Who, is_folder, is_memory};
 use target::Target;
 
 /// How often the line of progress is written anew.
@@ -97,6 +97,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         threads: plan.threads,
         goroutines: plan.goroutines,
         labels: true,
+        kernel_threads: matches!(plan.who, Who::All),
         idle: plan.idle,
         combine: plan.combine,
         ring_bytes: 8 * 1024 * 1024,

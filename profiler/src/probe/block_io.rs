@@ -195,7 +195,7 @@ fn hook(
 }
 
 /// Where a record keeps a field, of a tracepoint with this `format`: a line is
-/// `field:char rwbs[10];	offset:34;	size:10;	signed:0;`.
+/// `field:char rwbs[10]; offset:34; size:10; signed:0;`, with tabs between.
 fn offset_of(format: &str, field: &str) -> Option<u16> {
     format.lines().find_map(|line| {
         let mut parts = line.trim().strip_prefix("field:")?.split(';');

@@ -114,7 +114,7 @@ mod tests {
         let mut cpu = Window::default();
         let mut off_cpu = Window::default();
         let mut processes = ProcessTable::default();
-        let process = crate::session::recorder::tests::process(&mut processes);
+        let process = crate::session::fake::process(&mut processes);
         let owner = |state: Option<&str>| Owner {
             process,
             labels: state

@@ -61,10 +61,13 @@ impl Latency {
             .map(|(power, counts)| (start_ns((power + 1) * PARTS), counts.iter().sum()))
     }
 
-    /// How many took less than a power of two of nanoseconds.
-    pub fn below_power(&self, power: u32) -> u64 {
-        let before = bucket(1 << power).min(self.buckets.len());
-        self.buckets[..before].iter().sum()
+    /// The counts, each with a time in nanoseconds in the middle of those it is of.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let counts = self.buckets.iter().enumerate();
+        let middle = |bucket: usize| start_ns(bucket).midpoint(start_ns(bucket + 1));
+        counts
+            .filter(|(_, count)| **count > 0)
+            .map(move |(bucket, count)| (middle(bucket), *count))
     }
 }
 
@@ -122,8 +125,8 @@ mod tests {
         let powers: Vec<(u64, u64)> = latency.by_power().collect();
         assert_eq!(powers[..2], [(128, 2), (256, 1)]);
         assert_eq!(powers.iter().map(|(_, count)| count).sum::<u64>(), 6);
-        assert_eq!(latency.below_power(7), 2);
-        assert_eq!(latency.below_power(10), 4);
-        assert_eq!(latency.below_power(36), 6);
+        let counts: Vec<(u64, u64)> = latency.counts().collect();
+        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 6);
+        assert_eq!(counts[0], (100, 1), "of 96 to 103");
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The label that says what a thread off the CPU waited for.
-pub(super) const STATE: &str = "thread_state";
+pub const STATE: &str = "thread_state";
 /// It waited for something else than a CPU; the kernel's frames say for what.
 pub(super) const BLOCKED: &str = "blocked";
 /// It wanted to run.
@@ -164,7 +164,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::session::recorder::tests::{PID, PLAIN, Told, recorder};
+    use crate::session::fake::{PID, PLAIN, Told, recorder};
 
     const MS: u64 = 1_000_000;
 

@@ -51,8 +51,8 @@ pub struct Tally {
     pub io_merged: u64,
     /// Requests that were not done yet at the end.
     pub io_open: u64,
-    /// Times that the kernel did not tell what became of a request, as it was busy
-    /// with the like.
+    /// Times that the kernel did not tell of a request, of whomever, as it was telling
+    /// of another on that CPU.
     pub io_missed: u64,
     /// Times that what was read and remembered of code was let go of, as memory
     /// was short. Nothing is missing for it.
@@ -130,7 +130,7 @@ impl Tally {
             ),
             (
                 self.io_missed,
-                "times that the kernel did not tell what became of a request",
+                "times that the kernel did not tell of a request, of whomever, as it was telling of another",
             ),
             (self.io_open, "requests left out, as they were not done yet"),
             (self.labels_truncated, "labels of samples cut short"),

@@ -12,7 +12,7 @@ use crate::{
     aggregate::Window,
     probe::Clock,
     process::{Depth, Process, ProcessTable, all_pids, is_alive},
-    symbolize::{Symbolizer, Taken},
+    symbolize::{Event, Symbolizer, Taken},
 };
 
 /// What was sampled between two moments, not named yet. Needs nothing of the
@@ -62,16 +62,16 @@ impl Finished {
         }
     }
 
-    /// Drops the samples of processes that `judge` has a reason against, and says
-    /// how many they were by reason.
+    /// Drops the samples of an event of processes that `judge` has a reason against, and
+    /// says how many they were by reason.
     pub fn retain(
         &mut self,
-        mut judge: impl FnMut(&Process) -> Result<(), &'static str>,
+        mut judge: impl FnMut(Event, &Process) -> Result<(), &'static str>,
     ) -> BTreeMap<&'static str, u64> {
         let mut dropped = BTreeMap::new();
-        for (_, window) in &mut self.windows {
+        for (taken, window) in &mut self.windows {
             for index in window.processes() {
-                if let Err(reason) = judge(self.processes.get(index)) {
+                if let Err(reason) = judge(taken.event, self.processes.get(index)) {
                     *dropped.entry(reason).or_default() += window.drop_process(index);
                 }
             }

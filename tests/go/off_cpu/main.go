@@ -134,7 +134,7 @@ func flushes(file *os.File) {
 		_, err := syscall.Pwrite(fd, make([]byte, block), at%(64*block))
 		check(err)
 		check(syscall.Fsync(fd))
-		nanosleep(5 * time.Millisecond)
+		nanosleep(10 * time.Millisecond)
 	}
 }
 
@@ -147,7 +147,7 @@ func reads(path string) {
 	for at := int64(0); time.Now().Before(until); at += block {
 		_, err := syscall.Pread(fd, memory[start:start+block], at%(64*block))
 		check(err)
-		nanosleep(5 * time.Millisecond)
+		nanosleep(10 * time.Millisecond)
 	}
 	check(syscall.Close(fd))
 }

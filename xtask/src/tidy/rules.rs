@@ -5,7 +5,7 @@ use super::Finding;
 
 const MAX_FILE_LINES: usize = 600;
 const MAX_ARCHITECTURE_LINES: usize = 200;
-const MAX_OBJECT_BYTES: usize = 100 * 1024;
+const MAX_OBJECT_BYTES: usize = 160 * 1024;
 
 /// Names that say nothing, and so attract everything.
 const EMPTY_NAMES: [&str; 11] = [

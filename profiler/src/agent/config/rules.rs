@@ -45,6 +45,10 @@ pub enum Event {
     Heap,
     /// Memory allocated during a window.
     Allocs,
+    /// Time off the CPU.
+    OffCpu,
+    /// Requests to block devices.
+    Io,
 }
 
 impl Event {
@@ -54,6 +58,8 @@ impl Event {
             Event::Cpu => symbolize::Event::Cpu,
             Event::Heap => symbolize::Event::Heap,
             Event::Allocs => symbolize::Event::Allocs,
+            Event::OffCpu => symbolize::Event::OffCpu,
+            Event::Io => symbolize::Event::Io,
         }
     }
 }
@@ -107,7 +113,7 @@ impl Rules {
         match self.0.iter().position(is_wrong) {
             Some(index) => Err((
                 format!("rules[{index}].rate_hz"),
-                "is of cpu only: the rest is read once a window".to_owned(),
+                "is of cpu only: nothing else is taken so many times a second".to_owned(),
             )),
             None => Ok(()),
         }

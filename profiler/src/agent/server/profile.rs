@@ -36,7 +36,13 @@ const RATE_HZ: u32 = 99;
 const MAX_PIDS: usize = 256;
 
 /// What can be asked for.
-const EVENTS: [Event; 3] = [Event::Cpu, Event::Heap, Event::Allocs];
+const EVENTS: [Event; 5] = [
+    Event::Cpu,
+    Event::Heap,
+    Event::Allocs,
+    Event::OffCpu,
+    Event::Io,
+];
 
 /// The profiles under way.
 pub(super) struct Profiles(Arc<Semaphore>);
@@ -103,7 +109,9 @@ async fn take(
     let memory = Shares::of(&served.state.config());
     let record = move || {
         let recorded = match event {
-            Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
+            Event::Cpu | Event::OffCpu | Event::Io => {
+                record(event, pids, (duration, memory), asked).map_err(failed)
+            }
             event => record_memory(event, pids, (duration, memory.limit_bytes()), asked),
         };
         drop(permit);
@@ -136,7 +144,7 @@ fn duration(event: Event, seconds: Option<u64>) -> Result<Duration, String> {
     match (event, seconds) {
         (Event::Heap, None) => Ok(Duration::ZERO),
         (Event::Heap, Some(_)) => {
-            Err("heap is memory as it is now: seconds are for cpu and allocs".to_owned())
+            Err("heap is memory as it is now: seconds are for the others".to_owned())
         }
         (_, seconds) => {
             let seconds = seconds.unwrap_or(DEFAULT_SECONDS);
@@ -203,9 +211,9 @@ fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
 /// Samples until the time is over, nobody asks any more or the profile has become
 /// as large as it may.
 fn record(
+    event: Event,
     pids: Vec<u32>,
-    duration: Duration,
-    memory: Shares,
+    (duration, memory): (Duration, Shares),
     asked: oneshot::Receiver<()>,
 ) -> Result<Vec<u8>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -214,13 +222,14 @@ fn record(
         .context("start a runtime to sample on")?;
     let config = session::Config {
         selection: Selection::Pids(pids),
-        events: vec![Event::Cpu],
+        events: vec![event],
         rate_hz: RATE_HZ,
         duration: Some(duration),
         kernel_stacks: true,
         threads: false,
         goroutines: false,
         labels: true,
+        kernel_threads: false,
         idle: false,
         combine: false,
         ring_bytes: memory.ring_bytes(),
@@ -337,7 +346,7 @@ mod tests {
         assert_eq!(asked("event=heap"), Ok((Event::Heap, 0)));
         let why = |query: &str| -> String { asked(query).unwrap_err() };
         assert!(why("event=heap&seconds=5").contains("as it is now"));
-        assert!(why("event=mutex").contains("there are cpu, heap, allocs"));
+        assert!(why("event=mutex").contains("there are cpu, heap, allocs, offcpu, io"));
         assert!(why("seconds=0").contains("from 1 to 300"));
         assert!(why("event=allocs&seconds=301").contains("from 1 to 300"));
     }
