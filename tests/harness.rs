@@ -41,6 +41,8 @@ pub mod http;
 pub mod identity;
 #[path = "harness/listing.rs"]
 pub mod listing;
+#[path = "harness/loop_device.rs"]
+pub mod loop_device;
 #[path = "harness/memory.rs"]
 pub mod memory;
 #[path = "harness/pprof.rs"]

@@ -84,6 +84,9 @@ fn record(target: &Target, cpu: &Cpu, is_there_first: bool) -> (Recording, u64) 
             ring_bytes: 1 << 20,
             events: vec![goprof::symbolize::Event::Cpu],
             probes: goprof::session::ProbeConfig::default(),
+            combine: false,
+            idle: false,
+            kernel_threads: false,
         })
         .expect("root, and a kernel that runs eBPF");
         cpu.set_online(is_there_first);

@@ -31,8 +31,11 @@ fn record(target: &Target, ring_bytes: u32, while_sampling: impl FnOnce()) -> Re
             threads: false,
             goroutines: false,
             labels: true,
+            kernel_threads: false,
+            idle: false,
+            combine: false,
             ring_bytes,
-            probes: goprof::session::ProbeConfig::default(),
+            probes: ::goprof::session::ProbeConfig::default(),
         })
         .expect("root, and a kernel that runs eBPF");
         session.start().expect("a perf event");

@@ -111,6 +111,10 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
         let mut probes = Probes::load(&Options {
             kernel_stacks: true,
             watch_execs: false,
+            cpu: true,
+            off_cpu: false,
+            block_io: false,
+            kernel_io: false,
             ring_bytes: 32 << 20,
             cpu: true,
             off_cpu: false,

@@ -60,6 +60,8 @@ impl Kernel {
             ring_bytes: 1 << 16,
             cpu: false,
             off_cpu: false,
+            block_io: false,
+            kernel_io: false,
         };
         let mut probes = Probes::load(&options).expect("root, and a kernel that runs eBPF");
         let programs = probes.load_uprobes(&[calibrate::PROGRAM]);

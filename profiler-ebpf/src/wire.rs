@@ -165,6 +165,56 @@ pub struct Measured {
 /// its stack was taken or not; in nanoseconds.
 pub const LONG_WAIT_NS: u64 = 10_000_000;
 
+/// A thread that leaves the CPU more often than once in this time, on average,
+/// has but a part of its stacks taken; in nanoseconds.
+pub const OFF_CPU_EVERY_NS: u64 = 2_000_000;
+
+/// A thread of a wanted process: the value of the map `THREADS`, keyed by thread
+/// id.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Thread {
+    /// When it left the CPU; 0 where it is on one.
+    pub left_ns: u64,
+    /// When it was woken since; 0 where it was not.
+    pub woken_ns: u64,
+    /// The time between two departures, on average.
+    pub interval_ns: u64,
+    /// When it left the CPU last.
+    pub last_ns: u64,
+    /// The state it left in.
+    pub state: u64,
+    /// For how long it had been on a CPU by then, since it began.
+    pub ran_ns: u64,
+    /// What its stack stands for; 0 where it was not taken.
+    pub weight: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Where it left from, by index of `places`.
+    pub place: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// How long it waited where it left from lately.
+    pub places: [Place; PLACES],
+}
+
+/// Places that are remembered of a [`Thread`]; a power of two.
+pub const PLACES: usize = 4;
+
+/// A place in a program that a thread left the CPU from.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Place {
+    /// Made of its instruction and stack pointer.
+    pub key: u32,
+    /// How long it waited there, on average, in units of 1,024 nanoseconds.
+    pub wait: u32,
+}
+
 /// What a [`Measured`] is a measure of.
 pub mod event {
     /// A thread off the CPU. MEASURED as it leaves, with no duration; ENDED as it
@@ -172,7 +222,8 @@ pub mod event {
     /// weight of an ENDED is 0 where the stack was not taken, which is then told of
     /// those of [`super::LONG_WAIT_NS`] and more alone: the others are stood for by
     /// what was taken. `detail` is the state it left in (`task_struct`'s
-    /// `__state`; 0 where it was still runnable).
+    /// `__state`; 0 where it was still runnable). Where the kernel told nothing of
+    /// its coming back, ENDED follows when it leaves the next time.
     pub const OFF_CPU: u32 = 1;
     /// A wait for a semaphore is over. The stack is that of the goroutine that woke
     /// the one that waited; `duration_ns` what all waited that wait for the same,
@@ -183,6 +234,15 @@ pub mod event {
     /// A goroutine that waited goes on: its stack, and how long it was; `part_ns` of
     /// it since it could go on, 0 where nobody said so. `detail` as above.
     pub const BLOCK: u32 = 3;
+    /// A request to a block device. MEASURED as it is made, with the device (as the
+    /// kernel numbers it) in the upper half of `detail` and the first letters of what
+    /// is to be done in the lower, and the bytes so far in `part_ns`; ENDED as it is done, under the same header, with the
+    /// time since the driver got it, before which it was queued for `part_ns`, and its
+    /// bytes in `detail`. The weight of an ENDED is 0 where the request became part of
+    /// another, or where `part_ns` is not 0, was given up for another to the same place.
+    pub const BLOCK_IO: u32 = 8;
+    /// The MEASURED of one that a thread of the kernel makes.
+    pub const BLOCK_IO_OF_KERNEL: u32 = 9;
 }
 
 /// Bits of [`Measured::detail`] of a wait, beside the reason's number.
@@ -515,11 +575,16 @@ pub enum Counter {
     WaitsFull = 11,
     /// Hits of a probe in the midst of another's on the same CPU, which are lost.
     ProbesNested = 12,
+    /// Requests to block devices of those that are wanted.
+    IoBegun = 13,
+    /// Those not followed to their end, as there was another to the same place (its
+    /// end was not told, or both were under way), or the table of requests was full.
+    IoNotPaired = 14,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 13] = [
+    pub const ALL: [Counter; 15] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
@@ -533,6 +598,8 @@ impl Counter {
         Counter::ThreadsFull,
         Counter::WaitsFull,
         Counter::ProbesNested,
+        Counter::IoBegun,
+        Counter::IoNotPaired,
     ];
 }
 

@@ -2,11 +2,17 @@
 //! knows them all; it does the work of none.
 
 mod begun;
+mod block_io;
 mod breaks;
+mod combine;
+#[cfg(test)]
+mod fake;
 pub mod goroutines;
 mod heap;
 mod heap_buckets;
 mod heap_notes;
+mod idle;
+mod latency;
 pub mod leaks;
 mod looks;
 mod measured;
@@ -16,6 +22,7 @@ mod probing;
 mod recorder;
 mod snapshots;
 mod tally;
+mod threads;
 mod waits;
 mod window;
 mod windows;
@@ -40,6 +47,9 @@ use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
+pub use idle::Idle;
+pub use latency::Latency;
+pub use measured::STATE as THREAD_STATE;
 use probing::Probing;
 pub use probing::{At, ProbeConfig, ProbeFacts, takes_probes};
 use recorder::Recorder;
@@ -58,11 +68,12 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 4] = [
+pub const SAMPLED: [symbolize::Event; 5] = [
     symbolize::Event::Cpu,
     symbolize::Event::Mutex,
     symbolize::Event::Block,
     symbolize::Event::OffCpu,
+    symbolize::Event::Io,
 ];
 
 /// What to record, validated.
@@ -78,12 +89,19 @@ pub struct Config {
     pub duration: Option<Duration>,
     /// Whether kernel stacks are wanted.
     pub kernel_stacks: bool,
+    /// Whether requests to block devices by threads of the kernel are wanted.
+    pub kernel_threads: bool,
     /// Whether threads are told apart.
     pub threads: bool,
     /// Whether goroutines are told apart.
     pub goroutines: bool,
     /// Whether the pprof labels of goroutines are told apart.
     pub labels: bool,
+    /// Whether time off the CPU of threads of the runtime that are merely idle counts.
+    pub idle: bool,
+    /// Whether time on the CPU and off it become one window of the time of threads,
+    /// the idle ones included.
+    pub combine: bool,
     /// Size of the ring buffer, in bytes; a power of two.
     pub ring_bytes: u32,
     /// What probes may do, for the events that take them.
@@ -134,6 +152,8 @@ pub struct Named {
     pub naming: Naming,
     /// Samples in the window.
     pub samples: u64,
+    /// What was left out of time off the CPU.
+    pub idle: Idle,
 }
 
 /// A finished recording.
@@ -169,6 +189,8 @@ pub struct Session {
     counted: Counters,
     /// Ticks that were due by then, and those that had been missed.
     ticks: (u64, u64),
+    /// Times that requests to block devices could not be followed by then.
+    io_missed: u64,
     /// Most bytes that a window may take while it is written.
     max_window_bytes: usize,
 }
@@ -194,6 +216,8 @@ impl Session {
             ring_bytes: config.ring_bytes,
             cpu: config.events.contains(&symbolize::Event::Cpu),
             off_cpu: config.events.contains(&symbolize::Event::OffCpu),
+            block_io: config.events.contains(&symbolize::Event::Io),
+            kernel_io: config.kernel_threads,
         })?;
         let targets = probes.take_targets()?;
         let records = Records::new(probes.take_ring()?)?;
@@ -213,6 +237,7 @@ impl Session {
             begun: Begun::now(),
             counted: Counters::default(),
             ticks: (0, 0),
+            io_missed: 0,
             max_window_bytes: limit.map_or(usize::MAX, |limit| limit.window_bytes),
         })
     }
@@ -272,12 +297,13 @@ impl Session {
     /// # Errors
     /// The kernel refuses the sampling event.
     pub fn start(&mut self) -> Result<()> {
-        for event in &self.config.events {
+        for event in &self.config.events.clone() {
             match event {
                 symbolize::Event::Cpu => {
                     self.clock = Some(self.probes.attach_cpu(self.config.rate_hz)?);
                 }
-                symbolize::Event::OffCpu => self.probes.attach_off_cpu()?,
+                symbolize::Event::OffCpu => self.start_off_cpu()?,
+                symbolize::Event::Io => self.probes.attach_block_io()?,
                 event if takes_probes(*event) => {}
                 other => anyhow::bail!("a session records no {}", other.name()),
             }
@@ -285,6 +311,16 @@ impl Session {
         self.recorder.follow();
         // Not before every CPU is sampled: a short recording would be over.
         self.begun = Begun::now();
+        self.recorder.span.begin_ns = monotonic_ns();
+        Ok(())
+    }
+
+    /// First the news of threads, then those that are there: so none falls in between.
+    fn start_off_cpu(&mut self) -> Result<()> {
+        self.probes.attach_off_cpu()?;
+        let mut threads = self.probes.take_threads()?;
+        self.recorder
+            .follow_threads(|tid, thread| threads.add(tid, thread));
         Ok(())
     }
 
@@ -348,6 +384,7 @@ impl Session {
         self.follow_cpus();
         let due = self.probes.ticks_due();
         let over = self.recorder.windows_over();
+        self.note_missed_io();
         self.drain_all();
         self.recorder.close_windows(over);
         let finished = self.split_off(&gone, due, None)?;
@@ -374,7 +411,10 @@ impl Session {
         // Before the programs are detached, which takes some milliseconds.
         let duration = self.begun.at.elapsed();
         self.follow_cpus();
+        self.recorder.span.end_ns = monotonic_ns();
         let due = self.probes.ticks_due();
+        // Before they are detached, which forgets it.
+        self.note_missed_io();
         self.probes.detach()?;
         let over = self.recorder.stop_probing();
         while self.drain() == DRAIN_LIMIT {}
@@ -386,6 +426,12 @@ impl Session {
         Ok(finished)
     }
 
+    fn note_missed_io(&mut self) {
+        let missed = self.probes.block_io_missed();
+        self.recorder.tally.io_missed += missed.saturating_sub(self.io_missed);
+        self.io_missed = missed;
+    }
+
     /// `ticks_due` is what was due a moment ago.
     fn split_off(
         &mut self,
@@ -394,7 +440,11 @@ impl Session {
         stopped: Option<Stopped>,
     ) -> Result<Finished> {
         let counted = self.probes.counters()?;
-        self.recorder.split_waits(monotonic_ns(), stopped.is_some());
+        let end_ns = self.recorder.span.end_ns.min(monotonic_ns());
+        self.recorder.split_waits(end_ns, stopped.is_some());
+        if stopped.is_some() {
+            self.recorder.tally.io_open = self.recorder.block_io.open.open().count() as u64;
+        }
         let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;
@@ -424,6 +474,8 @@ impl Session {
             tally,
             clock: self.clock,
             stopped: stopped.unwrap_or(Stopped::Duration),
+            idle: self.config.idle,
+            combine: self.config.combine,
         })
     }
 

@@ -27,6 +27,9 @@ use walk::Walk;
 /// Stands in a stack for frames that could not be had, between some that could.
 pub const GAP: u64 = u64::MAX;
 
+/// Stands in the place of a user stack for a thread of the kernel, which has none.
+pub const KERNEL_THREAD: u64 = u64::MAX - 1;
+
 /// How a stack ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StackEnd {

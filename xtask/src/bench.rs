@@ -12,6 +12,7 @@ mod probe_budget;
 mod process;
 mod report;
 mod stats;
+mod switches;
 mod symbols;
 mod throughput;
 
@@ -35,12 +36,13 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 7] = [
+const MEASUREMENTS: [Measurement; 8] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("probe-budget", probe_budget::measure),
     ("symbols", symbols::measure),
+    ("switches", switches::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),
 ];

@@ -12,52 +12,35 @@ use aya_ebpf::{
     maps::HashMap,
     programs::RawTracePointContext,
 };
-use profiler_ebpf::wire::{Counter, GoLayout, Header, LONG_WAIT_NS, Measured, event, kind};
+use profiler_ebpf::wire::{
+    Counter, GoLayout, Header, LONG_WAIT_NS, Measured, OFF_CPU_EVERY_NS, PLACES, Place, Thread,
+    event, kind,
+};
 
 use super::{
     emit::{TARGETS, count, emit_end, emit_sample, header},
-    registers::saved_user_registers,
+    registers::{saved_place, saved_user_registers},
     sample::take,
     scratch::{Scratch, Slot},
 };
 
-/// Where `task_struct` keeps the thread's id, its process's and its state, in
-/// bytes.
+/// Where `task_struct` keeps the thread's id, its state, and how long it has been
+/// on a CPU, in bytes.
 #[unsafe(no_mangle)]
 static TASK_PID: u32 = 0;
 #[unsafe(no_mangle)]
 static TASK_STATE: u32 = 0;
+#[unsafe(no_mangle)]
+static TASK_RAN: u32 = 0;
 
 /// `TASK_DEAD` (`include/linux/sched.h`): the thread never comes back.
 const TASK_DEAD: u64 = 0x80;
 
-/// A thread that leaves the CPU more often than once in this time, on average,
-/// has but a part of its stacks taken.
-const EVERY_NS: u64 = 5_000_000;
 /// Most departures that one stack stands for.
 const MAX_WEIGHT: u32 = 1024;
 
-/// A thread of a wanted process.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Thread {
-    /// When it left the CPU; 0 where it is on one.
-    left_ns: u64,
-    /// When it was woken since; 0 where it was not.
-    woken_ns: u64,
-    /// The time between two departures, on average.
-    interval_ns: u64,
-    /// When it left the CPU last.
-    last_ns: u64,
-    /// The state it left in.
-    state: u64,
-    /// What its stack stands for; 0 where it was not taken.
-    weight: u32,
-    /// Its process.
-    pid: u32,
-}
-
-/// Threads of wanted processes that have left the CPU once, by thread id.
+/// Threads of wanted processes, by thread id: those there were at the start, and
+/// those that have left the CPU once. Sized at load.
 #[map]
 static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(64 * 1024, 0);
 
@@ -79,7 +62,16 @@ fn off_cpu_switch(ctx: RawTracePointContext) -> i32 {
             0 => task_word(prev, &raw const TASK_STATE) as u32 as u64,
             _ => 0,
         };
-        leave(&ctx, &target.go, (pid, tid), state, now);
+        let mut ran_ns = 0u64;
+        task_read(prev, &raw const TASK_RAN, &mut ran_ns);
+        let left = Left {
+            pid,
+            tid,
+            state,
+            ran_ns,
+            now,
+        };
+        leave(&ctx, &target.go, &left);
     }
     let next_tid = task_word(next, &raw const TASK_PID) as u32;
     if next_tid != 0
@@ -107,36 +99,46 @@ fn off_cpu_wakeup(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-#[inline(always)]
-fn leave(
-    ctx: &RawTracePointContext,
-    layout: &GoLayout,
-    (pid, tid): (u32, u32),
+/// A thread that leaves the CPU.
+struct Left {
+    pid: u32,
+    tid: u32,
     state: u64,
+    ran_ns: u64,
     now: u64,
-) {
-    if state & TASK_DEAD != 0 {
-        let _ = THREADS.remove(tid);
-        return;
+}
+
+#[inline(always)]
+fn leave(ctx: &RawTracePointContext, layout: &GoLayout, left: &Left) {
+    let ends = left.state & TASK_DEAD != 0;
+    if !ends {
+        count(Counter::SwitchesOff);
     }
-    count(Counter::SwitchesOff);
-    let Some(thread) = known(pid, tid, now) else {
+    let Some(thread) = known(left) else {
         count(Counter::ThreadsFull);
         return;
     };
-    let since = now.wrapping_sub(thread.last_ns);
-    // An average that a long pause sets at once and short ones by and by.
-    thread.interval_ns = match since > thread.interval_ns {
-        true => since,
-        false => thread.interval_ns - thread.interval_ns / 8 + since / 8,
-    };
-    thread.last_ns = now;
-    thread.left_ns = now;
+    if thread.left_ns != 0 {
+        // The kernel told nothing of its coming back (a tracepoint that is being
+        // traced already stays silent): it has been off the CPU for as long as it
+        // was not on one.
+        let ran_ns = left.ran_ns.wrapping_sub(thread.ran_ns);
+        let since_ns = left.now.wrapping_sub(thread.left_ns);
+        end(thread, left.tid, since_ns.saturating_sub(ran_ns));
+    }
+    if ends {
+        let _ = THREADS.remove(left.tid);
+        return;
+    }
+    let since = left.now.wrapping_sub(thread.last_ns);
+    thread.interval_ns = average(thread.interval_ns, since, 8);
+    thread.last_ns = left.now;
+    thread.left_ns = left.now;
     thread.woken_ns = 0;
-    thread.state = state;
-    thread.pid = pid;
+    thread.state = left.state;
+    thread.ran_ns = left.ran_ns;
     thread.weight = 0;
-    let weight = weight(thread.interval_ns);
+    let weight = weight(thread.interval_ns.max(usual_wait_ns(thread)));
     // SAFETY: a random number.
     let is_wanted = unsafe { bpf_get_prandom_u32() } & (weight - 1) == 0;
     if is_wanted && let Some(scratch) = Scratch::of_this_cpu(Slot::Switch) {
@@ -147,7 +149,7 @@ fn leave(
             weight,
             duration_ns: 0,
             part_ns: 0,
-            detail: state,
+            detail: left.state,
             window: 0,
         };
         let registers = saved_user_registers();
@@ -162,23 +164,53 @@ fn leave(
 
 /// The thread's place in the table.
 #[inline(always)]
-fn known(pid: u32, tid: u32, now: u64) -> Option<&'static mut Thread> {
-    let mut place = THREADS.get_ptr_mut(tid);
-    if place.is_none() {
+fn known(left: &Left) -> Option<&'static mut Thread> {
+    let mut slot = THREADS.get_ptr_mut(left.tid);
+    // SAFETY: a slot of the map, which only switches of this thread write.
+    let is_other = |slot: *mut Thread| unsafe { (*slot).pid } != left.pid;
+    if slot.is_none_or(is_other) {
         let new = Thread {
             left_ns: 0,
             woken_ns: 0,
-            interval_ns: EVERY_NS,
-            last_ns: now,
+            interval_ns: OFF_CPU_EVERY_NS,
+            last_ns: left.now,
             state: 0,
+            ran_ns: left.ran_ns,
             weight: 0,
-            pid,
+            pid: left.pid,
+            place: 0,
+            reserved: 0,
+            places: [Place { key: 0, wait: 0 }; PLACES],
         };
-        let _ = THREADS.insert(tid, new, 0);
-        place = THREADS.get_ptr_mut(tid);
+        let _ = THREADS.insert(left.tid, new, 0);
+        slot = THREADS.get_ptr_mut(left.tid);
     }
-    // SAFETY: a slot of the map, which only switches of this thread write.
-    place.map(|thread| unsafe { &mut *thread })
+    // SAFETY: as above.
+    slot.map(|thread| unsafe { &mut *thread })
+}
+
+/// How long the thread waited lately where it leaves from now. What it waits for
+/// there tends to be the same, whatever else it waits for in between.
+#[inline(always)]
+fn usual_wait_ns(thread: &mut Thread) -> u64 {
+    let key = saved_place();
+    let index = key as usize & (PLACES - 1);
+    thread.place = index as u32;
+    let place = &mut thread.places[index];
+    if place.key != key {
+        *place = Place { key, wait: 0 };
+    }
+    u64::from(place.wait) << 10
+}
+
+/// An average that a long time sets at once and short ones by and by, each by one
+/// part in so many.
+#[inline(always)]
+fn average(before: u64, now: u64, parts: u64) -> u64 {
+    match now > before {
+        true => now,
+        false => before - (before - now).div_ceil(parts),
+    }
 }
 
 /// How many departures one stack is to stand for, a power of two.
@@ -186,7 +218,7 @@ fn known(pid: u32, tid: u32, now: u64) -> Option<&'static mut Thread> {
 fn weight(interval_ns: u64) -> u32 {
     let mut weight = 1;
     let mut interval = interval_ns;
-    while weight < MAX_WEIGHT && interval < EVERY_NS {
+    while weight < MAX_WEIGHT && interval < OFF_CPU_EVERY_NS {
         interval *= 2;
         weight *= 2;
     }
@@ -195,16 +227,24 @@ fn weight(interval_ns: u64) -> u32 {
 
 #[inline(always)]
 fn come_back(thread: &mut Thread, tid: u32, now: u64) {
-    if thread.left_ns == 0 {
-        return;
+    if thread.left_ns != 0 {
+        end(thread, tid, now.wrapping_sub(thread.left_ns));
     }
-    let duration_ns = now.wrapping_sub(thread.left_ns);
+}
+
+/// The thread was off the CPU for `duration_ns`.
+#[inline(always)]
+fn end(thread: &mut Thread, tid: u32, duration_ns: u64) {
+    let place = &mut thread.places[thread.place as usize & (PLACES - 1)];
+    let wait = (duration_ns >> 10).min(u64::from(u32::MAX));
+    // Slowly: where a thread has waited long it may again, after many short waits.
+    place.wait = average(place.wait.into(), wait, 32) as u32;
     // A short one is stood for by those that were taken.
     if thread.weight != 0 || duration_ns >= LONG_WAIT_NS {
-        let ready = match (thread.state, thread.woken_ns) {
-            (0, _) => thread.left_ns,
-            (_, 0) => now,
-            (_, woken) => woken,
+        let blocked_ns = match (thread.state, thread.woken_ns) {
+            (0, _) => 0,
+            (_, 0) => duration_ns,
+            (_, woken) => woken.wrapping_sub(thread.left_ns).min(duration_ns),
         };
         emit_end(&Measured {
             header: Header {
@@ -215,7 +255,7 @@ fn come_back(thread: &mut Thread, tid: u32, now: u64) {
             event: event::OFF_CPU,
             weight: thread.weight,
             duration_ns,
-            part_ns: now.wrapping_sub(ready),
+            part_ns: duration_ns - blocked_ns,
             detail: thread.state,
             window: 0,
         });
@@ -224,19 +264,25 @@ fn come_back(thread: &mut Thread, tid: u32, now: u64) {
     thread.weight = 0;
 }
 
-/// Half a word or more of a `task_struct`.
+/// Half a word of a `task_struct`.
 #[inline(always)]
 fn task_word(task: u64, offset: *const u32) -> u64 {
-    let mut word = 0u64;
+    let mut word = 0u32;
+    task_read(task, offset, &mut word);
+    word.into()
+}
+
+/// Reads a number of a `task_struct`; zero where it cannot be read.
+#[inline(always)]
+fn task_read<T>(task: u64, offset: *const u32, value: &mut T) {
     // SAFETY: the offset is set before the load and never after; the helper does
     // not fault, and writes zero where it fails.
     unsafe {
         let offset = core::ptr::read_volatile(offset);
         bpf_probe_read_kernel(
-            (&raw mut word).cast(),
-            4,
+            core::ptr::from_mut(value).cast(),
+            size_of::<T>() as u32,
             (task.wrapping_add(offset as u64)) as *const _,
         );
     }
-    word
 }

@@ -192,6 +192,21 @@ pub fn saved_user_registers() -> UserRegisters {
     }
 }
 
+/// A number for where in the program the thread entered the kernel: the same
+/// instruction at the same depth of the stack. Never 0.
+#[inline(always)]
+pub fn saved_place() -> u32 {
+    // SAFETY: as in `at_kernel_entry`.
+    let saved = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u64;
+    let (ip, sp) = match is_arm64() {
+        true => (saved_word(saved, arm64::IP), saved_word(saved, arm64::SP)),
+        false => (saved_word(saved, x86::IP), saved_word(saved, x86::SP)),
+    };
+    // Fibonacci hashing (Knuth): the upper half depends on all bits.
+    let mixed = (ip ^ sp.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32 | 1 << 31
+}
+
 /// The registers that the kernel saved when the thread entered it.
 #[inline(always)]
 fn at_kernel_entry() -> UserRegisters {

@@ -73,6 +73,14 @@ pub fn take_parked(scratch: &mut Scratch, layout: &GoLayout, g: u64) {
     }
 }
 
+/// Puts together a sample of the kernel's stack alone.
+#[inline(always)]
+pub fn take_kernel(ctx: *mut c_void, scratch: &mut Scratch) {
+    scratch.begin();
+    begin_sample(&mut scratch.sample, &UserRegisters::default(), false);
+    kernel_stack(ctx, scratch, false);
+}
+
 /// Begins the header: the thread, and nothing taken yet.
 #[inline(always)]
 fn begin_sample(sample: &mut Sample, registers: &UserRegisters, in_user: bool) {

@@ -78,10 +78,13 @@ pub enum Slot {
     /// Programs of probes, of which one can be put aside for another: by
     /// [`Scratch::for_probe`] alone.
     Probe = 2,
+    /// Requests to block devices: the kernel runs no second program of that kind
+    /// meanwhile.
+    Block = 3,
 }
 
 /// Slots a CPU.
-const SLOTS: u32 = 3;
+const SLOTS: u32 = 4;
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SLOTS, 0);

@@ -7,7 +7,7 @@ use profiler_ebpf::wire::Counter;
 
 use crate::{
     metrics::Metrics,
-    session::{HeapFacts, HeapRecording, Recording, SnapshotRecording},
+    session::{HeapFacts, HeapRecording, Named, Recording, SnapshotRecording, THREAD_STATE},
     symbolize::{Event, Naming, Reason},
     unwind::StackEnd,
 };
@@ -20,6 +20,10 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         let samples = metrics.samples.with_label_values(&[event]);
         samples.inc_by(named.samples);
         add_naming(metrics, &named.naming);
+        add_off_cpu(metrics, named);
+    }
+    for (device, latency) in &tally.latency {
+        metrics.waits.add_block_io(device, latency.counts());
     }
     let kernel = |counter| tally.kernel.get(counter);
     for (reason, count) in [
@@ -49,6 +53,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("stacks_not_taken", tally.stacks_not_taken),
         ("cpu_late", tally.cpus_late),
         ("cpu_refused", tally.cpus_refused),
+        ("io_not_paired", kernel(Counter::IoNotPaired)),
+        ("io_not_told", tally.io_missed),
         ("labels_truncated", tally.labels_truncated),
         ("labels_missed", tally.labels_missed),
     ] {
@@ -63,6 +69,21 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     }
     let evictions = metrics.evictions.with_label_values(&["code"]);
     evictions.inc_by(tally.evictions);
+}
+
+/// Adds the time that threads were off the CPU.
+fn add_off_cpu(metrics: &Metrics, named: &Named) {
+    if named.window.event != Event::OffCpu {
+        return;
+    }
+    metrics.waits.add_off_cpu("idle", named.idle.ns);
+    for sample in &named.window.samples {
+        let state = sample.labels.iter().find(|(key, _)| key == THREAD_STATE);
+        if let Some((_, state)) = state {
+            let ns = sample.values[1].unsigned_abs();
+            metrics.waits.add_off_cpu(state, ns);
+        }
+    }
 }
 
 /// Adds how frames were named.

@@ -245,7 +245,7 @@ impl Config {
         self.rules.rates(Event::Cpu, self.rate_hz)
     }
 
-    /// Whether `event`, which is not sampled but read, is read of a process.
+    /// Whether `event`, which has no rate, is taken of a process.
     pub fn takes(&self, event: Event, subject: &Subject<'_>) -> bool {
         let decided = self.rules.decide(event, subject, self.rate_hz);
         self.rules.ask_for(event) && decided.is_some()

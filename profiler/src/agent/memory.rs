@@ -1,7 +1,7 @@
 //! How the memory limit is shared out among those who hold what cannot be had
 //! again. Measures nothing: see `crate::memory`.
 
-use super::config::Config;
+use super::{config::Config, kind::Kind};
 use crate::{profile::parquet, session::MemoryLimit};
 
 /// The part of the limit that windows may take together while they are written;
@@ -27,7 +27,7 @@ impl Shares {
     pub(super) fn of(config: &Config) -> Self {
         Self {
             limit_bytes: config.memory_limit.0,
-            samplers: config.rates().len().max(1) as u64,
+            samplers: Kind::all(config).len().max(1) as u64,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod account;
 pub mod config;
+mod kind;
 pub mod log;
 mod memory;
 mod publisher;
@@ -35,7 +36,8 @@ use crate::{
     identity::{Identifier, Options},
     sink::{Spool, Store, Uploader},
 };
-use config::{Config, Rate};
+use config::Config;
+use kind::Kind;
 use publisher::Samplers;
 use push::Push;
 use sampler::{MAX_WAITING, Prepared, Sampler, Window};
@@ -128,7 +130,7 @@ impl Agent {
         let server = Server::new(&config.http, listener, Arc::clone(&state))?;
         let (windows, finished) = sync_channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let prepared = prepare_samplers(&config, &config.rates(), &windows, &waiting)?;
+        let prepared = prepare_samplers(&config, &Kind::all(&config), &windows, &waiting)?;
         let samplers: Result<Vec<_>> = prepared.into_iter().map(Prepared::begin).collect();
         let samplers = samplers?;
         let shared = Samplers::new(Mutex::new(shares(&samplers)));
@@ -216,9 +218,9 @@ impl Agent {
     async fn replace_samplers(&mut self, config: &Arc<Config>) -> Result<()> {
         let stays = |sampler: &Sampler| sampler.does_for(config);
         let kept = self.samplers.iter().filter(|sampler| stays(sampler));
-        let kept: Vec<Rate> = kept.map(|sampler| sampler.shared.rate).collect();
-        let mut new = config.rates();
-        new.retain(|rate| !kept.contains(rate));
+        let kept: Vec<Kind> = kept.map(|sampler| sampler.shared.kind).collect();
+        let mut new = Kind::all(config);
+        new.retain(|kind| !kept.contains(kind));
         let prepared = prepare_samplers(config, &new, &self.windows, &self.waiting)?;
         let samplers = std::mem::take(&mut self.samplers);
         let (kept, over): (Vec<_>, Vec<_>) = samplers.into_iter().partition(stays);
@@ -309,10 +311,10 @@ async fn stop_samplers(samplers: Vec<Sampler>) {
     let _ = tokio::task::spawn_blocking(join).await;
 }
 
-/// Starts the samplers of some rates as far as it goes without sampling.
+/// Starts samplers as far as it goes without sampling.
 fn prepare_samplers(
     config: &Arc<Config>,
-    rates: &[Rate],
+    kinds: &[Kind],
     windows: &SyncSender<Window>,
     waiting: &Arc<AtomicUsize>,
 ) -> Result<Vec<Prepared>> {
@@ -320,8 +322,8 @@ fn prepare_samplers(
         bail!("no rule samples CPU time, by which processes are found");
     }
     let prepare =
-        |rate: &Rate| Sampler::prepare(config, *rate, windows.clone(), Arc::clone(waiting));
-    rates.iter().map(prepare).collect()
+        |kind: &Kind| Sampler::prepare(config, *kind, windows.clone(), Arc::clone(waiting));
+    kinds.iter().map(prepare).collect()
 }
 
 fn shares(samplers: &[Sampler]) -> Vec<Arc<sampler::Shared>> {

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use super::{
     account,
     config::{Config, Event, Subject},
+    kind::Unwanted,
     log,
     memory::Shares,
     readings::Readings,
@@ -131,13 +132,16 @@ impl Publisher<'_> {
         } = window;
         let config = shared.config();
         let mut targets = Targets::new();
-        let excluded = finished.retain(|process| {
+        let excluded = finished.retain(|event, process| {
             let target = self.identify(process);
-            match rate_of(&config, process, &target) {
-                Some(rate) if rate == shared.rate.0 => {}
-                Some(_) => return Err("other_rate"),
-                None if target.is_partial => return Err("not_identified"),
-                None => return Err("no_rule"),
+            match shared
+                .kind
+                .judge(&config, event, &subject(process, &target))
+            {
+                Ok(()) => {}
+                Err(Unwanted::OtherRate) => return Err("other_rate"),
+                Err(Unwanted::NoRule) if target.is_partial => return Err("not_identified"),
+                Err(Unwanted::NoRule) => return Err("no_rule"),
             }
             targets.insert((process.pid, process.exe.clone()), target);
             Ok(())
@@ -148,8 +152,8 @@ impl Publisher<'_> {
         account::add(metrics, &recording);
         account::add_excluded(metrics, &recording, &excluded);
         let fill = shared.snapshot().ring_fill;
-        let rate = shared.rate.0.to_string();
-        metrics.ring_fill.with_label_values(&[&rate]).set(fill);
+        let kind = shared.kind.word();
+        metrics.ring_fill.with_label_values(&[&kind]).set(fill);
         let delayed = shared.delayed.swap(0, Ordering::Relaxed);
         metrics.windows_delayed.inc_by(delayed as u64);
         for line in recording
@@ -327,11 +331,15 @@ impl Publisher<'_> {
             let mut exclude = Vec::new();
             for process in &snapshot.running {
                 let target = self.identify_again(process);
-                let rate = rate_of(&config, process, &target);
-                let wanted = rate == Some(sampler.rate.0);
+                let rate = config.rate_of(&subject(process, &target));
+                let rate = rate.map(|rate| rate.0);
+                let wanted = sampler.kind.takes(&config, &subject(process, &target));
                 // What is not known yet may make a rule take it.
                 if !wanted && !target.is_partial {
                     exclude.push(process.pid);
+                }
+                if sampler.kind.rate_hz().is_none() {
+                    continue;
                 }
                 if wanted {
                     self.excluded.remove(&process.pid);
@@ -405,22 +413,17 @@ impl Publisher<'_> {
     }
 }
 
-fn rate_of(config: &Config, process: &Process, target: &Target) -> Option<u32> {
-    let subject = Subject {
+/// A process, for the rules.
+fn subject<'a>(process: &'a Process, target: &'a Target) -> Subject<'a> {
+    Subject {
         comm: &process.comm,
         exe: &process.exe,
         target,
-    };
-    config.rate_of(&subject).map(|rate| rate.0)
+    }
 }
 
 fn takes(config: &Config, event: Event, process: &Process, target: &Target) -> bool {
-    let subject = Subject {
-        comm: &process.comm,
-        exe: &process.exe,
-        target,
-    };
-    config.takes(event, &subject)
+    config.takes(event, &subject(process, target))
 }
 
 fn view(process: &Process, target: Target, rate: Option<u32>) -> ProcessView {

@@ -63,7 +63,8 @@ impl Readings {
         }
     }
 
-    /// Adds to the view of a process what is read of it by the rules, and why not.
+    /// Adds to the view of a process what beside CPU time is taken of it by the rules,
+    /// and why not.
     pub(super) fn describe(&self, config: &Config, process: &mut ProcessView) {
         let target = Target {
             pid: process.pid,
@@ -75,7 +76,14 @@ impl Readings {
             exe: &process.exe,
             target: &target,
         };
-        for event in [Event::Heap, Event::Allocs, Event::Goroutine, Event::Wall] {
+        for event in [
+            Event::Heap,
+            Event::Allocs,
+            Event::Goroutine,
+            Event::Wall,
+            Event::OffCpu,
+            Event::Io,
+        ] {
             if !config.takes(event, &subject) {
                 continue;
             }

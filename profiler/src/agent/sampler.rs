@@ -15,15 +15,10 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-use super::{
-    config::{Config, Rate},
-    memory::Shares,
-    state::lock,
-};
+use super::{config::Config, kind::Kind, memory::Shares, state::lock};
 use crate::{
     process::{Process, Selection},
     session::{self, Finished, Session, Shortfall, Stopped},
-    symbolize,
 };
 
 /// How often a sampler hears of the outside and tells it who runs.
@@ -39,8 +34,8 @@ pub(super) struct Window {
 
 /// What a sampler and its neighbours share.
 pub(super) struct Shared {
-    /// How often it samples.
-    pub rate: Rate,
+    /// What it samples.
+    pub kind: Kind,
     /// By which its windows are judged.
     config: Mutex<Arc<Config>>,
     snapshot: Mutex<Snapshot>,
@@ -127,12 +122,12 @@ impl Sampler {
     /// The kernel refuses its programs.
     pub(super) fn prepare(
         config: &Arc<Config>,
-        rate: Rate,
+        kind: Kind,
         windows: SyncSender<Window>,
         waiting: Arc<AtomicUsize>,
     ) -> Result<Prepared> {
         let shared = Arc::new(Shared {
-            rate,
+            kind,
             config: Mutex::new(Arc::clone(config)),
             snapshot: Mutex::default(),
             exclude: Mutex::default(),
@@ -148,13 +143,16 @@ impl Sampler {
         let work = Work {
             settings: session::Config {
                 selection: Selection::All,
-                events: vec![symbolize::Event::Cpu],
-                rate_hz: rate.0,
+                events: kind.events(),
+                rate_hz: kind.rate_hz().unwrap_or(config.rate_hz.0),
                 duration: None,
                 kernel_stacks: config.kernel,
                 threads: config.threads,
                 goroutines: config.goroutines,
                 labels: config.labels,
+                kernel_threads: false,
+                idle: false,
+                combine: false,
                 ring_bytes: memory.ring_bytes(),
                 probes: session::ProbeConfig::default(),
             },
@@ -165,7 +163,10 @@ impl Sampler {
             windows,
         };
         let thread = std::thread::Builder::new()
-            .name(format!("goprof-{}hz", rate.0))
+            .name(match kind.rate_hz() {
+                Some(rate_hz) => format!("goprof-{rate_hz}hz"),
+                None => "goprof-waits".to_owned(),
+            })
             .spawn(move || work.run(&tell, &begins, moving))
             .context("start a thread to sample on")?;
         let sampler = Self {
@@ -191,8 +192,8 @@ impl Sampler {
         ended.unwrap_or_else(|| anyhow::anyhow!("the sampler ended at once"))
     }
 
-    /// Whether it does for a configuration as it is: it samples at one of the
-    /// rates, and all but what it knows nothing of is the same.
+    /// Whether it does for a configuration as it is: what it samples is
+    /// wanted, and all but what it knows nothing of is the same.
     pub(super) fn does_for(&self, config: &Config) -> bool {
         let own = self.shared.config();
         let as_far_as_known = Config {
@@ -200,7 +201,7 @@ impl Sampler {
             metrics: own.metrics.clone(),
             ..config.clone()
         };
-        config.rates().contains(&self.shared.rate) && as_far_as_known == *own
+        Kind::all(config).contains(&self.shared.kind) && as_far_as_known == *own
     }
 
     /// Goes on for another configuration.

@@ -62,6 +62,8 @@ pub fn hold(args: &Args) -> Result<ExitCode, Failure> {
         ring_bytes: 1 << 20,
         cpu: false,
         off_cpu: false,
+        block_io: false,
+        kernel_io: false,
     };
     let mut probes = Probes::load(&options)?;
     let programs = probes.load_uprobes(&[calibrate::PROGRAM])?;

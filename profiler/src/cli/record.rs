@@ -27,7 +27,7 @@ use crate::{
     sink::{self, FileSink, default_name},
     symbolize::Event,
 };
-use args::{Plan, is_folder, is_read};
+use args::{Plan, Who, is_folder, is_read};
 use target::Target;
 
 /// How often the line of progress is written anew.
@@ -88,8 +88,8 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     doctor::require(plan.rate_hz)?;
     let mut target = Target::prepare(&plan)?;
     let mut outputs = Vec::new();
-    for event in &plan.events {
-        outputs.push(Output::prepare(&plan, &target, *event)?);
+    for event in plan.written() {
+        outputs.push(Output::prepare(&plan, &target, event)?);
     }
     let config = Config {
         selection: target.selection(),
@@ -100,6 +100,9 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
         threads: plan.threads,
         goroutines: plan.goroutines,
         labels: true,
+        kernel_threads: matches!(plan.who, Who::All),
+        idle: plan.idle,
+        combine: plan.combine,
         ring_bytes: 8 * 1024 * 1024,
         probes: plan.probes,
     };
@@ -156,7 +159,7 @@ fn output(plan: &Plan, target: &Target, event: Event) -> Result<PathBuf, Failure
     let name = || default_name(subject, SystemTime::now(), event, plan.format);
     match &plan.output {
         None => Ok(PathBuf::from(name())),
-        Some(folder) if is_folder(folder, plan.events.len()) => {
+        Some(folder) if is_folder(folder, plan.written().len()) => {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
             Ok(folder.join(name()))

@@ -10,6 +10,7 @@ mod bytes;
 mod dwarf;
 mod elf;
 mod func_kind;
+mod idle;
 mod inline;
 mod label_type;
 mod labels;
@@ -41,6 +42,7 @@ pub use allocation_sites::AllocationSites;
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use func_kind::FuncKind;
+pub use idle::is_idle_thread;
 pub use inline::GoFrame;
 pub use labels::{Labels, MAX_LABEL_BYTES, MAX_LABELS, read_labels};
 pub use mem_profile::{

@@ -5,6 +5,7 @@ mod push;
 mod reloads;
 mod runtimes;
 mod targets;
+mod waits;
 
 use anyhow::{Context, Result};
 use prometheus::{
@@ -15,6 +16,7 @@ use prometheus::{
 pub use push::{Push, Pushed};
 pub use reloads::Reloads;
 pub use targets::{Observed, Service, Targets};
+pub use waits::Waits;
 
 /// Why the HTTP server refuses.
 const REFUSALS: [&str; 8] = [
@@ -100,6 +102,8 @@ pub struct Metrics {
     pub runtime_readings: IntCounterVec,
     /// Time that these took.
     pub runtime_seconds: Counter,
+    /// Waits of threads.
+    pub waits: Waits,
     /// What is pushed.
     pub push: Push,
     /// Connections and requests refused by the HTTP server, by reason.
@@ -185,7 +189,7 @@ impl Metrics {
                 "goprof_samples_total",
                 "Samples in finished windows.",
                 "event",
-                &[&["cpu"][..], &READ_EVENTS].concat(),
+                &[&["cpu", "offcpu", "io"][..], &READ_EVENTS].concat(),
             )?,
             readings,
             reading_seconds,
@@ -284,6 +288,7 @@ impl Metrics {
                 "goprof_runtime_reading_seconds_total",
                 "Time that looks at what the runtimes of targets count took.",
             ))?,
+            waits: Waits::new(&make)?,
             push: Push::new(&make)?,
             refused: make.counters(
                 "goprof_http_refused_total",

@@ -1,6 +1,7 @@
 //! Probes: loads the eBPF object and attaches its programs. Knows the maps by
 //! name and nothing of what the records mean.
 
+mod block_io;
 mod budget;
 pub mod calibrate;
 mod clock;
@@ -27,6 +28,7 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 
+use block_io::Hooks;
 pub use budget::{Budget, Closed, Controller, Costs, Plan};
 pub use clock::monotonic_ns;
 pub use counters::Counters;
@@ -35,6 +37,7 @@ pub use cpu::{Clock, NewCpus};
 use diagnostics::Diagnostics;
 pub use estimate::{Estimate, Weight, Windows};
 use kernel_types::KernelTypes;
+pub use off_cpu::Threads;
 pub use shares::Shares;
 pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
@@ -62,6 +65,10 @@ pub struct Options {
     pub cpu: bool,
     /// Sample time off the CPU.
     pub off_cpu: bool,
+    /// Follow requests to block devices.
+    pub block_io: bool,
+    /// Those of the kernel's own threads, too.
+    pub kernel_io: bool,
 }
 
 /// The loaded programs. Dropping it detaches them all.
@@ -71,6 +78,7 @@ pub struct Probes {
     diagnostics: Diagnostics,
     ticking: Option<Ticking>,
     off_cpu: bool,
+    block_io: Option<Hooks>,
 }
 
 impl Probes {
@@ -81,12 +89,16 @@ impl Probes {
     /// The kernel refuses a map or the program, or the object does not fit this
     /// goprof.
     pub fn load(options: &Options) -> Result<Self> {
-        let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok();
+        let types = KernelTypes::read(&["task_struct", "thread_struct", "sched_entity"]).ok();
         let task = match options.off_cpu {
             true => off_cpu::Task::find(types.as_ref())?,
             false => off_cpu::Task::default(),
         };
-        let mut ebpf = load_object(options, types.as_ref(), task)?;
+        let hooks = match options.block_io {
+            true => Some(Hooks::find(types.as_ref(), options.kernel_io)?),
+            false => None,
+        };
+        let mut ebpf = load_object(options, types.as_ref(), task, hooks.as_ref())?;
         let maps = MapDescriptors::of(&ebpf)?;
         let diagnostics = Diagnostics::take(&mut ebpf)?;
         if options.cpu {
@@ -95,12 +107,16 @@ impl Probes {
         if options.off_cpu {
             off_cpu::load(&mut ebpf)?;
         }
+        if let Some(hooks) = &hooks {
+            hooks.load(&mut ebpf)?;
+        }
         Ok(Self {
             ebpf,
             maps,
             diagnostics,
             ticking: None,
             off_cpu: false,
+            block_io: hooks,
         })
     }
 
@@ -150,6 +166,23 @@ impl Probes {
         Ok(())
     }
 
+    /// Attaches what follows requests to block devices.
+    ///
+    /// # Errors
+    /// The kernel refuses a hook, or this is of no use as it was not asked for.
+    pub fn attach_block_io(&mut self) -> Result<()> {
+        let hooks = self.block_io.as_ref();
+        let hooks = hooks.ok_or_else(|| anyhow!("requests to block devices are not loaded"))?;
+        hooks.attach(&mut self.ebpf)
+    }
+
+    /// How many times the kernel has not run what follows requests so far, as it was
+    /// busy with the like.
+    pub fn block_io_missed(&mut self) -> u64 {
+        let hooks = self.block_io.as_ref();
+        hooks.map_or(0, |hooks| hooks.missed(&mut self.ebpf))
+    }
+
     /// Detaches what takes samples.
     ///
     /// # Errors
@@ -160,6 +193,9 @@ impl Probes {
         }
         if std::mem::take(&mut self.off_cpu) {
             off_cpu::detach(&mut self.ebpf)?;
+        }
+        if let Some(hooks) = self.block_io.take() {
+            hooks.detach(&mut self.ebpf)?;
         }
         Ok(())
     }
@@ -216,6 +252,14 @@ impl Probes {
         Shares::take(&mut self.ebpf)
     }
 
+    /// The table of threads; to be taken once.
+    ///
+    /// # Errors
+    /// It was taken before.
+    pub fn take_threads(&mut self) -> Result<Threads> {
+        Threads::take(&mut self.ebpf)
+    }
+
     /// What the programs had to say since the last call: rare, and for people.
     pub fn diagnostics(&mut self) -> Vec<String> {
         self.diagnostics.read()
@@ -235,6 +279,7 @@ fn load_object(
     options: &Options,
     types: Option<&KernelTypes>,
     task: off_cpu::Task,
+    hooks: Option<&Hooks>,
 ) -> Result<Ebpf> {
     let (kernel_stacks, watch_execs) = (
         u8::from(options.kernel_stacks),
@@ -242,14 +287,26 @@ fn load_object(
     );
     let arm64 = u8::from(cfg!(target_arch = "aarch64"));
     let fs_base_offset = types.map_or(0, fs_base_offset);
-    EbpfLoader::new()
+    let threads = match options.off_cpu {
+        true => off_cpu::MAX_THREADS,
+        false => 1,
+    };
+    let requests = hooks.map_or(1, |_| block_io::MAX_REQUESTS);
+    let mut loader = EbpfLoader::new();
+    if let Some(hooks) = hooks {
+        hooks.tell(&mut loader);
+    }
+    loader
         .override_global("TASK_PID", &task.pid, true)
         .override_global("TASK_STATE", &task.state, true)
+        .override_global("TASK_RAN", &task.ran, true)
         .override_global("KERNEL_STACKS", &kernel_stacks, true)
         .override_global("WATCH_EXECS", &watch_execs, true)
         .override_global("ARM64", &arm64, true)
         .override_global("FS_BASE_OFFSET", &fs_base_offset, true)
         .map_max_entries("RECORDS", options.ring_bytes)
+        .map_max_entries("THREADS", threads)
+        .map_max_entries("REQUESTS", requests)
         .load(OBJECT)
         .context("cannot load the eBPF object into the kernel")
 }

@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use aya::programs::{Program, ProgramError};
 
-use super::{KernelTypes, Options, load_object, off_cpu};
+use super::{Hooks, KernelTypes, Options, load_object, off_cpu};
 
 /// What a ring buffer may have at the least on every machine: a page of 64 KB.
 const RING_BYTES: u32 = 64 * 1024;
@@ -30,10 +30,13 @@ pub fn verify() -> Result<Vec<Verified>> {
         ring_bytes: RING_BYTES,
         cpu: true,
         off_cpu: true,
+        block_io: true,
+        kernel_io: true,
     };
-    let types = KernelTypes::read(&["task_struct", "thread_struct"]).ok();
+    let types = KernelTypes::read(&["task_struct", "thread_struct", "sched_entity"]).ok();
     let task = off_cpu::Task::find(types.as_ref()).unwrap_or_default();
-    let mut ebpf = load_object(&options, types.as_ref(), task)?;
+    let hooks = Hooks::find(types.as_ref(), true).ok();
+    let mut ebpf = load_object(&options, types.as_ref(), task, hooks.as_ref())?;
     let mut all: Vec<Verified> = ebpf
         .programs_mut()
         .map(|(name, program)| Verified {

@@ -10,7 +10,8 @@ use anyhow::Result;
 use profiler_ebpf::wire::GoLayout;
 
 use super::{
-    Config, Tally, breaks::Breaks, looks::Looks, probing::Probing, waits::Waits, windows::Windows,
+    Config, Tally, block_io::BlockIo, breaks::Breaks, looks::Looks, measured::Span,
+    probing::Probing, waits::Waits, windows::Windows,
 };
 use crate::{
     aggregate::{Labels, Owner},
@@ -68,7 +69,7 @@ impl Sampled for Targets {
 /// The side of a session that takes records.
 pub(super) struct Recorder<T> {
     selection: Selection,
-    threads: bool,
+    pub(super) threads: bool,
     goroutines: bool,
     with_labels: bool,
     pub(super) targets: T,
@@ -76,6 +77,10 @@ pub(super) struct Recorder<T> {
     pub(super) windows: Windows,
     /// Threads that are off the CPU, by thread id.
     pub(super) off_cpu: Waits,
+    /// Requests to block devices.
+    pub(super) block_io: BlockIo,
+    /// From when to when what is measured counts.
+    pub(super) span: Span,
     /// Pids that run something not wanted, with the reason where it is a Go
     /// program or cannot be told; stray samples of theirs are no loss.
     pub(super) rejected: HashMap<u32, Option<String>>,
@@ -95,7 +100,7 @@ pub(super) struct Recorder<T> {
     pub(super) off: HashMap<u32, String>,
     /// Processes that may have loaded Go code since they were looked at.
     pub(super) looks: Looks,
-    frames: Vec<u64>,
+    pub(super) frames: Vec<u64>,
     pub(super) stack: Vec<u64>,
     pub(super) tally: Tally,
     pub(super) breaks: Breaks,
@@ -119,6 +124,11 @@ impl<T: Sampled> Recorder<T> {
             table: ProcessTable::default(),
             windows: Windows::of(config.events.iter().copied()),
             off_cpu: Waits::default(),
+            block_io: BlockIo::default(),
+            span: Span {
+                begin_ns: 0,
+                end_ns: u64::MAX,
+            },
             rejected: HashMap::new(),
             unseen: HashSet::new(),
             excluded: HashSet::new(),
@@ -228,6 +238,7 @@ impl<T: Sampled> Recorder<T> {
             if before.is_some_and(|before| before.is_trusted) {
                 self.tally.disproven += self.windows.drop_process(index);
                 self.off_cpu.retain(|other| other != index);
+                self.block_io.open.retain(|other| other != index);
                 self.disproven.insert(index);
             }
         }
@@ -429,105 +440,16 @@ fn is_taken_by_layout(sample: &Sample<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::wire::{self, WalkEnd, kind};
+    use profiler_ebpf::wire::{self, kind};
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::process::{Identity, Process};
-
-    /// No process has it: pids end at 2^22.
-    const PID: u32 = i32::MAX as u32;
-
-    /// The layouts that the kernel side was told of; None where a process is no
-    /// longer sampled.
-    #[derive(Default)]
-    struct Told(Vec<(u32, Option<GoLayout>)>);
-
-    impl Sampled for Told {
-        fn insert(&mut self, pid: u32, layout: GoLayout) -> Result<()> {
-            self.0.push((pid, Some(layout)));
-            Ok(())
-        }
-
-        fn remove(&mut self, pid: u32) -> Result<()> {
-            self.0.push((pid, None));
-            Ok(())
-        }
-
-        fn pids(&self) -> Vec<u32> {
-            self.0.iter().map(|(pid, _)| *pid).collect()
-        }
-    }
-
-    /// A recorder of the process [`PID`], which has no Go code mapped: a layout
-    /// that it is asked for is wrong.
-    fn recorder() -> Recorder<Told> {
-        let config = Config {
-            selection: Selection::Pids(vec![PID]),
-            events: vec![symbolize::Event::Cpu],
-            rate_hz: 99,
-            duration: None,
-            kernel_stacks: false,
-            threads: false,
-            goroutines: true,
-            labels: true,
-            ring_bytes: 4096,
-            probes: super::super::ProbeConfig::default(),
-        };
-        let mut recorder = Recorder::new(&config, Told::default());
-        begin(&mut recorder);
-        recorder
-    }
+    use crate::session::fake::{PID, PLAIN, SEGMENT, Told, process, recorder};
 
     /// A program begins in the process.
     fn begin(recorder: &mut Recorder<Told>) {
-        let identity = Identity {
-            pid: PID,
-            comm: "liar".to_owned(),
-            exe: "/bin/liar".to_owned(),
-        };
-        let maps = b"1000-2000 r-xp 00000000 00:00 0 code\n";
-        let table = &mut recorder.table;
-        let process = Process::from_maps(identity, maps, &mut table.objects, |_| None);
-        table.insert(process);
+        process(&mut recorder.table);
     }
-
-    const PLAIN: wire::Sample = wire::Sample {
-        header: wire::Header {
-            kind: kind::SAMPLE,
-            cpu: 0,
-            time_ns: 1,
-            pid: PID,
-            tid: PID,
-        },
-        cgroup_id: 0,
-        comm: [0; 16],
-        goid: 0,
-        thread: SEGMENT,
-        goroutine: wire::Segment {
-            ip: 0,
-            sp: 0,
-            fp: 0,
-            ..SEGMENT
-        },
-        kernel_frames: 0,
-        labels_words: 0,
-        labels: 0,
-        labels_missed: 0,
-        flags: wire::flags::IN_USER,
-        reserved: 0,
-    };
-    const SEGMENT: wire::Segment = wire::Segment {
-        ip: 0x1010,
-        sp: 0x7000,
-        fp: 0x7000,
-        lr: 0,
-        frames: 0,
-        slice_words: 0,
-        walk_end: WalkEnd::Root as u8,
-        reserved: 0,
-        far_words: 0,
-    };
 
     /// Everything in which a sample shows that it was taken by a layout.
     fn by_layout() -> [(wire::Sample, Vec<u64>); 4] {

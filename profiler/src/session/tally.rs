@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::wire::Counter;
 
-use super::ProbeFacts;
+use super::{Latency, ProbeFacts};
 use crate::{probe::Counters, unwind::StackEnd};
 
 /// What was counted beside the samples.
@@ -47,6 +47,17 @@ pub struct Tally {
     pub ends_missed: u64,
     /// Long times off the CPU, counted in full, whose stack was not taken.
     pub stacks_not_taken: u64,
+    /// How long these were, in nanoseconds.
+    pub not_taken_ns: u64,
+    /// How long requests to block devices took, by device.
+    pub latency: BTreeMap<String, Latency>,
+    /// Requests that became part of another, which is the one that counts.
+    pub io_merged: u64,
+    /// Requests that were not done yet at the end.
+    pub io_open: u64,
+    /// Times that the kernel did not tell of a request, of whomever, as it was telling
+    /// of another on that CPU.
+    pub io_missed: u64,
     /// Times that what was read and remembered of code was let go of, as memory
     /// was short. Nothing is missing for it.
     pub evictions: u64,
@@ -145,6 +156,15 @@ impl Tally {
                 self.stacks_not_taken,
                 "long waits without their stack, by threads that had left the CPU often before",
             ),
+            (
+                self.kernel.get(Counter::IoNotPaired),
+                "requests not followed, as there was another to the same place",
+            ),
+            (
+                self.io_missed,
+                "times that the kernel did not tell of a request, of whomever, as it was telling of another",
+            ),
+            (self.io_open, "requests left out, as they were not done yet"),
             (self.labels_truncated, "labels of samples cut short"),
             (self.labels_missed, "labels of samples left out"),
         ]

@@ -5,14 +5,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, parked::Over, probing::Probing,
-    recorder::Sampled, windows::Windows,
+    Idle, Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, combine::combine,
+    parked::Over, probing::Probing, recorder::Sampled, windows::Windows,
 };
 use crate::{
     aggregate::Window,
     probe::Clock,
     process::{Depth, Process, ProcessTable, all_pids, is_alive},
-    symbolize::{Symbolizer, Taken},
+    symbolize::{Event, Symbolizer, Taken},
 };
 
 /// What was sampled between two moments, not named yet. Needs nothing of the
@@ -24,6 +24,10 @@ pub struct Finished {
     pub(super) tally: Tally,
     pub(super) clock: Option<Clock>,
     pub(super) stopped: Stopped,
+    /// See [`super::Config::idle`].
+    pub(super) idle: bool,
+    /// See [`super::Config::combine`].
+    pub(super) combine: bool,
 }
 
 impl Finished {
@@ -31,15 +35,23 @@ impl Finished {
     pub fn name(self, symbolizer: &mut Symbolizer) -> Recording {
         let processes = &self.processes;
         let name = |(taken, window): &(Taken, Window)| {
-            let samples = window.samples();
-            let (window, naming) = symbolizer.symbolize(*taken, window, processes);
+            let (mut window, naming) = symbolizer.symbolize(*taken, window, processes);
+            let idle = match self.idle {
+                true => Idle::default(),
+                false => Idle::leave_out(&mut window),
+            };
+            let counts = window.samples.iter().map(|sample| sample.values[0]);
             Named {
+                samples: counts.map(i64::unsigned_abs).sum(),
                 window,
                 naming,
-                samples,
+                idle,
             }
         };
-        let named = self.windows.iter().map(name).collect();
+        let named = match self.combine {
+            true => vec![combine(&self.windows, processes, symbolizer)],
+            false => self.windows.iter().map(name).collect(),
+        };
         let breaks = self.breaks.name(symbolizer, processes);
         Recording {
             named,
@@ -50,16 +62,16 @@ impl Finished {
         }
     }
 
-    /// Drops the samples of processes that `judge` has a reason against, and says
-    /// how many they were by reason.
+    /// Drops the samples of an event of processes that `judge` has a reason against, and
+    /// says how many they were by reason.
     pub fn retain(
         &mut self,
-        mut judge: impl FnMut(&Process) -> Result<(), &'static str>,
+        mut judge: impl FnMut(Event, &Process) -> Result<(), &'static str>,
     ) -> BTreeMap<&'static str, u64> {
         let mut dropped = BTreeMap::new();
-        for (_, window) in &mut self.windows {
+        for (taken, window) in &mut self.windows {
             for index in window.processes() {
-                if let Err(reason) = judge(self.processes.get(index)) {
+                if let Err(reason) = judge(taken.event, self.processes.get(index)) {
                     *dropped.entry(reason).or_default() += window.drop_process(index);
                 }
             }
@@ -117,7 +129,11 @@ impl<T: Sampled> Recorder<T> {
             self.tally.probes = probing.split_off(&mut self.windows);
         }
         let processes = self.table.split_off();
+        self.block_io.kernel = None;
         self.off_cpu.retain(|index| self.table.contains(index));
+        self.block_io
+            .open
+            .retain(|index| self.table.contains(index));
         self.disproven.retain(|index| self.table.contains(*index));
         self.several_runtimes
             .retain(|index| self.table.contains(*index));

@@ -38,6 +38,10 @@ pub enum Event {
     Wall,
     /// Time off the CPU, by who left it.
     OffCpu,
+    /// The time of threads, on the CPU and off it.
+    Threads,
+    /// Requests to block devices, by who made them.
+    Io,
 }
 
 const SAMPLES: ValueType = of("samples", "count");
@@ -45,6 +49,12 @@ const CONTENTIONS: ValueType = of("contentions", "count");
 const CPU: [ValueType; 2] = [SAMPLES, of("cpu", "nanoseconds")];
 const WALL: [ValueType; 2] = [SAMPLES, of("wall", "nanoseconds")];
 const OFF_CPU: [ValueType; 2] = [SAMPLES, of("off_cpu", "nanoseconds")];
+const THREADS: [ValueType; 2] = [SAMPLES, of("thread_time", "nanoseconds")];
+const IO: [ValueType; 3] = [
+    of("io", "count"),
+    of("latency", "nanoseconds"),
+    of("size", "bytes"),
+];
 const WAITS: [ValueType; 2] = [CONTENTIONS, of("delay", "nanoseconds")];
 const GOROUTINES: [ValueType; 1] = [of("goroutine", "count")];
 
@@ -68,6 +78,8 @@ impl Event {
             Event::Block => "block",
             Event::Wall => "wall",
             Event::OffCpu => "offcpu",
+            Event::Threads => "threads",
+            Event::Io => "io",
         }
     }
 
@@ -82,6 +94,8 @@ impl Event {
             Event::Block => "block",
             Event::Wall => "wall",
             Event::OffCpu => "off_cpu",
+            Event::Threads => "threads",
+            Event::Io => "block_io",
         }
     }
 
@@ -94,6 +108,8 @@ impl Event {
             Event::Mutex | Event::Block => &WAITS,
             Event::Wall => &WALL,
             Event::OffCpu => &OFF_CPU,
+            Event::Threads => &THREADS,
+            Event::Io => &IO,
         }
     }
 
@@ -106,13 +122,15 @@ impl Event {
             Event::Mutex | Event::Block => CONTENTIONS,
             Event::Wall => WALL[1],
             Event::OffCpu => OFF_CPU[1],
+            Event::Threads => THREADS[1],
+            Event::Io => IO[0],
         }
     }
 
     /// The value that is shown where nobody asks for another, by its index.
     pub fn default_value(self) -> usize {
         match self {
-            Event::Allocs => 1,
+            Event::Allocs | Event::Io => 1,
             _ => self.value_types().len() - 1,
         }
     }
@@ -160,7 +178,7 @@ impl Event {
 mod tests {
     use super::*;
 
-    const ALL: [Event; 8] = [
+    const ALL: [Event; 10] = [
         Event::Cpu,
         Event::Heap,
         Event::Allocs,
@@ -169,6 +187,8 @@ mod tests {
         Event::Block,
         Event::Wall,
         Event::OffCpu,
+        Event::Threads,
+        Event::Io,
     ];
 
     #[test]

@@ -8,6 +8,7 @@ mod filter;
 mod kallsyms;
 mod native;
 mod tables;
+mod tracing;
 mod waits;
 mod window;
 
@@ -25,7 +26,7 @@ use crate::{
     gobinary::{FuncKind, GoFrame},
     memory::Watch,
     process::{Mapped, Object, ProcessIndex, ProcessTable},
-    unwind::GAP,
+    unwind::{GAP, KERNEL_THREAD},
 };
 
 use native::{NativeFrame, NativeSymbols};
@@ -247,7 +248,8 @@ impl<'a> NamingWindow<'a> {
             _ => stack.values[0].unsigned_abs(),
         };
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());
-        for address in kernel_calls(stack.kernel) {
+        let tracing = self.tracing_frames(stack.kernel, taken.event);
+        for address in kernel_calls(stack.kernel).skip(tracing) {
             let place = self.kernel_place(address);
             self.tally(place, count);
             locations.push(place.location);
@@ -278,6 +280,15 @@ impl<'a> NamingWindow<'a> {
             stack: locations,
             values: taken.event.values(stack.values, taken.period),
         }
+    }
+
+    /// How many frames of a kernel stack are there only as it was looked at.
+    fn tracing_frames(&self, stack: &[u64], event: Event) -> usize {
+        let name = |address: u64| {
+            let frame = self.kernel.get(&address)?.as_ref()?;
+            Some(frame.lines.last()?.name.as_str())
+        };
+        tracing::tracing_frames(event, kernel_calls(stack).map(name))
     }
 
     fn tally(&mut self, place: Place, count: u64) {
@@ -350,12 +361,32 @@ impl<'a> NamingWindow<'a> {
         self.ease();
         let processes = self.processes;
         let place = match processes.get(process).locate(address) {
+            _ if address == KERNEL_THREAD => self.kernel_thread(),
             _ if address == GAP => self.unnamed(address, None, Reason::Gap, ""),
             None => self.unnamed(address, None, Reason::NoMapping, ""),
             Some(mapped) => self.mapped_place(mapped, address),
         };
         self.places.insert((Some(process), address), place);
         place
+    }
+
+    /// What stands for the code of a thread of the kernel.
+    fn kernel_thread(&mut self) -> Place {
+        let function = self.tables.function("[kernel thread]", "", 0);
+        let location = self.tables.location(Location {
+            address: KERNEL_THREAD,
+            mapping: None,
+            kind: FrameKind::Kernel,
+            lines: vec![Line { function, line: 0 }],
+            reason: None,
+        });
+        Place {
+            location,
+            wrapper: false,
+            panics: false,
+            lines: 1,
+            reason: None,
+        }
     }
 
     /// Lets go of what can be had again, now and then, where memory is short.

@@ -53,6 +53,10 @@ pub enum Event {
     Goroutine,
     /// Time of goroutines during a window, on the CPU and off it.
     Wall,
+    /// Time off the CPU.
+    OffCpu,
+    /// Requests to block devices.
+    Io,
 }
 
 /// The events for which probes are put into programs. A rule for any other one can
@@ -68,6 +72,8 @@ impl Event {
             Event::Allocs => symbolize::Event::Allocs,
             Event::Goroutine => symbolize::Event::Goroutine,
             Event::Wall => symbolize::Event::Wall,
+            Event::OffCpu => symbolize::Event::OffCpu,
+            Event::Io => symbolize::Event::Io,
         }
     }
 }
@@ -123,7 +129,7 @@ impl Rules {
     fn check_for(&self, with_probes: &[Event]) -> Result<(), (String, String)> {
         for (index, rule) in self.0.iter().enumerate() {
             if rule.event != Event::Cpu && rule.rate_hz.is_some() {
-                let why = "is of cpu only: the rest is read, not sampled".to_owned();
+                let why = "is of cpu only: nothing else is taken so many times a second".to_owned();
                 return Err((format!("rules[{index}].rate_hz"), why));
             }
             if rule.probe_budget.is_some() && !with_probes.contains(&rule.event) {

@@ -40,12 +40,14 @@ const RATE_HZ: u32 = 99;
 const MAX_PIDS: usize = 256;
 
 /// What can be asked for.
-const EVENTS: [Event; 5] = [
+const EVENTS: [Event; 7] = [
     Event::Cpu,
     Event::Heap,
     Event::Allocs,
     Event::Goroutine,
     Event::Wall,
+    Event::OffCpu,
+    Event::Io,
 ];
 /// Snapshots a second of [`Event::Wall`].
 const SNAPSHOTS_HZ: u32 = 19;
@@ -115,7 +117,9 @@ async fn take(
     let memory = Shares::of(&served.state.config());
     let record = move || {
         let recorded = match event {
-            Event::Cpu => record(pids, duration, memory, asked).map_err(failed),
+            Event::Cpu | Event::OffCpu | Event::Io => {
+                record(event, pids, (duration, memory), asked).map_err(failed)
+            }
             Event::Goroutine | Event::Wall => {
                 record_goroutines(event, pids, (duration, memory.limit_bytes()), asked)
             }
@@ -151,7 +155,7 @@ fn duration(event: Event, seconds: Option<u64>) -> Result<Duration, String> {
     match (event, seconds) {
         (Event::Heap | Event::Goroutine, None) => Ok(Duration::ZERO),
         (Event::Heap | Event::Goroutine, Some(_)) => Err(format!(
-            "{} is what there is now: seconds are for cpu, allocs and wall",
+            "{} is what there is now: seconds are for the others",
             event.name()
         )),
         (_, seconds) => {
@@ -219,9 +223,9 @@ fn wanted(view: &View, request: &Request) -> Result<Vec<u32>, Refusal> {
 /// Samples until the time is over, nobody asks any more or the profile has become
 /// as large as it may.
 fn record(
+    event: Event,
     pids: Vec<u32>,
-    duration: Duration,
-    memory: Shares,
+    (duration, memory): (Duration, Shares),
     asked: oneshot::Receiver<()>,
 ) -> Result<Vec<u8>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -230,13 +234,16 @@ fn record(
         .context("start a runtime to sample on")?;
     let config = session::Config {
         selection: Selection::Pids(pids),
-        events: vec![Event::Cpu],
+        events: vec![event],
         rate_hz: RATE_HZ,
         duration: Some(duration),
         kernel_stacks: true,
         threads: false,
         goroutines: false,
         labels: true,
+        kernel_threads: false,
+        idle: false,
+        combine: false,
         ring_bytes: memory.ring_bytes(),
         probes: session::ProbeConfig::default(),
     };
@@ -412,7 +419,9 @@ mod tests {
         assert!(asked("event=goroutine&seconds=5").is_err());
         let why = |query: &str| -> String { asked(query).unwrap_err() };
         assert!(why("event=heap&seconds=5").contains("what there is now"));
-        assert!(why("event=mutex").contains("there are cpu, heap, allocs, goroutine, wall"));
+        assert!(
+            why("event=mutex").contains("there are cpu, heap, allocs, goroutine, wall, offcpu, io")
+        );
         assert!(why("seconds=0").contains("from 1 to 300"));
         assert!(why("event=allocs&seconds=301").contains("from 1 to 300"));
     }

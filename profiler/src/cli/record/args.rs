@@ -37,6 +37,8 @@ Examples:
   goprof record -e heap -p 1234
   goprof record -e allocs -p 1234 -d 30
   goprof record -e wall -p 1234 -d 30 --no-goroutines
+  goprof record -e offcpu,io -p 1234 -d 30 -o waits/
+  goprof record -e cpu,offcpu --combine -p 1234 -d 30
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -64,6 +66,13 @@ pub struct Args {
         default_value = "cpu"
     )]
     pub event: Vec<EventArg>,
+    /// Count threads of the runtime that are merely idle too; for -e offcpu
+    #[arg(long)]
+    pub idle: bool,
+    /// Write time on the CPU and off it as one profile of the time of threads, whose
+    /// leaf says what each was doing; for -e cpu,offcpu
+    #[arg(long)]
+    pub combine: bool,
     /// Turn the heap profile on in programs that take none, by writing the word
     /// runtime.MemProfileRate in their memory, and off again at the end (if goprof
     /// is killed it stays on); for -e heap and -e allocs
@@ -151,6 +160,8 @@ pub enum EventArg {
     Mutex,
     /// Goroutines that wait for channels, locks, the network
     Block,
+    /// Requests to block devices, by who made them
+    Io,
     /// Memory in use, and all that was allocated since the program began
     Heap,
     /// Memory allocated during the recording
@@ -189,6 +200,7 @@ impl From<EventArg> for Event {
             EventArg::Offcpu => Event::OffCpu,
             EventArg::Mutex => Event::Mutex,
             EventArg::Block => Event::Block,
+            EventArg::Io => Event::Io,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
             EventArg::Wall => Event::Wall,
@@ -236,6 +248,9 @@ pub(super) struct Plan {
     /// Each once, in their order.
     pub events: Vec<Event>,
     pub enable_memprofile: bool,
+    pub idle: bool,
+    /// Whether time on the CPU and off it are written as one.
+    pub combine: bool,
     /// Which value is shown where a format has one, if somebody asked.
     pub value: Option<usize>,
     pub duration: Option<Duration>,
@@ -273,6 +288,7 @@ impl Args {
         let events: BTreeSet<Event> = self.event.into_iter().map(Event::from).collect();
         let events: Vec<Event> = events.into_iter().collect();
         let value = match &self.sample_type {
+            Some(name) if self.combine => Some(value_named(&[Event::Threads], name)?),
             Some(name) => Some(value_named(&events, name)?),
             None => None,
         };
@@ -298,9 +314,14 @@ impl Args {
             (no_probes && self.min_wait.is_some(), "--min-wait"),
             (no_mutex && self.at.is_some(), "--at"),
             (no_block && self.block_all, "--block-all"),
+            (!events.contains(&Event::OffCpu) && self.idle, "--idle"),
         ] {
             check_event(first, is_meaningless, flag)?;
         }
+        if self.combine && events != [Event::Cpu, Event::OffCpu] {
+            return Err(Failure::Usage("--combine is for -e cpu,offcpu".into()));
+        }
+        let written = if self.combine { 1 } else { events.len() };
         let rate_hz = rate(is_wall, self.rate)?;
         if let Some(event) = read.filter(|event| *event != Event::Wall)
             && matches!(who, Who::Command(_))
@@ -311,8 +332,8 @@ impl Args {
                 event.name()
             )));
         }
-        let is_file = |path: &Path| !is_folder(path, events.len());
-        if events.len() > 1 && self.output.as_deref().is_some_and(is_file) {
+        let is_file = |path: &Path| !is_folder(path, written);
+        if written > 1 && self.output.as_deref().is_some_and(is_file) {
             return Err(Failure::Usage(
                 "several events need a folder to be written to: -o DIR/".into(),
             ));
@@ -321,6 +342,8 @@ impl Args {
             who,
             events,
             enable_memprofile: self.enable_memprofile,
+            idle: self.idle,
+            combine: self.combine,
             value,
             duration: self.duration,
             rate_hz,
@@ -343,6 +366,16 @@ impl Args {
             quiet: self.quiet,
             verbose: self.verbose > 0,
         })
+    }
+}
+
+impl Plan {
+    /// The events that are written, each to a file of its own.
+    pub(super) fn written(&self) -> Vec<Event> {
+        match self.combine {
+            true => vec![Event::Threads],
+            false => self.events.clone(),
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! The last lines of `goprof record`: what was taken, what is missing and why,
 //! what it cost, and how to open it.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use super::args::Plan;
 use crate::{
     cli::printable,
     probe::Clock,
     profile::Format,
-    session::{Break, Named, ProbeFacts, Recording},
+    session::{Break, Idle, Latency, Named, ProbeFacts, Recording},
     symbolize::Event,
     unwind::StackEnd,
 };
@@ -45,9 +49,15 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
                 "  {count} waits of {seconds:.3} s left out: for connections, and for requests on them"
             );
         }
+        if named.idle.count > 0 {
+            eprintln!("  {}", left_out(named.idle));
+        }
         if named.samples == 0 {
             eprintln!("  no samples: {}", nothing(named.window.event));
         }
+    }
+    for line in latencies(&recording.tally.latency, plan.verbose) {
+        eprintln!("  {}", printable(&line));
     }
     let naming: Vec<String> = recording
         .named
@@ -124,15 +134,57 @@ fn taken(plan: &Plan, named: &Named) -> String {
             let values = window.samples.iter().map(|sample| sample.values[1]);
             let total = values.fold(0i64, i64::saturating_add) as f64 / 1e9;
             let what = event.value_types()[1].name.replace('_', " ");
-            format!("{count} waits of {processes} in {seconds:.1} s: {total:.3} s {what}")
+            let of_what = match event {
+                Event::Threads => "samples and waits",
+                Event::Io => "requests",
+                _ => "waits",
+            };
+            format!("{count} {of_what} of {processes} in {seconds:.1} s: {total:.3} s {what}")
         }
+    }
+}
+
+/// What was left out of time off the CPU, in words.
+fn left_out(idle: Idle) -> String {
+    format!(
+        "{:.3} s of threads of the runtime that were merely idle left out (--idle counts them)",
+        idle.ns as f64 / 1e9
+    )
+}
+
+/// How long requests took, by device, in words.
+fn latencies(by_device: &BTreeMap<String, Latency>, verbose: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (device, latency) in by_device {
+        let of = |share| time(latency.percentile_ns(share));
+        let (p50, p90, p99) = (of(0.5), of(0.9), of(0.99));
+        let count = latency.count();
+        lines.push(format!(
+            "{device}: {count} requests, p50 {p50}, p90 {p90}, p99 {p99}"
+        ));
+        let buckets = latency.by_power().filter(|_| verbose);
+        lines.extend(buckets.map(|(below_ns, count)| {
+            let below = time(below_ns);
+            format!("  {device} below {below}: {count}")
+        }));
+    }
+    lines
+}
+
+/// A time in the unit that suits it.
+fn time(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{} us", ns / 1000),
+        _ => format!("{} ms", ns / 1_000_000),
     }
 }
 
 /// Why there is nothing of an event, in words.
 fn nothing(event: Event) -> &'static str {
     match event {
-        Event::OffCpu => "no thread that was recorded left the CPU",
+        Event::Io => "nothing that was recorded asked a block device",
+        Event::OffCpu | Event::Threads => "no thread that was recorded left the CPU",
         Event::Mutex => "no goroutine that was recorded waited for a lock",
         Event::Block => "no goroutine that was recorded waited",
         _ => "nothing that was recorded used the CPU",
@@ -277,6 +329,13 @@ mod tests {
         let lines = breaks(&many);
         assert_eq!(lines.len(), 11);
         assert_eq!(lines[10], "broke at 2 more functions: 3");
+    }
+
+    #[test]
+    fn times_have_a_unit_that_suits_them() {
+        assert_eq!([999, 9_999].map(time), ["999 ns", "9999 ns"]);
+        assert_eq!([10_000, 9_999_999].map(time), ["10 us", "9999 us"]);
+        assert_eq!(time(10_000_000), "10 ms");
     }
 
     #[test]
