@@ -1,8 +1,6 @@
 //! Time off the CPU and requests to block devices in the agent: taken by rule, of those
 //! the rules name and no others, with metrics; and asked for by HTTP.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
-
 use std::process::Command;
 use std::time::Duration;
 

@@ -154,9 +154,8 @@ fn record(case: &Case, target: &Target, process: &Process) -> Vec<Vec<u64>> {
         let mut probes = Probes::load(&Options {
             kernel_stacks: case.kernel_stacks,
             watch_execs: false,
-            kernel_threads: false,
-            idle: false,
-            combine: false,
+            block_io: false,
+            kernel_io: false,
             ring_bytes: 8 << 20,
             cpu: true,
             off_cpu: false,
