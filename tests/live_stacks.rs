@@ -116,8 +116,6 @@ fn sample(target: &Target, process: &Process) -> Vec<Vec<u64>> {
             block_io: false,
             kernel_io: false,
             ring_bytes: 32 << 20,
-            cpu: true,
-            off_cpu: false,
         })
         .expect("load the probes");
         let mut targets = probes.take_targets().expect("the targets");
