@@ -97,7 +97,9 @@ fn each_way_of_waiting_takes_as_long_as_the_kernel_counts() {
 }
 
 fn is_idle(stack: &Stack) -> bool {
-    !is_waiting(stack) && (stack.has("runtime.findRunnable") || stack.has("runtime.sysmon"))
+    let looks_for_work = stack.has("runtime.findRunnable") || stack.has("runtime.sysmon");
+    // One that waits for a lock meanwhile is not.
+    looks_for_work && !stack.has("runtime.lock2") && !is_waiting(stack)
 }
 
 /// The leaf says what the thread waits in, not who looks.

@@ -87,7 +87,9 @@ impl Probes {
             true => Some(Hooks::find(types.as_ref(), options.kernel_io)?),
             false => None,
         };
-        let requests = hooks.as_ref().map_or(1, |_| block_io::MAX_REQUESTS);
+        let requests = hooks
+            .as_ref()
+            .map_or(block_io::MIN_REQUESTS, |_| block_io::MAX_REQUESTS);
         let mut loader = EbpfLoader::new();
         if let Some(hooks) = &hooks {
             hooks.tell(&mut loader);
