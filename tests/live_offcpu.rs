@@ -214,6 +214,29 @@ fn both_together_are_threads_times_time() {
     );
 }
 
+#[test]
+fn flags_that_mean_nothing_are_refused() {
+    for (args, why) in [
+        (
+            &["-e", "cpu", "--idle"][..],
+            "--idle means nothing with -e cpu",
+        ),
+        (
+            &["-e", "offcpu", "--combine"],
+            "--combine is for -e cpu,offcpu",
+        ),
+        (&["-e", "cpu,offcpu", "-o", "one.pb.gz"], "-o DIR/"),
+        (
+            &["-e", "heap,io", "-o", "out/", "-d", "1"],
+            "recorded by itself",
+        ),
+    ] {
+        let outcome = goprof::run(&[&["record", "-a"], args].concat());
+        assert_eq!(outcome.code(), 2, "{args:?}");
+        assert!(outcome.stderr.contains(why), "{}", outcome.stderr);
+    }
+}
+
 /// Does something, and says how many threads the target had meanwhile on average.
 fn counting_threads<T>(target: &Target, work: impl FnOnce() -> T) -> (T, f64) {
     let is_done = AtomicBool::new(false);
