@@ -480,6 +480,8 @@ fn help_mentions_every_flag() {
         "--no-kernel",
         "-t",
         "--threads",
+        "--idle",
+        "--combine",
         "--include",
         "--exclude",
         "-q",

@@ -97,7 +97,9 @@ fn each_way_of_waiting_takes_as_long_as_the_kernel_counts() {
 }
 
 fn is_idle(stack: &Stack) -> bool {
-    !is_waiting(stack) && (stack.has("runtime.findRunnable") || stack.has("runtime.sysmon"))
+    let looks_for_work = stack.has("runtime.findRunnable") || stack.has("runtime.sysmon");
+    // One that waits for a lock meanwhile is not.
+    looks_for_work && !stack.has("runtime.lock2") && !is_waiting(stack)
 }
 
 /// The leaf says what the thread waits in, not who looks.
@@ -210,6 +212,29 @@ fn both_together_are_threads_times_time() {
             .iter()
             .all(|s| !s.labels.contains_key("thread_state"))
     );
+}
+
+#[test]
+fn flags_that_mean_nothing_are_refused() {
+    for (args, why) in [
+        (
+            &["-e", "cpu", "--idle"][..],
+            "--idle means nothing with -e cpu",
+        ),
+        (
+            &["-e", "offcpu", "--combine"],
+            "--combine is for -e cpu,offcpu",
+        ),
+        (&["-e", "cpu,offcpu", "-o", "one.pb.gz"], "-o DIR/"),
+        (
+            &["-e", "heap,io", "-o", "out/", "-d", "1"],
+            "recorded by itself",
+        ),
+    ] {
+        let outcome = goprof::run(&[&["record", "-a"], args].concat());
+        assert_eq!(outcome.code(), 2, "{args:?}");
+        assert!(outcome.stderr.contains(why), "{}", outcome.stderr);
+    }
 }
 
 /// Does something, and says how many threads the target had meanwhile on average.

@@ -442,9 +442,7 @@ impl Session {
         let counted = self.probes.counters()?;
         let end_ns = self.recorder.span.end_ns.min(monotonic_ns());
         self.recorder.split_waits(end_ns, stopped.is_some());
-        if stopped.is_some() {
-            self.recorder.tally.io_open = self.recorder.block_io.open.open().count() as u64;
-        }
+        self.recorder.give_up_io(end_ns, stopped.is_some());
         let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;

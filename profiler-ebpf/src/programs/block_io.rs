@@ -9,7 +9,7 @@ use aya_ebpf::{
         generated::bpf_probe_read_kernel,
     },
     macros::{map, tracepoint},
-    maps::HashMap,
+    maps::{HashMap, LruHashMap},
     programs::TracePointContext,
 };
 use profiler_ebpf::wire::{Counter, Header, Measured, event, kind};
@@ -81,9 +81,10 @@ struct Request {
     cpu: u32,
 }
 
-/// Requests of those that are wanted. Sized at load.
+/// Requests of those that are wanted. One whose end is not told of falls out in time.
+/// Sized at load.
 #[map]
-static REQUESTS: HashMap<Place, Request> = HashMap::with_max_entries(16 * 1024, 0);
+static REQUESTS: LruHashMap<Place, Request> = LruHashMap::with_max_entries(16 * 1024, 0);
 
 /// The devices that partitions are on, by partition: what is merged names the
 /// partition, what is issued the device.

@@ -11,7 +11,10 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use profiler_ebpf::wire::{Counter, GoLayout, THREAD_PAUSE_NS, Target, kind, target};
 
-use super::emit::{TARGETS, count, emit_event, emit_patient_event};
+use super::{
+    emit::{TARGETS, count, emit_event, emit_patient_event},
+    off_cpu,
+};
 
 /// `CLONE_THREAD` (`include/uapi/linux/sched.h`).
 const CLONE_THREAD: u64 = 0x1_0000;
@@ -62,8 +65,11 @@ fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (pid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: as above.
-    if pid == tid && unsafe { TARGETS.get(pid) }.is_some() {
-        emit_event(kind::EXIT);
+    match unsafe { TARGETS.get(pid) } {
+        Some(_) if pid == tid => emit_event(kind::EXIT),
+        Some(_) => {}
+        // One that was wanted for a while may be in the table.
+        None => off_cpu::forget(tid),
     }
     0
 }

@@ -110,26 +110,20 @@ struct Left {
 
 #[inline(always)]
 fn leave(ctx: &RawTracePointContext, layout: &GoLayout, left: &Left) {
-    let ends = left.state & TASK_DEAD != 0;
-    if !ends {
-        count(Counter::SwitchesOff);
+    if left.state & TASK_DEAD != 0 {
+        if let Some(thread) = THREADS.get_ptr_mut(left.tid) {
+            // SAFETY: a slot of the map, which only switches of this thread write.
+            end_missed(unsafe { &mut *thread }, left);
+            forget(left.tid);
+        }
+        return;
     }
+    count(Counter::SwitchesOff);
     let Some(thread) = known(left) else {
         count(Counter::ThreadsFull);
         return;
     };
-    if thread.left_ns != 0 {
-        // The kernel told nothing of its coming back (a tracepoint that is being
-        // traced already stays silent): it has been off the CPU for as long as it
-        // was not on one.
-        let ran_ns = left.ran_ns.wrapping_sub(thread.ran_ns);
-        let since_ns = left.now.wrapping_sub(thread.left_ns);
-        end(thread, left.tid, since_ns.saturating_sub(ran_ns));
-    }
-    if ends {
-        let _ = THREADS.remove(left.tid);
-        return;
-    }
+    end_missed(thread, left);
     let since = left.now.wrapping_sub(thread.last_ns);
     thread.interval_ns = average(thread.interval_ns, since, 8);
     thread.last_ns = left.now;
@@ -160,6 +154,23 @@ fn leave(ctx: &RawTracePointContext, layout: &GoLayout, left: &Left) {
             thread.weight = weight;
         }
     }
+}
+
+/// Ends a wait of which the kernel told nothing (a tracepoint that fires in a traced
+/// one stays silent): the thread has been off the CPU for as long as it was not on one.
+#[inline(always)]
+fn end_missed(thread: &mut Thread, left: &Left) {
+    if thread.left_ns != 0 {
+        let ran_ns = left.ran_ns.wrapping_sub(thread.ran_ns);
+        let since_ns = left.now.wrapping_sub(thread.left_ns);
+        end(thread, left.tid, since_ns.saturating_sub(ran_ns));
+    }
+}
+
+/// Forgets a thread that ends.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    let _ = THREADS.remove(tid);
 }
 
 /// The thread's place in the table.
@@ -193,7 +204,11 @@ fn known(left: &Left) -> Option<&'static mut Thread> {
 /// there tends to be the same, whatever else it waits for in between.
 #[inline(always)]
 fn usual_wait_ns(thread: &mut Thread) -> u64 {
-    let key = saved_place();
+    // One that wants to run waits for a CPU, wherever it is.
+    let key = match thread.state {
+        0 => 1,
+        _ => saved_place(),
+    };
     let index = key as usize & (PLACES - 1);
     thread.place = index as u32;
     let place = &mut thread.places[index];

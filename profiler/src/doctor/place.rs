@@ -130,9 +130,9 @@ fn judge_tracefs(found: io::Result<&str>) -> Check {
     match found {
         Ok(folder) => check(folder),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            check("closed to this user; CPU profiles do without").warn("run goprof as root")
+            check("closed to this user; only -e io needs it").warn("run goprof as root")
         }
-        Err(_) => check("not mounted; CPU profiles do without")
+        Err(_) => check("not mounted; only -e io needs it")
             .warn("mount -t tracefs tracefs /sys/kernel/tracing"),
     }
 }

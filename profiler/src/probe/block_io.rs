@@ -14,6 +14,8 @@ use super::kernel_types::KernelTypes;
 
 /// Most requests of those that are wanted at once.
 pub(super) const MAX_REQUESTS: u32 = 16 * 1024;
+/// The size of their table where none are.
+pub(super) const MIN_REQUESTS: u32 = 256;
 
 /// Where tracefs is mounted.
 const FOLDERS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];

@@ -291,7 +291,7 @@ fn load_object(
         true => off_cpu::MAX_THREADS,
         false => 1,
     };
-    let requests = hooks.map_or(1, |_| block_io::MAX_REQUESTS);
+    let requests = hooks.map_or(block_io::MIN_REQUESTS, |_| block_io::MAX_REQUESTS);
     let mut loader = EbpfLoader::new();
     if let Some(hooks) = hooks {
         hooks.tell(&mut loader);

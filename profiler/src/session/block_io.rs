@@ -25,6 +25,8 @@ const THREAD: &str = "kernel_thread";
 
 /// Most devices whose names are remembered, and told apart.
 const MAX_DEVICES: usize = 1024;
+/// A request that is not done after this long never will be, as far as we are told.
+const GIVEN_UP_NS: u64 = 600_000_000_000;
 /// What the others are called.
 const OTHER: &str = "other";
 
@@ -86,9 +88,21 @@ impl<T: Sampled> Recorder<T> {
         let latency = self.tally.latency.entry(device.to_owned()).or_default();
         latency.add(ns);
         let clamped = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let values: Values = [1, clamped(ns), clamped(measured.detail), 0];
+        let (bytes, queued_ns) = (measured.detail, measured.part_ns);
+        let values: Values = [1, clamped(ns), clamped(bytes), clamped(queued_ns)];
         let window = self.windows.get(Event::Io);
         window.add_values(wait.owner, &wait.stack, wait.kernel_frames, values);
+    }
+
+    /// Gives up requests whose end nobody has told of by `now_ns` for long; all of them
+    /// where `is_last`.
+    pub(super) fn give_up_io(&mut self, now_ns: u64, is_last: bool) {
+        let before = self.block_io.open.open().count();
+        self.block_io
+            .open
+            .retain_waits(|wait| !is_last && now_ns.saturating_sub(wait.began_ns) < GIVEN_UP_NS);
+        let given_up = before - self.block_io.open.open().count();
+        self.tally.io_open += given_up as u64;
     }
 
     /// Puts the stack of a thread of the kernel into `self.stack`, and says what it
@@ -245,7 +259,7 @@ mod tests {
         let mut found = stacks(&mut recorder);
         found.sort_unstable();
         let of = |operation: &str| format!("device=1023:1023 operation={operation}");
-        let values = [1, 5_000, 4096, 0];
+        let values = [1, 5_000, 4096, 100];
         assert_eq!(found, [(of("R"), values), (of("W"), values)]);
         let latency = &recorder.tally.latency["1023:1023"];
         assert_eq!((latency.count(), latency.sum_ns()), (2, 10_000));
@@ -258,6 +272,20 @@ mod tests {
         ends(&mut recorder, 10, 0);
         assert!(stacks(&mut recorder).is_empty());
         assert_eq!(recorder.tally.io_merged, 1);
+        assert_eq!(recorder.block_io.open.open().count(), 0);
+    }
+
+    #[test]
+    fn one_that_never_ends_is_given_up_and_counted() {
+        let mut recorder = recorder();
+        begins(&mut recorder, event::BLOCK_IO, 10, b"W\0\0\0");
+        recorder.give_up_io(GIVEN_UP_NS, false);
+        assert_eq!(recorder.tally.io_open, 0);
+        recorder.give_up_io(GIVEN_UP_NS + 10, false);
+        assert_eq!(recorder.tally.io_open, 1);
+        begins(&mut recorder, event::BLOCK_IO, 20, b"W\0\0\0");
+        recorder.give_up_io(30, true);
+        assert_eq!(recorder.tally.io_open, 2);
         assert_eq!(recorder.block_io.open.open().count(), 0);
     }
 

@@ -56,6 +56,11 @@ impl Waits {
         self.open.retain(|_, wait| is_wanted(wait.owner.process));
     }
 
+    /// Forgets those that are not wanted any more.
+    pub(super) fn retain_waits(&mut self, mut is_wanted: impl FnMut(&Wait) -> bool) {
+        self.open.retain(|_, wait| is_wanted(wait));
+    }
+
     /// Those that are not over by their keys, to be looked at and changed.
     pub(super) fn open(&mut self) -> impl Iterator<Item = (u64, &mut Wait)> {
         self.open.iter_mut().map(|(key, wait)| (*key, wait))

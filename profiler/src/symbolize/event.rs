@@ -50,10 +50,11 @@ const CPU: [ValueType; 2] = [SAMPLES, of("cpu", "nanoseconds")];
 const WALL: [ValueType; 2] = [SAMPLES, of("wall", "nanoseconds")];
 const OFF_CPU: [ValueType; 2] = [SAMPLES, of("off_cpu", "nanoseconds")];
 const THREADS: [ValueType; 2] = [SAMPLES, of("thread_time", "nanoseconds")];
-const IO: [ValueType; 3] = [
+const IO: [ValueType; MAX_VALUES] = [
     of("io", "count"),
     of("latency", "nanoseconds"),
     of("size", "bytes"),
+    of("queued", "nanoseconds"),
 ];
 const WAITS: [ValueType; 2] = [CONTENTIONS, of("delay", "nanoseconds")];
 const GOROUTINES: [ValueType; 1] = [of("goroutine", "count")];
