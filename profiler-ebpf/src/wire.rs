@@ -183,6 +183,23 @@ pub mod event {
     /// A goroutine that waited goes on: its stack, and how long it was; `part_ns` of
     /// it since it could go on, 0 where nobody said so. `detail` as above.
     pub const BLOCK: u32 = 3;
+    /// Memory is allocated: the stack of who does it. `duration_ns` is the size in
+    /// bytes, and `part_ns` the address of the type's descriptor, 0 where nobody says.
+    /// `detail` is why it was taken, one of [`super::allocation`].
+    pub const ALLOCATION: u32 = 4;
+}
+
+/// Why an allocation was taken: [`Measured::detail`].
+pub mod allocation {
+    /// The runtime itself took it as a sample. The size is that of the block.
+    pub const BY_RUNTIME: u64 = 0;
+    /// It passed a random threshold, of [`MEAN_BYTES`] on average: an allocation of so
+    /// many bytes does by a chance of `1 - exp(-bytes / MEAN_BYTES)`. The size is that
+    /// which was asked for.
+    pub const BY_THRESHOLD: u64 = 1;
+    /// Thresholds on average. Of allocations of 100 bytes one in six is taken, so that
+    /// the stacks take less than the traps do.
+    pub const MEAN_BYTES: u64 = 512;
 }
 
 /// Bits of [`Measured::detail`] of a wait, beside the reason's number.
@@ -577,4 +594,7 @@ pub mod cookie {
     /// It sits on the branch of a function's check of the stack: a hit whose flags
     /// say that the branch is taken is no call yet.
     pub const STACK_CHECK: u64 = 1;
+    /// From here up: allocations of so many bytes and less are none, as another place
+    /// sees them again.
+    pub const LEAST_BYTES_SHIFT: u32 = 16;
 }
