@@ -185,7 +185,8 @@ pub mod event {
     pub const BLOCK: u32 = 3;
     /// Memory is allocated: the stack of who does it. `duration_ns` is the size in
     /// bytes, and `part_ns` the address of the type's descriptor, 0 where nobody says.
-    /// `detail` is why it was taken, one of [`super::allocation`].
+    /// `detail` is why it was taken, one of [`super::allocation`], and above its
+    /// [`super::allocation::TOTAL_SHIFT`] what the runtime has counted by then.
     pub const ALLOCATION: u32 = 4;
 }
 
@@ -200,6 +201,11 @@ pub mod allocation {
     /// Thresholds on average. Of allocations of 100 bytes one in six is taken, so that
     /// the stacks take less than the traps do.
     pub const MEAN_BYTES: u64 = 512;
+    /// Which of these it is.
+    pub const WHY: u64 = 1;
+    /// From here up: the bytes that were allocated since the program began, by the
+    /// runtime; 0 where not known.
+    pub const TOTAL_SHIFT: u32 = 1;
 }
 
 /// Bits of [`Measured::detail`] of a wait, beside the reason's number.
@@ -241,6 +247,8 @@ pub struct WaitLayout {
     pub counts_all: u8,
     /// Zero.
     pub reserved: u32,
+    /// Where the runtime counts the bytes that were allocated; 0 where not known.
+    pub total_alloc: u64,
 }
 
 impl WaitLayout {

@@ -1,6 +1,7 @@
 //! Session: wires the stages of one recording together. The only module that
 //! knows them all; it does the work of none.
 
+mod allocated;
 mod begun;
 mod breaks;
 pub mod goroutines;
@@ -35,6 +36,7 @@ use crate::{
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
 use begun::Begun;
+pub use allocated::AllocationFacts;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
@@ -53,11 +55,12 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 4] = [
+pub const SAMPLED: [symbolize::Event; 5] = [
     symbolize::Event::Cpu,
     symbolize::Event::Mutex,
     symbolize::Event::Block,
     symbolize::Event::OffCpu,
+    symbolize::Event::AllocEvents,
 ];
 
 /// What to record, validated.

@@ -14,9 +14,11 @@ use profiler_ebpf::wire::{Counter, Measured, allocation, cookie, event, kind};
 use super::{
     budget::{Admitted, admit},
     emit::{TARGETS, count, emit_sample, header},
+    memory::read_word,
     registers::{Arguments, arguments, probed_registers},
     sample::take,
     scratch::Scratch,
+    waits::WAIT_LAYOUTS,
 };
 
 /// Bytes that may still be allocated on this CPU before one is taken; 0 where nobody
@@ -102,6 +104,11 @@ fn deliver(ctx: &ProbeContext, admitted: &Admitted, (size, of): (u64, u64), why:
     let Some(target) = (unsafe { TARGETS.get(admitted.pid) }) else {
         return;
     };
+    // SAFETY: as above.
+    let total = match unsafe { WAIT_LAYOUTS.get(admitted.pid) } {
+        Some(layout) if layout.total_alloc != 0 => read_word(layout.total_alloc),
+        _ => 0,
+    };
     let Some(scratch) = Scratch::for_probe() else {
         count(Counter::ProbesNested);
         return;
@@ -112,7 +119,7 @@ fn deliver(ctx: &ProbeContext, admitted: &Admitted, (size, of): (u64, u64), why:
         weight: 1,
         duration_ns: size,
         part_ns: of,
-        detail: why,
+        detail: why | total << allocation::TOTAL_SHIFT,
         window: admitted.window,
     };
     let registers = probed_registers(ctx);

@@ -32,6 +32,7 @@ impl<T: Sampled> Recorder<T> {
             event::OFF_CPU => self.left_cpu(measured, sample),
             event::MUTEX => self.waited(Event::Mutex, measured, sample),
             event::BLOCK => self.waited(Event::Block, measured, sample),
+            event::ALLOCATION => self.allocated(measured, sample),
             _ => self.tally.undecodable += 1,
         }
     }

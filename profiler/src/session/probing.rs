@@ -14,7 +14,10 @@ use std::{
 use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::at;
 
-use super::windows::Windows;
+use super::{
+    allocated::{self, AllocationFacts, Allocations},
+    windows::Windows,
+};
 use crate::{
     probe::{
         self, Budget, Controller, Costs, Estimate, ProbeSet, Probes, Shares, UprobePrograms,
@@ -95,7 +98,7 @@ static PARTS: [(Event, [Part; 3]); 2] = [
 
 /// Whether an event takes probes.
 pub fn takes_probes(event: Event) -> bool {
-    PARTS.iter().any(|(of, _)| *of == event)
+    event == Event::AllocEvents || PARTS.iter().any(|(of, _)| *of == event)
 }
 
 /// What probes of a process came to.
@@ -117,6 +120,8 @@ pub struct ProbeFacts {
     pub windows: usize,
     /// The totals of each event: counts and nanoseconds.
     pub totals: Vec<(Event, Estimate, Estimate)>,
+    /// Where allocations were seen.
+    pub allocations: Option<AllocationFacts>,
 }
 
 /// Probes at work.
@@ -149,6 +154,8 @@ pub(super) struct Probed {
     facts: Counts,
     weights: probe::Windows,
     totals: BTreeMap<Event, Totals>,
+    /// Where allocations are recorded.
+    pub allocations: Option<Allocations>,
 }
 
 /// What an event came to in windows, by their place: counts and nanoseconds.
@@ -194,7 +201,10 @@ impl Probing {
             return Ok(None);
         }
         let names = parts(&events).map(|part| part.0);
-        let names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
+        let mut names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
+        if events.contains(&Event::AllocEvents) {
+            names.extend(allocated::PROGRAMS);
+        }
         let programs = probes.load_uprobes(&names)?;
         let mut shares = probes.take_shares()?;
         let exe = Path::new("/proc/self/exe");
@@ -230,7 +240,10 @@ impl Probing {
             if self.refused.get(&pid) == Some(&index) {
                 continue;
             }
-            if self.probed.get(&pid).is_some_and(|p| p.index == index) {
+            if let Some(probed) = self.probed.get_mut(&pid)
+                && probed.index == index
+            {
+                probed.allocations.iter_mut().for_each(Allocations::look);
                 continue;
             }
             self.probed.remove(&pid);
@@ -283,6 +296,12 @@ impl Probing {
                 Err(_) => {}
             }
         }
+        let allocations = match self.events.contains(&Event::AllocEvents) {
+            true => Some(Allocations::begin(process, &self.programs, &mut set)?),
+            false => None,
+        };
+        let totals = allocations.as_ref().map(Allocations::totals).transpose()?;
+        layout.total_alloc = totals.as_ref().and_then(|of| of.address).unwrap_or(0);
         self.layouts.insert(process.pid, &layout)?;
         let costs = Costs {
             trap_ns: self.trap_ns,
@@ -293,6 +312,9 @@ impl Probing {
         let controller = Controller::new(self.config.budget, costs, seed, now_ns);
         let (sender, pid) = (self.sender.clone(), process.pid);
         let take = move |watched: &Watched| {
+            if let Some(totals) = &totals {
+                totals.note(watched.closed.plan.number);
+            }
             // It fails where the session is over.
             let _ = sender.send((pid, *watched));
         };
@@ -308,6 +330,7 @@ impl Probing {
             facts: Counts::default(),
             weights: probe::Windows::default(),
             totals: BTreeMap::new(),
+            allocations,
         }))
     }
 
@@ -387,7 +410,13 @@ impl Probed {
         self.facts.hits += watched.share.hits;
         self.facts.charged_ns += watched.closed.charged_ns;
         self.facts.watched_ns += watched_ns;
-        let Some(seen) = self.open.remove(&watched.closed.plan.number) else {
+        let number = watched.closed.plan.number;
+        let mut seen = self.open.remove(&number);
+        if let Some(allocations) = &mut self.allocations {
+            let seen = seen.as_mut().map(|seen| &*seen.whole.get(Event::AllocEvents));
+            allocations.close(number, is_whole, seen);
+        }
+        let Some(seen) = seen else {
             return;
         };
         let scale = weight.slot_ns as f64 / watched_ns.max(1) as f64;
@@ -397,6 +426,8 @@ impl Probed {
         let twice = if is_whole { 1.0 } else { 2.0 };
         for (windows, times) in [(seen.whole, 1.0), (seen.begun_before, twice)] {
             for (event, window) in windows {
+                let unit = allocated::unit(event);
+                let scale = scale * unit;
                 let totals = self.totals.entry(event).or_default();
                 let (mut counts, mut delays) = (0.0, 0.0);
                 let mut carry = Carry::default();
@@ -405,8 +436,8 @@ impl Probed {
                     delays += values[1] as f64 * times;
                     carry.scaled(values, [scale, scale * times, scale * times, 0.0])
                 });
-                totals.counts.push((place, counts));
-                totals.delays.push((place, delays));
+                totals.counts.push((place, counts * unit));
+                totals.delays.push((place, delays * unit));
                 totals.seen.0 += counts * scale;
                 totals.seen.1 += delays * scale;
             }
@@ -424,13 +455,19 @@ impl Probed {
         let weights = std::mem::take(&mut self.weights);
         let elapsed_ns = now_ns.saturating_sub(self.since_ns);
         self.since_ns = now_ns;
-        let mut totals = BTreeMap::new();
+        let (mut totals, mut allocations) = (BTreeMap::new(), None);
         for (event, of) in std::mem::take(&mut self.totals) {
             let mut counts = weights.estimate(&of.counts);
-            let mut delays = weights.estimate_time(&of.delays);
+            let mut delays = match event {
+                Event::AllocEvents => weights.estimate(&of.delays),
+                _ => weights.estimate_time(&of.delays),
+            };
             if is_exact {
                 counts.value = of.seen.0;
                 delays.value = of.seen.1;
+            }
+            if let (Event::AllocEvents, Some(of)) = (event, &mut self.allocations) {
+                allocations = Some(of.split_off(&mut counts, &mut delays));
             }
             totals.insert(event, (counts, delays, of.seen));
         }
@@ -443,6 +480,12 @@ impl Probed {
             let (counts, delays) = (factor(counts, sums.0), factor(delays, sums.1));
             let mut carry = Carry::default();
             let scales = [counts, delays, delays, 1.0];
+            if let (Event::AllocEvents, Some((Some((window, rest)), _))) = (event, &allocations) {
+                let scales = [*rest; 4];
+                into.get(*event)
+                    .merge(window, |values| carry.scaled(values, scales));
+                continue;
+            }
             into.get(*event)
                 .merge(seen.get(*event), |values| carry.scaled(values, scales));
         }
@@ -458,16 +501,17 @@ impl Probed {
                 .into_iter()
                 .map(|(event, (counts, delays, _))| (event, counts, delays))
                 .collect(),
+            allocations: allocations.map(|(_, facts)| facts),
         }
     }
 }
 
 /// Scales values to whole numbers; what is cut off one is added to the next.
 #[derive(Default)]
-struct Carry([f64; 4]);
+pub(super) struct Carry([f64; 4]);
 
 impl Carry {
-    fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
+    pub(super) fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
         let mut scaled = [0; 4];
         for (index, to) in scaled.iter_mut().enumerate() {
             let exact = values[index] as f64 * scales[index] + self.0[index];

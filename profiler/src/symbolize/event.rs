@@ -37,6 +37,8 @@ pub enum Event {
     Wall,
     /// Time off the CPU, by who left it.
     OffCpu,
+    /// Memory that is allocated, by who allocates it, as it happens.
+    AllocEvents,
 }
 
 const SAMPLES: ValueType = of("samples", "count");
@@ -67,6 +69,7 @@ impl Event {
             Event::Block => "block",
             Event::Wall => "wall",
             Event::OffCpu => "offcpu",
+            Event::AllocEvents => "alloc-events",
         }
     }
 
@@ -75,7 +78,7 @@ impl Event {
     pub fn series_name(self) -> &'static str {
         match self {
             Event::Cpu => "process_cpu",
-            Event::Heap | Event::Allocs => "memory",
+            Event::Heap | Event::Allocs | Event::AllocEvents => "memory",
             Event::Goroutine => "goroutine",
             Event::Mutex => "mutex",
             Event::Block => "block",
@@ -93,6 +96,7 @@ impl Event {
             Event::Mutex | Event::Block => &WAITS,
             Event::Wall => &WALL,
             Event::OffCpu => &OFF_CPU,
+            Event::AllocEvents => &HEAP[..2],
         }
     }
 
@@ -100,7 +104,7 @@ impl Event {
     pub fn period_type(self) -> ValueType {
         match self {
             Event::Cpu => CPU[1],
-            Event::Heap | Event::Allocs => of("space", "bytes"),
+            Event::Heap | Event::Allocs | Event::AllocEvents => of("space", "bytes"),
             Event::Goroutine => GOROUTINES[0],
             Event::Mutex | Event::Block => CONTENTIONS,
             Event::Wall => WALL[1],
@@ -159,7 +163,7 @@ impl Event {
 mod tests {
     use super::*;
 
-    const ALL: [Event; 8] = [
+    const ALL: [Event; 9] = [
         Event::Cpu,
         Event::Heap,
         Event::Allocs,
@@ -168,6 +172,7 @@ mod tests {
         Event::Block,
         Event::Wall,
         Event::OffCpu,
+        Event::AllocEvents,
     ];
 
     #[test]

@@ -35,6 +35,7 @@ Examples:
   goprof record -o default.pgo -- ./server -load test
   goprof record -e heap -p 1234
   goprof record -e allocs -p 1234 -d 30
+  goprof record -e alloc-events -p 1234 -d 30
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -115,7 +116,7 @@ pub struct Args {
 
     /// What probes may take from each process, of one CPU, over any 10 s: 1%, 0.5%, or
     /// off for no limit; where they would take more they watch a part of the time, and
-    /// values are scaled by it; for -e mutex and -e block
+    /// values are scaled by it; for -e mutex, block and alloc-events
     #[arg(long, value_name = "SHARE", value_parser = parse_budget)]
     pub probe_budget: Option<Budget>,
     /// Leave out waits that are shorter: 10us, 1ms; for -e mutex and -e block
@@ -152,6 +153,9 @@ pub enum EventArg {
     Heap,
     /// Memory allocated during the recording
     Allocs,
+    /// Allocations as they happen, by goroutine and pprof labels, also of programs that
+    /// keep no heap profile: then in windows, under --probe-budget
+    AllocEvents,
 }
 
 /// Whose stack, as the command line names it.
@@ -184,6 +188,7 @@ impl From<EventArg> for Event {
             EventArg::Block => Event::Block,
             EventArg::Heap => Event::Heap,
             EventArg::Allocs => Event::Allocs,
+            EventArg::AllocEvents => Event::AllocEvents,
         }
     }
 }
@@ -281,7 +286,7 @@ impl Args {
         let no_block = !events.contains(&Event::Block);
         for (is_meaningless, flag) in [
             (no_probes && self.probe_budget.is_some(), "--probe-budget"),
-            (no_probes && self.min_wait.is_some(), "--min-wait"),
+            (no_mutex && no_block && self.min_wait.is_some(), "--min-wait"),
             (no_mutex && self.at.is_some(), "--at"),
             (no_block && self.block_all, "--block-all"),
         ] {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
-use super::args::Plan;
+use super::{args::Plan, memory::bytes};
 use crate::{
     cli::printable,
     probe::Clock,
@@ -28,7 +28,9 @@ pub(super) fn notes(recording: &Recording) -> Vec<String> {
         .map(|(count, what)| format!("{count} {what}"));
     let off = recording.tally.off.iter().cloned();
     let said = recording.tally.diagnostics.iter().cloned();
-    lost.chain(incomplete).chain(off).chain(said).collect()
+    let sources = recording.tally.probes.iter().filter_map(allocations);
+    let notes = lost.chain(incomplete).chain(off).chain(said);
+    notes.chain(sources).collect()
 }
 
 /// Writes the summary to stderr.
@@ -79,19 +81,35 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     );
 }
 
+/// Where allocations of a process were seen.
+fn allocations(facts: &ProbeFacts) -> Option<String> {
+    let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
+    let of = facts.allocations.as_ref()?;
+    let source = of.source(share.min(1.0));
+    Some(format!("allocations of {} (pid {}): {source}", facts.comm, facts.pid))
+}
+
 /// What probes of a process came to.
 fn probes(facts: &ProbeFacts) -> String {
     let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
     let taken = facts.charged_ns as f64 / facts.elapsed_ns.max(1) as f64;
-    let totals = facts.totals.iter().map(|(event, counts, delays)| {
-        format!(
+    let totals = facts.totals.iter().map(|(event, counts, delays)| match event {
+        Event::AllocEvents => format!(
+            "; {}: {:.0} ± {:.0} objects of {:.1} ± {:.1} MB",
+            event.name(),
+            counts.value,
+            counts.standard_error,
+            delays.value / 1e6,
+            delays.standard_error / 1e6
+        ),
+        event => format!(
             "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
             event.name(),
             counts.value,
             counts.standard_error,
             delays.value / 1e9,
             delays.standard_error / 1e9
-        )
+        ),
     });
     format!(
         "pid {} {}: watched {:.1}% of the time in {} windows, {} hits, probes took {:.2}% of one CPU{}",
@@ -119,6 +137,11 @@ fn taken(plan: &Plan, named: &Named) -> String {
             "{count} samples of {processes} in {seconds:.1} s at {} Hz",
             plan.rate_hz
         ),
+        Event::AllocEvents => {
+            let values = window.samples.iter().map(|sample| sample.values[1]);
+            let total = bytes(values.fold(0i64, i64::saturating_add));
+            format!("{total} allocated in {count} objects by {processes} in {seconds:.1} s")
+        }
         event => {
             let values = window.samples.iter().map(|sample| sample.values[1]);
             let total = values.fold(0i64, i64::saturating_add) as f64 / 1e9;
@@ -131,6 +154,7 @@ fn taken(plan: &Plan, named: &Named) -> String {
 /// Why there is nothing of an event, in words.
 fn nothing(event: Event) -> &'static str {
     match event {
+        Event::AllocEvents => "nothing was allocated while somebody watched",
         Event::OffCpu => "no thread that was recorded left the CPU",
         _ => "nothing that was recorded used the CPU",
     }

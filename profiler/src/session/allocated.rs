@@ -1,0 +1,610 @@
+//! Allocations, as probes see them: what each stands for, who allocates, what type it
+//! is, and the runtime's own total to hold their sum against.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Result, anyhow};
+use profiler_ebpf::wire::{Measured, allocation, cookie};
+
+use super::{
+    probing::Carry,
+    recorder::{Recorder, Sampled},
+};
+use crate::{
+    aggregate::{Owner, Values, Window},
+    decode::Sample,
+    gobinary::{AllocationSites, Block, GoBinary, is_hidden_allocator},
+    gomemory::{Live, Memory as _},
+    probe::{Estimate, ProbeSet, UprobePrograms},
+    process::{Object, Process},
+    symbolize::Event,
+};
+
+/// The programs, at the runtime's samples and at all allocations.
+pub(super) const PROGRAMS: [&str; 2] = ["allocation_sampled", "allocation_any"];
+
+/// Values of allocations are kept in these parts until their window is over: what one
+/// stands for is no whole number.
+const PARTS: f64 = 256.0;
+/// Places whose callers and types are remembered before all are forgotten.
+const MAX_PLACES: usize = 1 << 16;
+/// Allocations, taken in windows in a row, that say by themselves what was allocated
+/// from the window before the first to the last.
+const LEAST_SAMPLES: u64 = 50;
+/// The runtime counts what a processor's cache of spans was used for when it takes
+/// another, so that its total is some hundred KB late. What it counted in all windows
+/// together must be more to be held against what was seen in them.
+const LEAST_BYTES: u64 = 4 << 20;
+/// How far these may be apart, as a factor: else something is missing that is not to be
+/// made up for by what was seen.
+const MOST_OFF: f64 = 1.25;
+
+/// The label of the type.
+const TYPE: &str = "type";
+
+/// Where allocations were seen, and how their sum compares.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AllocationFacts {
+    /// One in how many bytes the runtime samples, where its samples were seen; None
+    /// where all allocations were, in windows.
+    pub rate: Option<u64>,
+    /// Whether the program changed that rate meanwhile.
+    pub rate_changed: bool,
+    /// What was seen comes to so many bytes, by the time that was watched.
+    pub estimated_bytes: f64,
+    /// What the runtime counted meanwhile, in bytes.
+    pub runtime_bytes: Option<u64>,
+    /// What was seen in the windows of what the runtime counted in them, where that was
+    /// enough to tell.
+    pub seen_share: Option<f64>,
+    /// Whether the values come to what the runtime counted.
+    pub is_calibrated: bool,
+}
+
+impl AllocationFacts {
+    /// Where allocations were seen, and what became of the total, in words.
+    pub fn source(&self, watched_share: f64) -> String {
+        let mut words = match self.rate {
+            Some(rate) => format!("sampled by the runtime (once in {rate} bytes)"),
+            None => format!(
+                "windows over mallocgc, watched {:.1}% of the time",
+                watched_share * 100.0
+            ),
+        };
+        if self.rate_changed {
+            words.push_str(", a rate that the program changed meanwhile");
+        }
+        let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
+        let counted = self.runtime_bytes.map(|bytes| megabytes(bytes as f64));
+        words.push_str(&match counted {
+            Some(counted) if self.is_calibrated => {
+                format!(", calibrated by the runtime's totals, {counted}")
+            }
+            Some(counted) => {
+                let estimated = megabytes(self.estimated_bytes);
+                format!(", {estimated} where the runtime counts {counted}")
+            }
+            None => ", the runtime's totals are not known".to_owned(),
+        });
+        if let Some(share) = self.seen_share {
+            words.push_str(&format!(
+                "; in the windows {:.1}% of what it counted was seen",
+                share * 100.0
+            ));
+        }
+        words
+    }
+}
+
+/// What there is to know of a process whose allocations are seen.
+pub(super) struct Allocations {
+    object: Arc<Object>,
+    bias: u64,
+    memory: Live,
+    sites: AllocationSites,
+    /// Where the rate is and what it is, where the runtime's samples are seen.
+    rate: Option<(u64, u64)>,
+    rate_changed: bool,
+    totals: Totals,
+    /// For calls: where they are shown, none where it is not.
+    shown: HashMap<u64, Option<u64>>,
+    types: HashMap<(u64, u64), Option<String>>,
+    /// What was seen in windows that are not over, by their number.
+    open: HashMap<u64, Seen>,
+    /// Of windows that are all of their slots, the variance of counts and bytes that
+    /// comes of taking some: what else there is none.
+    variance: [f64; 2],
+    strata: Strata,
+    /// In windows: what was seen, and what the runtime counted meanwhile, in bytes.
+    inside: (f64, u64),
+}
+
+/// What was seen in a window.
+#[derive(Default)]
+struct Seen {
+    samples: u64,
+    variance: [f64; 2],
+    objects: f64,
+    bytes: f64,
+    first_bytes: f64,
+    /// The least and the greatest total of the runtime's, 0 where not known.
+    totals: (u64, u64),
+}
+
+/// The runtime's totals of allocated bytes, as they are when windows end: read by who
+/// watches, on a thread of its own.
+pub(super) struct Totals {
+    memory: Live,
+    /// Where it is.
+    pub address: Option<u64>,
+    by_window: Arc<Mutex<HashMap<u64, u64>>>,
+}
+
+impl Totals {
+    fn of(pid: u32, address: Option<u64>) -> Result<Self> {
+        Ok(Self {
+            memory: Live::open(pid)?,
+            address,
+            by_window: Arc::default(),
+        })
+    }
+
+    /// Others, for another thread, that tell these.
+    fn twin(&self) -> Result<Self> {
+        Ok(Self {
+            by_window: Arc::clone(&self.by_window),
+            ..Self::of(self.memory.pid(), self.address)?
+        })
+    }
+
+    /// Reads the total; None where the program is gone.
+    fn read(&self) -> Option<u64> {
+        self.memory.word(self.address?)
+    }
+
+    /// A window is over.
+    pub(super) fn note(&self, window: u64) {
+        if let Some(total) = self.read() {
+            let by_window = self.by_window.lock();
+            let mut by_window = by_window.unwrap_or_else(PoisonError::into_inner);
+            by_window.insert(window, total);
+        }
+    }
+
+    /// The total when a window ended.
+    fn take(&self, window: u64) -> Option<u64> {
+        let by_window = self.by_window.lock();
+        by_window
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&window)
+    }
+}
+
+/// What was seen, held against the runtime's totals part by part: probes slow a program
+/// down that allocates much, so that the time they watch says little of how much it
+/// allocates otherwise. From the end of one window to that of another is a part; windows
+/// in which little was taken are of one with the next.
+#[derive(Default)]
+struct Strata {
+    /// What the parts so far come to.
+    whole: Window,
+    carry: Carry,
+    /// Of each part: bytes by the runtime, and objects.
+    parts: Vec<(f64, f64)>,
+    /// What was seen since, and how much it is.
+    pending: Window,
+    samples: u64,
+    objects: f64,
+    bytes: f64,
+    /// What was seen in all parts, in bytes.
+    seen_bytes: f64,
+    /// The runtime's total at their end.
+    total: u64,
+    /// And at their beginning.
+    began: u64,
+}
+
+impl Strata {
+    fn new(total: u64) -> Self {
+        Self {
+            total,
+            began: total,
+            ..Self::default()
+        }
+    }
+
+    /// A window is over.
+    fn close(&mut self, seen: &Seen, window: &Window, total: Option<u64>) {
+        self.pending.merge(window, |values| values);
+        self.samples += seen.samples;
+        self.objects += seen.objects;
+        self.bytes += seen.bytes;
+        if let Some(total) = total
+            && self.samples >= LEAST_SAMPLES
+            && self.bytes > 0.0
+        {
+            let counted = total.saturating_sub(self.total) as f64;
+            self.total = self.total.max(total);
+            self.settle(counted);
+        }
+    }
+
+    /// What is pending stands for so many bytes.
+    fn settle(&mut self, counted: f64) {
+        let scale = counted / self.bytes;
+        let (pending, carry) = (std::mem::take(&mut self.pending), &mut self.carry);
+        self.whole.merge(&pending, |values| {
+            let scale = scale / PARTS;
+            carry.scaled(values, [scale, scale, 0.0, 0.0])
+        });
+        self.parts.push((counted, self.objects * scale));
+        self.seen_bytes += self.bytes;
+        (self.samples, self.objects, self.bytes) = (0, 0.0, 0.0);
+    }
+
+    /// Ends with the runtime's total as it is now: objects and bytes, and what is to be
+    /// made of the values of `whole` for that. None where nothing was seen, or counted.
+    fn end(&mut self, total: u64) -> Option<(Estimate, Estimate, f64)> {
+        let counted = total.checked_sub(self.began).filter(|bytes| *bytes > 0)? as f64;
+        if self.bytes > 0.0 {
+            // Too little to say much by itself.
+            let before: f64 = self.parts.iter().map(|(bytes, _)| bytes).sum();
+            let like_before = before / self.seen_bytes * self.bytes;
+            let is_known = like_before.is_finite() && like_before > 0.0;
+            self.settle(if is_known { like_before } else { counted });
+        }
+        let bytes: f64 = self.parts.iter().map(|(bytes, _)| bytes).sum();
+        let objects: f64 = self.parts.iter().map(|(_, objects)| objects).sum();
+        let (rest, ratio) = (counted / bytes, objects / bytes);
+        if !rest.is_finite() || !ratio.is_finite() {
+            return None;
+        }
+        let off = self.parts.iter().map(|(b, o)| (o - ratio * b).powi(2));
+        let exact = |value, standard_error| Estimate {
+            value,
+            standard_error,
+        };
+        let objects = exact(objects * rest, off.sum::<f64>().sqrt() * rest);
+        Some((objects, exact(counted, 0.0), rest))
+    }
+}
+
+impl Allocations {
+    /// Chooses where allocations of a process are seen, and adds the probes to `set`.
+    ///
+    /// # Errors
+    /// It has no place for them, or its memory cannot be read.
+    pub(super) fn begin(
+        process: &Process,
+        programs: &UprobePrograms,
+        set: &mut ProbeSet,
+    ) -> Result<Self> {
+        let memory = Live::open(process.pid)?;
+        let not_mapped = || anyhow!("its Go code is not mapped");
+        let object = process.go_object().ok_or_else(not_mapped)?;
+        let program = process.go_program(&memory).ok_or_else(not_mapped)?;
+        let binary = program.binary;
+        let rate = program.mem_profile_rate().ok().filter(|(_, rate)| *rate > 0);
+        let [sampled, any] = PROGRAMS;
+        if rate.is_some() {
+            let place = binary.sampler_place();
+            let place = place.map_err(|why| anyhow!("cannot probe runtime.profilealloc: {why}"))?;
+            set.add(programs, sampled, &[place])?;
+        } else {
+            let places = binary.allocator_places().map_err(|why| anyhow!(why))?;
+            let marked: Vec<_> = places
+                .iter()
+                .map(|at| (at.place, at.passed_on_bytes << cookie::LEAST_BYTES_SHIFT))
+                .collect();
+            set.add_marked(programs, any, &marked)?;
+        }
+        let bias = program.bias;
+        let totals = Totals::of(process.pid, program.total_alloc_address())?;
+        Ok(Self {
+            object: Arc::clone(object),
+            bias,
+            sites: binary.allocation_sites(),
+            rate,
+            rate_changed: false,
+            strata: Strata::new(totals.read().unwrap_or(0)),
+            totals,
+            inside: (0.0, 0),
+            memory,
+            shown: HashMap::new(),
+            types: HashMap::new(),
+            open: HashMap::new(),
+            variance: [0.0; 2],
+        })
+    }
+
+    /// The runtime's totals, to be read by who watches.
+    pub(super) fn totals(&self) -> Result<Totals> {
+        self.totals.twin()
+    }
+
+    /// Reads the rate again. Samples count by that of their time, as nearly as can be.
+    pub(super) fn look(&mut self) {
+        if let Some((at, rate)) = &mut self.rate
+            && let Some(now) = self.memory.word(*at)
+            && now != *rate
+            && now > 0
+        {
+            (*rate, self.rate_changed) = (now, true);
+        }
+    }
+
+    /// What an allocation of `owner` comes to: how many of its stack's addresses are
+    /// not shown, an address in place of the first that is, and its values.
+    fn take(
+        &mut self,
+        measured: &Measured,
+        stack: &mut Vec<u64>,
+        owner: &mut Owner,
+    ) -> Option<Values> {
+        let object = Arc::clone(&self.object);
+        let binary = object.go()?;
+        if self.shown.len() + self.types.len() > MAX_PLACES {
+            self.shown.clear();
+            self.types.clear();
+        }
+        let call = self.trim(binary, stack);
+        let (size, descriptor) = (measured.duration_ns, measured.part_ns);
+        let of = binary.allocated_type(descriptor.wrapping_sub(self.bias));
+        let (block, mean) = match measured.detail & allocation::WHY {
+            allocation::BY_THRESHOLD => {
+                let has_pointers = of.as_ref().is_some_and(|of| of.has_pointers);
+                let block = Block::of(size, has_pointers, binary.version());
+                (block, allocation::MEAN_BYTES)
+            }
+            _ => {
+                let block = Block {
+                    bytes: size,
+                    taken_bytes: size,
+                };
+                (block, self.rate.map_or(1, |(_, rate)| rate))
+            }
+        };
+        let (sites, bias) = (&self.sites, self.bias);
+        let name = self.types.entry((call, descriptor)).or_insert_with(|| {
+            let behind = call.wrapping_sub(bias).wrapping_add(1);
+            let said = sites.type_at(binary, behind);
+            said.or_else(|| of.map(|of| of.name_of(size)))
+        });
+        if let Some(name) = name {
+            owner.labels.push((TYPE.to_owned(), name.clone()));
+            owner.labels.sort_unstable();
+        }
+        owner.block_bytes = Some(block.bytes);
+        let stands_for = stands_for(size, mean);
+        let bytes = block.taken_bytes as f64;
+        let seen = self.open.entry(measured.window).or_default();
+        seen.add(measured.detail >> allocation::TOTAL_SHIFT, stands_for, bytes);
+        let parts = |value: f64| (value * PARTS).round() as i64;
+        Some([parts(stands_for), parts(stands_for * bytes), 0, 0])
+    }
+
+    /// Leaves the allocator's own functions at a stack's begin out, as Go's own profiles
+    /// do, all of them where there is nothing else; and gives the call of it.
+    fn trim(&mut self, binary: &GoBinary, stack: &mut Vec<u64>) -> u64 {
+        let (shown, bias) = (&mut self.shown, self.bias);
+        let found = stack.iter().enumerate().find_map(|(index, call)| {
+            let at = shown
+                .entry(*call)
+                .or_insert_with(|| first_shown(binary, bias, *call));
+            at.map(|at| (index, at))
+        });
+        let Some((index, at)) = found else {
+            return 0;
+        };
+        let call = stack[index];
+        stack.drain(..index);
+        stack[0] = at;
+        call
+    }
+
+    /// A window is over, in which so much was seen.
+    pub(super) fn close(&mut self, number: u64, is_whole: bool, window: Option<&Window>) {
+        let total = self.totals.take(number);
+        let (Some(seen), Some(window)) = (self.open.remove(&number), window) else {
+            return;
+        };
+        if is_whole {
+            for (to, from) in self.variance.iter_mut().zip(seen.variance) {
+                *to += from;
+            }
+        }
+        let (first, last) = seen.totals;
+        if first > 0 {
+            self.inside.0 += seen.bytes - seen.first_bytes;
+            self.inside.1 += last - first;
+        }
+        if self.rate.is_none() {
+            self.strata.close(&seen, window, total);
+        }
+    }
+
+    /// What was seen since the last call by the runtime's totals, if that can be had,
+    /// and how it compares. `counts` and `bytes` are the totals by the time that was
+    /// watched, and are replaced.
+    pub(super) fn split_off(
+        &mut self,
+        counts: &mut Estimate,
+        bytes: &mut Estimate,
+    ) -> (Option<(Window, f64)>, AllocationFacts) {
+        for (estimate, variance) in [(&mut *counts, 0), (&mut *bytes, 1)] {
+            let more = std::mem::take(&mut self.variance[variance]);
+            estimate.standard_error = estimate.standard_error.hypot(more.sqrt());
+        }
+        let total = self.totals.read().unwrap_or(self.strata.total);
+        let mut strata = std::mem::replace(&mut self.strata, Strata::new(total));
+        let (seen, counted) = std::mem::take(&mut self.inside);
+        let share = seen / counted as f64;
+        let seen_share = (counted >= LEAST_BYTES).then_some(share);
+        let is_near = seen_share.is_none_or(|s| (1.0 / MOST_OFF..=MOST_OFF).contains(&s));
+        let estimated_bytes = bytes.value;
+        let calibrated = match self.rate {
+            None if is_near && self.totals.address.is_some() => strata.end(total),
+            // As Go's own profiles are.
+            _ => None,
+        };
+        let facts = AllocationFacts {
+            rate: self.rate.map(|(_, rate)| rate),
+            rate_changed: std::mem::take(&mut self.rate_changed),
+            estimated_bytes,
+            runtime_bytes: self
+                .totals
+                .address
+                .map(|_| total.saturating_sub(strata.began)),
+            seen_share,
+            is_calibrated: calibrated.is_some(),
+        };
+        let window = calibrated.map(|(objects, counted, rest)| {
+            (*counts, *bytes) = (objects, counted);
+            (strata.whole, rest)
+        });
+        (window, facts)
+    }
+}
+
+impl Seen {
+    /// Adds an allocation of so many bytes that stands for some, and what the runtime
+    /// had counted by then.
+    fn add(&mut self, total: u64, stands_for: f64, bytes: f64) {
+        let variance = stands_for * (stands_for - 1.0);
+        self.variance[0] += variance;
+        self.variance[1] += variance * bytes * bytes;
+        self.samples += 1;
+        self.objects += stands_for;
+        self.bytes += stands_for * bytes;
+        if self.samples == 1 {
+            self.totals = (total, total);
+            self.first_bytes = self.bytes;
+        } else {
+            let (first, last) = self.totals;
+            self.totals = (first.min(total), last.max(total));
+        }
+    }
+}
+
+/// What windows have as values of an event, in the unit of those of the profile.
+pub(super) fn unit(event: Event) -> f64 {
+    match event {
+        Event::AllocEvents => 1.0 / PARTS,
+        _ => 1.0,
+    }
+}
+
+/// How many allocations one that was taken stands for, where one in so many bytes is.
+fn stands_for(size_bytes: u64, mean_bytes: u64) -> f64 {
+    if mean_bytes <= 1 || size_bytes == 0 {
+        return 1.0;
+    }
+    -1.0 / (-(size_bytes as f64) / mean_bytes as f64).exp_m1()
+}
+
+/// Where a call is shown: itself, or of inlined calls the first that is not the
+/// allocator's. Go asks who returns there and not who calls (`runtime.FuncForPC`).
+fn first_shown(binary: &GoBinary, bias: u64, call: u64) -> Option<u64> {
+    let vaddr = call.wrapping_sub(bias);
+    let chain = binary.inlined_calls(vaddr).unwrap_or_else(|| vec![vaddr]);
+    let is_shown = |at: &u64| {
+        let name = binary.innermost_name(at.wrapping_add(1));
+        !name.is_some_and(|name| is_hidden_allocator(&name))
+    };
+    let at = chain.into_iter().find(is_shown)?;
+    Some(at.wrapping_add(bias))
+}
+
+impl<T: Sampled> Recorder<T> {
+    /// Memory was allocated.
+    pub(super) fn allocated(&mut self, measured: &Measured, sample: &Sample<'_>) {
+        let Some(mut owner) = self.unwind(sample) else {
+            return;
+        };
+        let pid = measured.header.pid;
+        let probed = self.probing.as_mut().and_then(|probing| probing.get(pid));
+        let Some(probed) = probed else {
+            self.tally.unknown_process += 1;
+            return;
+        };
+        let allocations = probed.allocations.as_mut();
+        let values = allocations.and_then(|of| of.take(measured, &mut self.stack, &mut owner));
+        let Some(values) = values else {
+            self.tally.undecodable += 1;
+            return;
+        };
+        let window = probed.window(measured.window, false);
+        let window = window.get(Event::AllocEvents);
+        window.add_values(owner, &self.stack, 0, values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allocation_stands_for_those_that_were_not_taken() {
+        let close = |of: f64, expected: f64| assert!((of - expected).abs() < 1e-3, "{of}");
+        close(stands_for(512, 512), 1.582);
+        close(stands_for(16, 512), 32.503);
+        close(stands_for(1 << 20, 512), 1.0);
+        close(stands_for(100, 1), 1.0);
+        close(stands_for(0, 512), 1.0);
+    }
+
+    #[test]
+    fn what_was_seen_comes_to_the_runtimes_total_part_by_part() {
+        let mut strata = Strata::new(1000);
+        let owner = |process| Owner {
+            process: crate::process::ProcessIndex(process),
+            ..Owner::default()
+        };
+        let part = PARTS as i64;
+        // Two kinds of work, one after the other: the first allocates nine times as much,
+        // and is slowed down so that as much is seen of both.
+        for (process, bytes, total) in [(0, 10, 10_000), (1, 20, 11_000)] {
+            let mut window = Window::default();
+            window.add_values(owner(process), &[1], 0, [100 * part, 100 * bytes * part, 0, 0]);
+            let mut seen = Seen::default();
+            (0..100).for_each(|_| seen.add(0, 1.0, bytes as f64));
+            strata.close(&seen, &window, Some(total));
+        }
+        // Once more that much of the first, of which next to nothing was seen.
+        let (objects, bytes, rest) = strata.end(21_000).unwrap();
+        assert_eq!((bytes.value, rest), (20_000.0, 2.0));
+        assert!((objects.value - 2.0 * (900.0 + 50.0)).abs() < 1e-6, "{objects:?}");
+        let stacks = strata.whole.stacks();
+        let values: Vec<_> = stacks.iter().map(|of| of.values).collect();
+        assert_eq!(values, [[900, 9000, 0, 0], [50, 1000, 0, 0]]);
+        assert!(Strata::new(5).end(1 << 30).is_none(), "nothing was seen");
+    }
+
+    #[test]
+    fn the_source_is_told_in_words() {
+        let facts = AllocationFacts {
+            rate: None,
+            rate_changed: false,
+            estimated_bytes: 100e6,
+            runtime_bytes: Some(103_000_000),
+            seen_share: Some(0.987),
+            is_calibrated: true,
+        };
+        let calibrated = "windows over mallocgc, watched 4.0% of the time, calibrated by the \
+                          runtime's totals, 103.0 MB; in the windows 98.7% of what it counted was \
+                          seen";
+        assert_eq!(facts.source(0.04), calibrated);
+        let sampled = AllocationFacts {
+            rate: Some(512),
+            seen_share: None,
+            is_calibrated: false,
+            ..facts
+        };
+        let expected = "sampled by the runtime (once in 512 bytes), 100.0 MB where the runtime \
+                        counts 103.0 MB";
+        assert_eq!(sampled.source(1.0), expected);
+    }
+}
