@@ -2,6 +2,7 @@
 //! knows them all; it does the work of none.
 
 mod allocated;
+mod allocation_totals;
 mod begun;
 mod breaks;
 pub mod goroutines;
@@ -35,8 +36,8 @@ use crate::{
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
-use begun::Begun;
 pub use allocated::AllocationFacts;
+use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;

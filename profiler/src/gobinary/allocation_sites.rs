@@ -9,11 +9,11 @@ use iced_x86::{
     FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::{GoBinary, allocators};
 use super::bytes::{read_i32, read_u8, read_u64, read_varint, to_text};
 use super::elf::Machine;
 use super::version::GoVersion;
 use super::x86::instructions;
+use super::{GoBinary, allocators};
 
 /// Functions whose calls are remembered before all are forgotten.
 const MAX_FUNCTIONS: usize = 4096;

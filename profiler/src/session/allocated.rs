@@ -1,16 +1,13 @@
 //! Allocations, as probes see them: what each stands for, who allocates, what type it
 //! is, and the runtime's own total to hold their sum against.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::{Measured, allocation, cookie};
 
 use super::{
-    probing::Carry,
+    allocation_totals::{Seen, Strata, Totals},
     recorder::{Recorder, Sampled},
 };
 use crate::{
@@ -28,12 +25,9 @@ pub(super) const PROGRAMS: [&str; 2] = ["allocation_sampled", "allocation_any"];
 
 /// Values of allocations are kept in these parts until their window is over: what one
 /// stands for is no whole number.
-const PARTS: f64 = 256.0;
+pub(super) const PARTS: f64 = 256.0;
 /// Places whose callers and types are remembered before all are forgotten.
 const MAX_PLACES: usize = 1 << 16;
-/// Allocations, taken in windows in a row, that say by themselves what was allocated
-/// from the window before the first to the last.
-const LEAST_SAMPLES: u64 = 50;
 /// The runtime counts what a processor's cache of spans was used for when it takes
 /// another, so that its total is some hundred KB late. What it counted in all windows
 /// together must be more to be held against what was seen in them.
@@ -122,156 +116,6 @@ pub(super) struct Allocations {
     inside: (f64, u64),
 }
 
-/// What was seen in a window.
-#[derive(Default)]
-struct Seen {
-    samples: u64,
-    variance: [f64; 2],
-    objects: f64,
-    bytes: f64,
-    first_bytes: f64,
-    /// The least and the greatest total of the runtime's, 0 where not known.
-    totals: (u64, u64),
-}
-
-/// The runtime's totals of allocated bytes, as they are when windows end: read by who
-/// watches, on a thread of its own.
-pub(super) struct Totals {
-    memory: Live,
-    /// Where it is.
-    pub address: Option<u64>,
-    by_window: Arc<Mutex<HashMap<u64, u64>>>,
-}
-
-impl Totals {
-    fn of(pid: u32, address: Option<u64>) -> Result<Self> {
-        Ok(Self {
-            memory: Live::open(pid)?,
-            address,
-            by_window: Arc::default(),
-        })
-    }
-
-    /// Others, for another thread, that tell these.
-    fn twin(&self) -> Result<Self> {
-        Ok(Self {
-            by_window: Arc::clone(&self.by_window),
-            ..Self::of(self.memory.pid(), self.address)?
-        })
-    }
-
-    /// Reads the total; None where the program is gone.
-    fn read(&self) -> Option<u64> {
-        self.memory.word(self.address?)
-    }
-
-    /// A window is over.
-    pub(super) fn note(&self, window: u64) {
-        if let Some(total) = self.read() {
-            let by_window = self.by_window.lock();
-            let mut by_window = by_window.unwrap_or_else(PoisonError::into_inner);
-            by_window.insert(window, total);
-        }
-    }
-
-    /// The total when a window ended.
-    fn take(&self, window: u64) -> Option<u64> {
-        let by_window = self.by_window.lock();
-        by_window
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&window)
-    }
-}
-
-/// What was seen, held against the runtime's totals part by part: probes slow a program
-/// down that allocates much, so that the time they watch says little of how much it
-/// allocates otherwise. From the end of one window to that of another is a part; windows
-/// in which little was taken are of one with the next.
-#[derive(Default)]
-struct Strata {
-    /// What the parts so far come to.
-    whole: Window,
-    carry: Carry,
-    /// Of each part: bytes by the runtime, and objects.
-    parts: Vec<(f64, f64)>,
-    /// What was seen since, and how much it is.
-    pending: Window,
-    samples: u64,
-    objects: f64,
-    bytes: f64,
-    /// What was seen in all parts, in bytes.
-    seen_bytes: f64,
-    /// The runtime's total at their end.
-    total: u64,
-    /// And at their beginning.
-    began: u64,
-}
-
-impl Strata {
-    fn new(total: u64) -> Self {
-        Self {
-            total,
-            began: total,
-            ..Self::default()
-        }
-    }
-
-    /// A window is over.
-    fn close(&mut self, seen: &Seen, window: &Window, total: Option<u64>) {
-        self.pending.merge(window, |values| values);
-        self.samples += seen.samples;
-        self.objects += seen.objects;
-        self.bytes += seen.bytes;
-        if let Some(total) = total
-            && self.samples >= LEAST_SAMPLES
-            && self.bytes > 0.0
-        {
-            let counted = total.saturating_sub(self.total) as f64;
-            self.total = self.total.max(total);
-            self.settle(counted);
-        }
-    }
-
-    /// What is pending stands for so many bytes.
-    fn settle(&mut self, counted: f64) {
-        let scale = counted / self.bytes;
-        let (pending, carry) = (std::mem::take(&mut self.pending), &mut self.carry);
-        self.whole.merge(&pending, |values| {
-            let scale = scale / PARTS;
-            carry.scaled(values, [scale, scale, 0.0, 0.0])
-        });
-        self.parts.push((counted, self.objects * scale));
-        self.seen_bytes += self.bytes;
-        (self.samples, self.objects, self.bytes) = (0, 0.0, 0.0);
-    }
-
-    /// Ends with the runtime's total as it is now: objects and bytes, and what is to be
-    /// made of the values of `whole` for that. None where nothing was seen, or counted.
-    fn end(&mut self, total: u64) -> Option<(Estimate, Estimate, f64)> {
-        let counted = total.checked_sub(self.began).filter(|bytes| *bytes > 0)? as f64;
-        if self.bytes > 0.0 {
-            // Too little to say much by itself.
-            let before: f64 = self.parts.iter().map(|(bytes, _)| bytes).sum();
-            let like_before = before / self.seen_bytes * self.bytes;
-            let is_known = like_before.is_finite() && like_before > 0.0;
-            self.settle(if is_known { like_before } else { counted });
-        }
-        let bytes: f64 = self.parts.iter().map(|(bytes, _)| bytes).sum();
-        let objects: f64 = self.parts.iter().map(|(_, objects)| objects).sum();
-        let (rest, ratio) = (counted / bytes, objects / bytes);
-        if !rest.is_finite() || !ratio.is_finite() {
-            return None;
-        }
-        let off = self.parts.iter().map(|(b, o)| (o - ratio * b).powi(2));
-        let exact = |value, standard_error| Estimate {
-            value,
-            standard_error,
-        };
-        let objects = exact(objects * rest, off.sum::<f64>().sqrt() * rest);
-        Some((objects, exact(counted, 0.0), rest))
-    }
-}
-
 impl Allocations {
     /// Chooses where allocations of a process are seen, and adds the probes to `set`.
     ///
@@ -287,7 +131,10 @@ impl Allocations {
         let object = process.go_object().ok_or_else(not_mapped)?;
         let program = process.go_program(&memory).ok_or_else(not_mapped)?;
         let binary = program.binary;
-        let rate = program.mem_profile_rate().ok().filter(|(_, rate)| *rate > 0);
+        let rate = program
+            .mem_profile_rate()
+            .ok()
+            .filter(|(_, rate)| *rate > 0);
         let [sampled, any] = PROGRAMS;
         if rate.is_some() {
             let place = binary.sampler_place();
@@ -381,7 +228,11 @@ impl Allocations {
         let stands_for = stands_for(size, mean);
         let bytes = block.taken_bytes as f64;
         let seen = self.open.entry(measured.window).or_default();
-        seen.add(measured.detail >> allocation::TOTAL_SHIFT, stands_for, bytes);
+        seen.add(
+            measured.detail >> allocation::TOTAL_SHIFT,
+            stands_for,
+            bytes,
+        );
         let parts = |value: f64| (value * PARTS).round() as i64;
         Some([parts(stands_for), parts(stands_for * bytes), 0, 0])
     }
@@ -438,7 +289,7 @@ impl Allocations {
             let more = std::mem::take(&mut self.variance[variance]);
             estimate.standard_error = estimate.standard_error.hypot(more.sqrt());
         }
-        let total = self.totals.read().unwrap_or(self.strata.total);
+        let total = self.totals.read().unwrap_or(self.strata.latest);
         let mut strata = std::mem::replace(&mut self.strata, Strata::new(total));
         let (seen, counted) = std::mem::take(&mut self.inside);
         let share = seen / counted as f64;
@@ -466,26 +317,6 @@ impl Allocations {
             (strata.whole, rest)
         });
         (window, facts)
-    }
-}
-
-impl Seen {
-    /// Adds an allocation of so many bytes that stands for some, and what the runtime
-    /// had counted by then.
-    fn add(&mut self, total: u64, stands_for: f64, bytes: f64) {
-        let variance = stands_for * (stands_for - 1.0);
-        self.variance[0] += variance;
-        self.variance[1] += variance * bytes * bytes;
-        self.samples += 1;
-        self.objects += stands_for;
-        self.bytes += stands_for * bytes;
-        if self.samples == 1 {
-            self.totals = (total, total);
-            self.first_bytes = self.bytes;
-        } else {
-            let (first, last) = self.totals;
-            self.totals = (first.min(total), last.max(total));
-        }
     }
 }
 
@@ -554,33 +385,6 @@ mod tests {
         close(stands_for(1 << 20, 512), 1.0);
         close(stands_for(100, 1), 1.0);
         close(stands_for(0, 512), 1.0);
-    }
-
-    #[test]
-    fn what_was_seen_comes_to_the_runtimes_total_part_by_part() {
-        let mut strata = Strata::new(1000);
-        let owner = |process| Owner {
-            process: crate::process::ProcessIndex(process),
-            ..Owner::default()
-        };
-        let part = PARTS as i64;
-        // Two kinds of work, one after the other: the first allocates nine times as much,
-        // and is slowed down so that as much is seen of both.
-        for (process, bytes, total) in [(0, 10, 10_000), (1, 20, 11_000)] {
-            let mut window = Window::default();
-            window.add_values(owner(process), &[1], 0, [100 * part, 100 * bytes * part, 0, 0]);
-            let mut seen = Seen::default();
-            (0..100).for_each(|_| seen.add(0, 1.0, bytes as f64));
-            strata.close(&seen, &window, Some(total));
-        }
-        // Once more that much of the first, of which next to nothing was seen.
-        let (objects, bytes, rest) = strata.end(21_000).unwrap();
-        assert_eq!((bytes.value, rest), (20_000.0, 2.0));
-        assert!((objects.value - 2.0 * (900.0 + 50.0)).abs() < 1e-6, "{objects:?}");
-        let stacks = strata.whole.stacks();
-        let values: Vec<_> = stacks.iter().map(|of| of.values).collect();
-        assert_eq!(values, [[900, 9000, 0, 0], [50, 1000, 0, 0]]);
-        assert!(Strata::new(5).end(1 << 30).is_none(), "nothing was seen");
     }
 
     #[test]

@@ -413,7 +413,9 @@ impl Probed {
         let number = watched.closed.plan.number;
         let mut seen = self.open.remove(&number);
         if let Some(allocations) = &mut self.allocations {
-            let seen = seen.as_mut().map(|seen| &*seen.whole.get(Event::AllocEvents));
+            let seen = seen
+                .as_mut()
+                .map(|seen| &*seen.whole.get(Event::AllocEvents));
             allocations.close(number, is_whole, seen);
         }
         let Some(seen) = seen else {
@@ -470,6 +472,9 @@ impl Probed {
                 allocations = Some(of.split_off(&mut counts, &mut delays));
             }
             totals.insert(event, (counts, delays, of.seen));
+        }
+        if let (None, Some(of)) = (&allocations, &mut self.allocations) {
+            allocations = Some(of.split_off(&mut Estimate::default(), &mut Estimate::default()));
         }
         let mut seen = std::mem::take(&mut self.seen);
         for (event, (counts, delays, sums)) in &totals {

@@ -286,7 +286,10 @@ impl Args {
         let no_block = !events.contains(&Event::Block);
         for (is_meaningless, flag) in [
             (no_probes && self.probe_budget.is_some(), "--probe-budget"),
-            (no_mutex && no_block && self.min_wait.is_some(), "--min-wait"),
+            (
+                no_mutex && no_block && self.min_wait.is_some(),
+                "--min-wait",
+            ),
             (no_mutex && self.at.is_some(), "--at"),
             (no_block && self.block_all, "--block-all"),
         ] {

@@ -86,31 +86,37 @@ fn allocations(facts: &ProbeFacts) -> Option<String> {
     let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
     let of = facts.allocations.as_ref()?;
     let source = of.source(share.min(1.0));
-    Some(format!("allocations of {} (pid {}): {source}", facts.comm, facts.pid))
+    Some(format!(
+        "allocations of {} (pid {}): {source}",
+        facts.comm, facts.pid
+    ))
 }
 
 /// What probes of a process came to.
 fn probes(facts: &ProbeFacts) -> String {
     let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
     let taken = facts.charged_ns as f64 / facts.elapsed_ns.max(1) as f64;
-    let totals = facts.totals.iter().map(|(event, counts, delays)| match event {
-        Event::AllocEvents => format!(
-            "; {}: {:.0} ± {:.0} objects of {:.1} ± {:.1} MB",
-            event.name(),
-            counts.value,
-            counts.standard_error,
-            delays.value / 1e6,
-            delays.standard_error / 1e6
-        ),
-        event => format!(
-            "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
-            event.name(),
-            counts.value,
-            counts.standard_error,
-            delays.value / 1e9,
-            delays.standard_error / 1e9
-        ),
-    });
+    let totals = facts
+        .totals
+        .iter()
+        .map(|(event, counts, delays)| match event {
+            Event::AllocEvents => format!(
+                "; {}: {:.0} ± {:.0} objects of {:.1} ± {:.1} MB",
+                event.name(),
+                counts.value,
+                counts.standard_error,
+                delays.value / 1e6,
+                delays.standard_error / 1e6
+            ),
+            event => format!(
+                "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
+                event.name(),
+                counts.value,
+                counts.standard_error,
+                delays.value / 1e9,
+                delays.standard_error / 1e9
+            ),
+        });
     format!(
         "pid {} {}: watched {:.1}% of the time in {} windows, {} hits, probes took {:.2}% of one CPU{}",
         facts.pid,
