@@ -79,7 +79,7 @@ fn number_before(text: &str, words: &str) -> f64 {
 fn check_mix(version: &str, variant: Variant) {
     let program = Target::start(&go::build_with("alloc_mix", version, variant), &[]);
     let pid = program.pid_arg();
-    let args = ["-e", "alloc-events", "-d", "8", "--probe-budget", "20%"];
+    let args = ["-e", "alloc-events", "-d", "8", "--probe-budget", "50%"];
     let recording = goprof::record(&[&args[..], &["-p", &pid]].concat());
     let said = &recording.outcome.stderr;
     assert!(said.contains("windows over mallocgc"), "{said}");

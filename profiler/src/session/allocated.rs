@@ -29,12 +29,13 @@ pub(super) const PARTS: f64 = 256.0;
 /// Places whose callers and types are remembered before all are forgotten.
 const MAX_PLACES: usize = 1 << 16;
 /// The runtime counts what a processor's cache of spans was used for when it takes
-/// another, so that its total is some hundred KB late. What it counted in all windows
-/// together must be more to be held against what was seen in them.
+/// another: so late may its total be at the end of a window. What it counted in all
+/// windows together must be more than the least to be held against what was seen.
+const LATE_BYTES: f64 = (128 << 10) as f64;
 const LEAST_BYTES: u64 = 4 << 20;
-/// How far these may be apart, as a factor: else something is missing that is not to be
+/// How far these may be apart beside that: else something is missing that is not to be
 /// made up for by what was seen.
-const MOST_OFF: f64 = 1.25;
+const MOST_OFF: f64 = 0.25;
 
 /// The label of the type.
 const TYPE: &str = "type";
@@ -113,7 +114,30 @@ pub(super) struct Allocations {
     variance: [f64; 2],
     strata: Strata,
     /// In windows: what was seen, and what the runtime counted meanwhile, in bytes.
-    inside: (f64, u64),
+    inside: Inside,
+}
+
+/// What was seen in windows, and what the runtime counted in them.
+#[derive(Debug, Default)]
+struct Inside {
+    seen_bytes: f64,
+    counted_bytes: u64,
+    windows: u64,
+}
+
+impl Inside {
+    /// What was seen of what was counted, where that is enough to tell.
+    fn seen_share(&self) -> Option<f64> {
+        let share = self.seen_bytes / self.counted_bytes as f64;
+        (self.counted_bytes >= LEAST_BYTES).then_some(share)
+    }
+
+    /// Whether what was seen may be all there was.
+    fn is_near(&self) -> bool {
+        let counted = self.counted_bytes as f64;
+        let most = MOST_OFF * counted + LATE_BYTES * self.windows as f64;
+        self.counted_bytes < LEAST_BYTES || (self.seen_bytes - counted).abs() <= most
+    }
 }
 
 impl Allocations {
@@ -158,7 +182,7 @@ impl Allocations {
             rate_changed: false,
             strata: Strata::new(totals.read().unwrap_or(0)),
             totals,
-            inside: (0.0, 0),
+            inside: Inside::default(),
             memory,
             shown: HashMap::new(),
             types: HashMap::new(),
@@ -269,8 +293,9 @@ impl Allocations {
         }
         let (first, last) = seen.totals;
         if first > 0 {
-            self.inside.0 += seen.bytes - seen.first_bytes;
-            self.inside.1 += last - first;
+            self.inside.seen_bytes += seen.bytes - seen.first_bytes;
+            self.inside.counted_bytes += last - first;
+            self.inside.windows += 1;
         }
         if self.rate.is_none() {
             self.strata.close(&seen, window, total);
@@ -291,13 +316,11 @@ impl Allocations {
         }
         let total = self.totals.read().unwrap_or(self.strata.latest);
         let mut strata = std::mem::replace(&mut self.strata, Strata::new(total));
-        let (seen, counted) = std::mem::take(&mut self.inside);
-        let share = seen / counted as f64;
-        let seen_share = (counted >= LEAST_BYTES).then_some(share);
-        let is_near = seen_share.is_none_or(|s| (1.0 / MOST_OFF..=MOST_OFF).contains(&s));
+        let inside = std::mem::take(&mut self.inside);
+        let seen_share = inside.seen_share();
         let estimated_bytes = bytes.value;
         let calibrated = match self.rate {
-            None if is_near && self.totals.address.is_some() => strata.end(total),
+            None if inside.is_near() && self.totals.address.is_some() => strata.end(total),
             // As Go's own profiles are.
             _ => None,
         };
@@ -385,6 +408,24 @@ mod tests {
         close(stands_for(1 << 20, 512), 1.0);
         close(stands_for(100, 1), 1.0);
         close(stands_for(0, 512), 1.0);
+    }
+
+    #[test]
+    fn what_is_seen_twice_or_by_half_is_told_from_all() {
+        let of = |seen_mb: u64, windows| Inside {
+            seen_bytes: (seen_mb << 20) as f64,
+            counted_bytes: 100 << 20,
+            windows,
+        };
+        assert!(of(110, 10).is_near() && of(90, 10).is_near());
+        assert!(!of(200, 10).is_near() && !of(50, 10).is_near());
+        assert!(
+            of(150, 300).is_near(),
+            "short windows, of which the count is late"
+        );
+        assert_eq!(of(50, 10).seen_share(), Some(0.5));
+        assert_eq!(Inside::default().seen_share(), None);
+        assert!(Inside::default().is_near(), "nobody knows");
     }
 
     #[test]
