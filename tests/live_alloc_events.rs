@@ -64,13 +64,10 @@ fn leaf(stack: &Stack) -> &str {
 /// The number that comes before some words of a text.
 #[track_caller]
 fn number_before(text: &str, words: &str) -> f64 {
-    let (before, _) = text
-        .split_once(words)
-        .unwrap_or_else(|| panic!("no {words:?} in {text}"));
+    assert!(text.contains(words), "no {words:?} in {text}");
+    let (before, _) = text.split_once(words).expect("words that are there");
     let number = before.rsplit(' ').next().unwrap_or_default();
-    number
-        .parse()
-        .unwrap_or_else(|_| panic!("no number before {words:?} in {text}"))
+    number.parse().expect("a number before the words")
 }
 
 /// A program without a heap profile: what each place allocates, by the mix that it is
