@@ -1,6 +1,8 @@
 //! Layouts that cross the kernel boundary, written once: ring-buffer records,
 //! map keys and values, counters. All integers are in the machine's byte order.
 
+pub mod allocation;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Most user frames walked for one sample.
@@ -234,6 +236,11 @@ pub mod event {
     /// A goroutine that waited goes on: its stack, and how long it was; `part_ns` of
     /// it since it could go on, 0 where nobody said so. `detail` as above.
     pub const BLOCK: u32 = 3;
+    /// Memory is allocated: the stack of who does it. `duration_ns` is the size in
+    /// bytes, and `part_ns` the address of the type's descriptor, 0 where nobody says.
+    /// `detail` is why it was taken, one of [`super::allocation`], and above its
+    /// [`super::allocation::TOTAL_SHIFT`] what the runtime has counted by then.
+    pub const ALLOCATION: u32 = 4;
     /// A request to a block device. MEASURED as it is made, with the device (as the
     /// kernel numbers it) in the upper half of `detail` and the first letters of what
     /// is to be done in the lower, and the bytes so far in `part_ns`; ENDED as it is done, under the same header, with the
@@ -316,6 +323,8 @@ pub struct WaitLayout {
     pub counts_all: u8,
     /// Zero.
     pub reserved: u32,
+    /// Where the runtime counts the bytes that were allocated; 0 where not known.
+    pub total_alloc: u64,
 }
 
 impl WaitLayout {
@@ -676,4 +685,7 @@ pub mod cookie {
     /// It sits on the branch of a function's check of the stack: a hit whose flags
     /// say that the branch is taken is no call yet.
     pub const STACK_CHECK: u64 = 1;
+    /// From here up: allocations of so many bytes and less are none, as another place
+    /// sees them again.
+    pub const LEAST_BYTES_SHIFT: u32 = 16;
 }

@@ -1,6 +1,8 @@
 //! Session: wires the stages of one recording together. The only module that
 //! knows them all; it does the work of none.
 
+mod allocated;
+mod allocation_totals;
 mod begun;
 mod block_io;
 mod breaks;
@@ -43,6 +45,7 @@ use crate::{
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
+pub use allocated::AllocationFacts;
 use begun::Begun;
 pub use breaks::Break;
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
@@ -68,12 +71,13 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(500);
 const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 5] = [
+pub const SAMPLED: [symbolize::Event; 6] = [
     symbolize::Event::Cpu,
     symbolize::Event::Mutex,
     symbolize::Event::Block,
     symbolize::Event::OffCpu,
     symbolize::Event::Io,
+    symbolize::Event::AllocEvents,
 ];
 
 /// What to record, validated.

@@ -1,5 +1,6 @@
 //! Entry points: one file per hook. [`emit`] alone writes to the ring buffer.
 
+mod allocations;
 mod block_io;
 mod blocking;
 mod budget;

@@ -88,6 +88,7 @@ fn ask(file: &File, addresses: &[u64]) {
         }
         binary.stack_delta(*address);
         binary.inlined_calls(*address);
-        sites.type_at(*address);
+        sites.type_at(&binary, *address);
+        binary.allocated_type(*address);
     }
 }

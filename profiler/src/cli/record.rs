@@ -184,7 +184,7 @@ async fn publish(
     }
     let options = profile::Options {
         subject: target.subject(),
-        notes: recording.tally.notes(),
+        notes: report::notes(&recording),
         value: plan.value,
     };
     let format = plan.format;

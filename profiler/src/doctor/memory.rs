@@ -8,9 +8,9 @@ use crate::{
 };
 
 /// What to do about a program that takes no profile.
-const REMEDY: &str = "for -e heap and -e allocs: goprof record --enable-memprofile turns it on \
-     while it records (it writes a word in the program); or import net/http/pprof or runtime/pprof \
-     in it";
+const REMEDY: &str = "goprof record -e alloc-events sees what it allocates without; for -e heap \
+     and -e allocs: goprof record --enable-memprofile turns it on while it records (it writes a word \
+     in the program); or import net/http/pprof or runtime/pprof in it";
 
 /// Whether the program in `process` keeps a heap profile.
 pub(super) fn heap_profile(process: &Process) -> Check {

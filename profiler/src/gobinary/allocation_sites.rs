@@ -9,11 +9,11 @@ use iced_x86::{
     FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::GoBinary;
 use super::bytes::{read_i32, read_u8, read_u64, read_varint, to_text};
 use super::elf::Machine;
 use super::version::GoVersion;
 use super::x86::instructions;
+use super::{GoBinary, allocators};
 
 /// Functions whose calls are remembered before all are forgotten.
 const MAX_FUNCTIONS: usize = 4096;
@@ -73,25 +73,16 @@ fn allocator(name: &str, version: &GoVersion) -> Option<Allocator> {
         "growslice" if is_120 => of(Allocates::Slice, Register::RSI),
         "growslice" => of(Allocates::Slice, Register::RAX),
         // What the compiler calls for small blocks since 1.27.
-        rest => {
-            let special = rest.strip_prefix("mallocgc")?;
-            let class = special.find("SC")?;
-            let digits = &special[class + 2..];
-            let is_class = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-            (is_class && (special.starts_with("Small") || special.starts_with("Tiny"))).then_some(
-                Allocator {
-                    allocates: Allocates::Itself,
-                    register: Register::RBX,
-                },
-            )
+        _ => {
+            allocators::class_of(name)?;
+            of(Allocates::Itself, Register::RBX)
         }
     }
 }
 
 /// The places of a binary that allocate. Made of one pass over its functions'
 /// names; decodes a function when it is first asked about.
-pub struct AllocationSites<'b> {
-    binary: &'b GoBinary,
+pub struct AllocationSites {
     allocators: HashMap<u64, Allocator>,
     /// By function, by return address: the type's descriptor.
     calls: RefCell<HashMap<u64, Calls>>,
@@ -99,9 +90,9 @@ pub struct AllocationSites<'b> {
 
 type Calls = HashMap<u64, (u64, Allocates)>;
 
-impl<'b> AllocationSites<'b> {
+impl AllocationSites {
     /// Finds the allocators of a binary; none on other machines than amd64.
-    pub(super) fn new(binary: &'b GoBinary) -> Self {
+    pub(super) fn new(binary: &GoBinary) -> Self {
         let mut allocators = HashMap::new();
         if binary.machine() == Machine::X86_64 {
             binary.for_each_name("runtime.", |name, function| {
@@ -111,26 +102,25 @@ impl<'b> AllocationSites<'b> {
             });
         }
         Self {
-            binary,
             allocators,
             calls: RefCell::default(),
         }
     }
 
-    /// The name of the type that the call before a return address allocates.
-    /// None where the code does not say it.
-    pub fn type_at(&self, return_address: u64) -> Option<String> {
-        let function = self.binary.function(return_address.checked_sub(1)?)?;
+    /// The name of the type that the call before a return address allocates, in the
+    /// binary that they were found in. None where the code does not say it.
+    pub fn type_at(&self, binary: &GoBinary, return_address: u64) -> Option<String> {
+        let function = binary.function(return_address.checked_sub(1)?)?;
         let mut calls = self.calls.borrow_mut();
         if calls.len() >= MAX_FUNCTIONS {
             calls.clear();
         }
         let calls = calls.entry(function.entry).or_insert_with(|| {
-            let code = self.binary.code(function);
+            let code = binary.code(function);
             code.map_or_else(Calls::new, |(code, vaddr)| self.decode(code, vaddr))
         });
         let (descriptor, allocates) = calls.get(&return_address)?;
-        let name = self.binary.type_name(*descriptor)?;
+        let name = binary.type_name(*descriptor)?;
         Some(match allocates {
             Allocates::Itself => name,
             Allocates::Slice => format!("[]{name}"),
@@ -184,6 +174,29 @@ fn is_jump(instruction: &Instruction) -> bool {
         instruction.flow_control(),
         FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
     ) && instruction.op0_kind() == OpKind::NearBranch64
+}
+
+/// What the runtime must know of a type to allocate it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllocatedType {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Whether there are pointers in it.
+    pub has_pointers: bool,
+}
+
+/// The type whose descriptor lies `at` bytes into `types`.
+pub(super) fn allocated_type(types: &[u8], at: u64) -> Option<AllocatedType> {
+    let name = type_name(types, at)?;
+    let descriptor = types.get(usize::try_from(at).ok()?..)?;
+    Some(AllocatedType {
+        name,
+        size_bytes: read_u64(descriptor, 0)?,
+        // `PtrBytes`, up to 1.19 `ptrdata`: as far as there are any.
+        has_pointers: read_u64(descriptor, 8)? > 0,
+    })
 }
 
 /// The name of the type whose descriptor lies `at` bytes into `types`: all

@@ -94,10 +94,12 @@ fn survive(file: &File, what: &str) {
         binary.variables();
         binary.wait_reasons();
         binary.probe_places(&["runtime.gopark", "runtime.goexit"]);
+        let _ = binary.allocator_places();
         let sites = binary.allocation_sites();
         for function in binary.functions().take(20) {
-            sites.type_at(function.entry + 16);
+            sites.type_at(&binary, function.entry + 16);
             binary.type_name(function.entry);
+            binary.allocated_type(function.entry);
         }
     }
     assert!(start.elapsed() < PATIENCE, "{what}: {:?}", start.elapsed());

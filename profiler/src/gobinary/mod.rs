@@ -4,6 +4,7 @@
 
 mod allgs;
 mod allocation_sites;
+mod allocators;
 mod arm64;
 mod buildinfo;
 mod bytes;
@@ -38,7 +39,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use allgs::AllGoroutines;
-pub use allocation_sites::AllocationSites;
+pub use allocation_sites::{AllocatedType, AllocationSites};
+pub use allocators::{AllocatorPlace, Block};
 pub use buildinfo::BuildInfo;
 pub use elf::{Machine, Segment};
 pub use func_kind::FuncKind;

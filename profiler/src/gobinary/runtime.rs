@@ -1,7 +1,7 @@
 //! What a binary says of its runtime's memory and of what its code allocates:
 //! the questions, answered by the parts that know how.
 
-use super::allocation_sites::{self, AllocationSites};
+use super::allocation_sites::{self, AllocatedType, AllocationSites};
 use super::bytes::read_u64;
 use super::references::references;
 use super::variables::{Contents, Variables, anchors};
@@ -60,7 +60,7 @@ impl GoBinary {
     }
 
     /// The places that allocate, to ask for types.
-    pub fn allocation_sites(&self) -> AllocationSites<'_> {
+    pub fn allocation_sites(&self) -> AllocationSites {
         AllocationSites::new(self)
     }
 
@@ -69,6 +69,12 @@ impl GoBinary {
     pub fn type_name(&self, vaddr: u64) -> Option<String> {
         let types = self.image.bytes().get(self.module.types.clone())?;
         allocation_sites::type_name(types, vaddr.checked_sub(self.module.types_vaddr)?)
+    }
+
+    /// The type whose descriptor lies at an address.
+    pub fn allocated_type(&self, vaddr: u64) -> Option<AllocatedType> {
+        let types = self.image.bytes().get(self.module.types.clone())?;
+        allocation_sites::allocated_type(types, vaddr.checked_sub(self.module.types_vaddr)?)
     }
 
     /// The addresses by which Go lists the frames at an address, leaf first: the

@@ -100,6 +100,15 @@ impl<'p> Program<'p> {
         sane.then_some(found)
     }
 
+    /// Where the runtime counts the bytes that were allocated since the program began:
+    /// [`GcController::total_alloc`]. None where that makes no sense.
+    pub fn total_alloc_address(&self) -> Option<u64> {
+        self.gc_controller()?;
+        let fields = GcControllerFields::of(self.binary.version())?;
+        let base = self.address(self.variables.gc_controller?);
+        Some(base.wrapping_add(fields.heap_in_use + 3 * 8))
+    }
+
     /// Where `runtime.sched` is, and what is where in it. None where it cannot be
     /// found, or what is there makes no sense.
     pub fn sched(&self) -> Option<(u64, SchedFields)> {

@@ -51,7 +51,7 @@ impl Weight {
 }
 
 /// A total, and how sure it is.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimate {
     /// The total.
     pub value: f64,

@@ -79,13 +79,28 @@ impl ProbeSet {
         name: &str,
         places: &[ProbePlace],
     ) -> Result<()> {
-        let cookie = |place: &ProbePlace| match place.instruction {
-            PlaceInstruction::PushFramePointer => 0,
-            PlaceInstruction::StackCheckBranch => cookie::STACK_CHECK,
+        let places: Vec<_> = places.iter().map(|place| (*place, 0)).collect();
+        self.add_marked(programs, name, &places)
+    }
+
+    /// The same, where the program is told something of each place: bits of
+    /// [`cookie`].
+    ///
+    /// # Errors
+    /// The program is not loaded.
+    pub fn add_marked(
+        &mut self,
+        programs: &UprobePrograms,
+        name: &str,
+        places: &[(ProbePlace, u64)],
+    ) -> Result<()> {
+        let cookie = |(place, marks): &(ProbePlace, u64)| match place.instruction {
+            PlaceInstruction::PushFramePointer => *marks,
+            PlaceInstruction::StackCheckBranch => marks | cookie::STACK_CHECK,
         };
         self.programs.push(Placed {
             program: Arc::clone(programs.get(name)?),
-            offsets: places.iter().map(|place| place.file_offset).collect(),
+            offsets: places.iter().map(|(place, _)| place.file_offset).collect(),
             cookies: places.iter().map(cookie).collect(),
         });
         Ok(())

@@ -82,6 +82,7 @@ impl Process {
             // `semrelease1` in `runtime/sema.go`.
             counts_all: u8::from(binary.version().major_minor() >= (1, 21)),
             reserved: 0,
+            total_alloc: 0,
         };
         Ok(Some((layout, reasons, offsets)))
     }

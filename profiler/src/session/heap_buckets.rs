@@ -81,7 +81,7 @@ fn values((allocs, in_use): (i64, i64), bucket: &Bucket, rate: u64) -> [i64; 4] 
 }
 
 /// The type that a bucket's stack allocates, where the code says it.
-fn type_of(program: &Program<'_>, sites: &AllocationSites<'_>, bucket: &Bucket) -> Option<String> {
+fn type_of(program: &Program<'_>, sites: &AllocationSites, bucket: &Bucket) -> Option<String> {
     let call = program.allocating_call(&bucket.stack)?;
-    sites.type_at(program.vaddr(call))
+    sites.type_at(program.binary, program.vaddr(call))
 }

@@ -45,6 +45,7 @@ impl<T: Sampled> Recorder<T> {
             event::BLOCK => self.waited(Event::Block, measured, sample),
             event::BLOCK_IO => self.io_begins(measured, sample, false),
             event::BLOCK_IO_OF_KERNEL => self.io_begins(measured, sample, true),
+            event::ALLOCATION => self.allocated(measured, sample),
             _ => self.tally.undecodable += 1,
         }
     }

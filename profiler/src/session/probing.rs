@@ -15,6 +15,8 @@ use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::at;
 
 use super::{
+    allocated::{self, AllocationFacts, Allocations},
+    allocation_totals::Totals as AllocationTotals,
     measured::{OPEN, REASON},
     parked::{Over, Parked},
     windows::Windows,
@@ -23,7 +25,7 @@ use crate::{
     aggregate::Owner,
     probe::{
         self, Budget, Controller, Costs, Estimate, OpenWaits, ProbeSet, Probes, Shares,
-        UprobePrograms, WaitLayouts, Watch, Watched, Weight, calibrate,
+        UprobePrograms, WaitLayouts, Watch, Watched, Watcher, Weight, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
@@ -101,7 +103,27 @@ static PARTS: [(Event, [Part; 3]); 2] = [
 
 /// Whether an event takes probes.
 pub fn takes_probes(event: Event) -> bool {
-    PARTS.iter().any(|(of, _)| *of == event)
+    event == Event::AllocEvents || PARTS.iter().any(|(of, _)| *of == event)
+}
+
+/// Who is told of a process's windows.
+struct Watching {
+    parked: Parked,
+    /// Where allocations are seen.
+    totals: Option<AllocationTotals>,
+}
+
+impl Watcher for Watching {
+    fn look(&mut self) {
+        self.parked.look();
+    }
+
+    fn over(&mut self, watched: &Watched) {
+        if let Some(totals) = &self.totals {
+            totals.note(watched.closed.plan.number);
+        }
+        self.parked.over(watched);
+    }
 }
 
 /// What probes of a process came to.
@@ -126,6 +148,8 @@ pub struct ProbeFacts {
     /// How long goroutines waited for mutexes meanwhile by the runtime's own estimate,
     /// in nanoseconds, where it has one and that is what was recorded.
     pub mutex_wait_ns: Option<u64>,
+    /// Where allocations were seen.
+    pub allocations: Option<AllocationFacts>,
 }
 
 /// Probes at work.
@@ -160,6 +184,8 @@ pub(super) struct Probed {
     facts: Counts,
     weights: probe::Windows,
     totals: BTreeMap<Event, Totals>,
+    /// Where allocations are recorded.
+    pub allocations: Option<Allocations>,
 }
 
 /// What an event came to in windows, by their place: counts and nanoseconds.
@@ -212,7 +238,10 @@ impl Probing {
             return Ok(None);
         }
         let names = parts(&events).map(|part| part.0);
-        let names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
+        let mut names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
+        if events.contains(&Event::AllocEvents) {
+            names.extend(allocated::PROGRAMS);
+        }
         let programs = probes.load_uprobes(&names)?;
         let mut shares = probes.take_shares()?;
         let exe = Path::new("/proc/self/exe");
@@ -249,7 +278,10 @@ impl Probing {
             if self.refused.get(&pid) == Some(&index) {
                 continue;
             }
-            if self.probed.get(&pid).is_some_and(|p| p.index == index) {
+            if let Some(probed) = self.probed.get_mut(&pid)
+                && probed.index == index
+            {
+                probed.allocations.iter_mut().for_each(Allocations::look);
                 continue;
             }
             self.probed.remove(&pid);
@@ -302,6 +334,12 @@ impl Probing {
                 Err(_) => {}
             }
         }
+        let allocations = match self.events.contains(&Event::AllocEvents) {
+            true => Some(Allocations::begin(process, &self.programs, &mut set)?),
+            false => None,
+        };
+        let totals = allocations.as_ref().map(Allocations::totals).transpose()?;
+        layout.total_alloc = totals.as_ref().and_then(|of| of.address).unwrap_or(0);
         self.layouts.insert(process.pid, &layout)?;
         let costs = Costs {
             trap_ns: self.trap_ns,
@@ -311,8 +349,10 @@ impl Probing {
         let seed = now_ns ^ u64::from(process.pid).rotate_left(32);
         let controller = Controller::new(self.config.budget, costs, seed, now_ns);
         let waits = Arc::clone(&self.waits);
-        let parked = Parked::new(process, offsets, layout, waits, self.sender.clone())?;
-        let watch = Watch::start(set, Arc::clone(&self.shares), controller, parked)?;
+        let sender = self.sender.clone();
+        let parked = Parked::new(process, offsets, layout, waits, sender)?;
+        let watcher = Watching { parked, totals };
+        let watch = Watch::start(set, Arc::clone(&self.shares), controller, watcher)?;
         Ok(Some(Probed {
             index,
             mutex_wait_ns: match self.events.contains(&Event::Mutex) {
@@ -328,6 +368,7 @@ impl Probing {
             facts: Counts::default(),
             weights: probe::Windows::default(),
             totals: BTreeMap::new(),
+            allocations,
         }))
     }
 
@@ -426,7 +467,8 @@ impl Probed {
                 let stack = match event {
                     Event::Mutex if !is_semaphore(reason) => continue,
                     Event::Mutex => &[GAP],
-                    _ => through.stack.as_slice(),
+                    Event::Block => through.stack.as_slice(),
+                    _ => continue,
                 };
                 let window = seen.whole.get(*event);
                 window.add_values(owner.clone(), stack, 0, values);
@@ -450,7 +492,15 @@ impl Probed {
         self.facts.hits += watched.share.hits;
         self.facts.charged_ns += watched.closed.charged_ns;
         self.facts.watched_ns += watched_ns;
-        let Some(seen) = self.open.remove(&watched.closed.plan.number) else {
+        let number = watched.closed.plan.number;
+        let mut seen = self.open.remove(&number);
+        if let Some(allocations) = &mut self.allocations {
+            let seen = seen
+                .as_mut()
+                .map(|seen| &*seen.whole.get(Event::AllocEvents));
+            allocations.close(number, is_whole, seen);
+        }
+        let Some(seen) = seen else {
             return;
         };
         let scale = weight.slot_ns as f64 / watched_ns.max(1) as f64;
@@ -460,6 +510,8 @@ impl Probed {
         let twice = if is_whole { 1.0 } else { 2.0 };
         for (windows, times) in [(seen.whole, 1.0), (seen.begun_before, twice)] {
             for (event, window) in windows {
+                let unit = allocated::unit(event);
+                let scale = scale * unit;
                 let totals = self.totals.entry(event).or_default();
                 let (mut counts, mut delays) = (0.0, 0.0);
                 let mut carry = Carry::default();
@@ -468,8 +520,8 @@ impl Probed {
                     delays += values[1] as f64 * times;
                     carry.scaled(values, [scale, scale * times, scale * times, 0.0])
                 });
-                totals.counts.push((place, counts));
-                totals.delays.push((place, delays));
+                totals.counts.push((place, counts * unit));
+                totals.delays.push((place, delays * unit));
                 totals.seen.0 += counts * scale;
                 totals.seen.1 += delays * scale;
             }
@@ -494,15 +546,24 @@ impl Probed {
         let weights = std::mem::take(&mut self.weights);
         let elapsed_ns = now_ns.saturating_sub(self.since_ns);
         self.since_ns = now_ns;
-        let mut totals = BTreeMap::new();
+        let (mut totals, mut allocations) = (BTreeMap::new(), None);
         for (event, of) in std::mem::take(&mut self.totals) {
             let mut counts = weights.estimate(&of.counts);
-            let mut delays = weights.estimate_time(&of.delays);
+            let mut delays = match event {
+                Event::AllocEvents => weights.estimate(&of.delays),
+                _ => weights.estimate_time(&of.delays),
+            };
             if is_exact {
                 counts.value = of.seen.0;
                 delays.value = of.seen.1;
             }
+            if let (Event::AllocEvents, Some(of)) = (event, &mut self.allocations) {
+                allocations = Some(of.split_off(&mut counts, &mut delays));
+            }
             totals.insert(event, (counts, delays, of.seen));
+        }
+        if let (None, Some(of)) = (&allocations, &mut self.allocations) {
+            allocations = Some(of.split_off(&mut Estimate::default(), &mut Estimate::default()));
         }
         let mut seen = std::mem::take(&mut self.seen);
         for (event, (counts, delays, sums)) in &totals {
@@ -513,6 +574,12 @@ impl Probed {
             let (counts, delays) = (factor(counts, sums.0), factor(delays, sums.1));
             let mut carry = Carry::default();
             let scales = [counts, delays, delays, 1.0];
+            if let (Event::AllocEvents, Some((Some((window, rest)), _))) = (event, &allocations) {
+                let scales = [*rest; 4];
+                into.get(*event)
+                    .merge(window, |values| carry.scaled(values, scales));
+                continue;
+            }
             into.get(*event)
                 .merge(seen.get(*event), |values| carry.scaled(values, scales));
         }
@@ -529,16 +596,17 @@ impl Probed {
                 .into_iter()
                 .map(|(event, (counts, delays, _))| (event, counts, delays))
                 .collect(),
+            allocations: allocations.map(|(_, facts)| facts),
         }
     }
 }
 
 /// Scales values to whole numbers; what is cut off one is added to the next.
 #[derive(Default)]
-struct Carry([f64; 4]);
+pub(super) struct Carry([f64; 4]);
 
 impl Carry {
-    fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
+    pub(super) fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
         let mut scaled = [0; 4];
         for (index, to) in scaled.iter_mut().enumerate() {
             let exact = values[index] as f64 * scales[index] + self.0[index];

@@ -150,7 +150,7 @@ impl Tally {
             ),
             (
                 self.kernel.get(Counter::ProbesNested),
-                "waits lost: a probe was hit in the midst of another",
+                "waits and allocations lost: a probe was hit in the midst of another",
             ),
             (
                 self.stacks_not_taken,

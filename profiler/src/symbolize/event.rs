@@ -42,6 +42,8 @@ pub enum Event {
     Threads,
     /// Requests to block devices, by who made them.
     Io,
+    /// Memory that is allocated, by who allocates it, as it happens.
+    AllocEvents,
 }
 
 const SAMPLES: ValueType = of("samples", "count");
@@ -81,6 +83,7 @@ impl Event {
             Event::OffCpu => "offcpu",
             Event::Threads => "threads",
             Event::Io => "io",
+            Event::AllocEvents => "alloc-events",
         }
     }
 
@@ -89,7 +92,7 @@ impl Event {
     pub fn series_name(self) -> &'static str {
         match self {
             Event::Cpu => "process_cpu",
-            Event::Heap | Event::Allocs => "memory",
+            Event::Heap | Event::Allocs | Event::AllocEvents => "memory",
             Event::Goroutine => "goroutine",
             Event::Mutex => "mutex",
             Event::Block => "block",
@@ -111,6 +114,7 @@ impl Event {
             Event::OffCpu => &OFF_CPU,
             Event::Threads => &THREADS,
             Event::Io => &IO,
+            Event::AllocEvents => &HEAP[..2],
         }
     }
 
@@ -118,7 +122,7 @@ impl Event {
     pub fn period_type(self) -> ValueType {
         match self {
             Event::Cpu => CPU[1],
-            Event::Heap | Event::Allocs => of("space", "bytes"),
+            Event::Heap | Event::Allocs | Event::AllocEvents => of("space", "bytes"),
             Event::Goroutine => GOROUTINES[0],
             Event::Mutex | Event::Block => CONTENTIONS,
             Event::Wall => WALL[1],
@@ -179,7 +183,7 @@ impl Event {
 mod tests {
     use super::*;
 
-    const ALL: [Event; 10] = [
+    const ALL: [Event; 11] = [
         Event::Cpu,
         Event::Heap,
         Event::Allocs,
@@ -190,6 +194,7 @@ mod tests {
         Event::OffCpu,
         Event::Threads,
         Event::Io,
+        Event::AllocEvents,
     ];
 
     #[test]

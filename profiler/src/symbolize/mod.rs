@@ -244,7 +244,7 @@ impl<'a> NamingWindow<'a> {
     fn sample(&mut self, stack: &StackValues<'_>, words: Words<'_>, taken: Taken) -> Sample {
         // Of memory a stack is one sample: its objects are not frames.
         let count = match taken.event {
-            Event::Heap | Event::Allocs => 1,
+            Event::Heap | Event::Allocs | Event::AllocEvents => 1,
             _ => stack.values[0].unsigned_abs(),
         };
         let mut locations = Vec::with_capacity(stack.kernel.len() + stack.user.len());

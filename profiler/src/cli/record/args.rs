@@ -39,6 +39,7 @@ Examples:
   goprof record -e wall -p 1234 -d 30 --no-goroutines
   goprof record -e offcpu,io -p 1234 -d 30 -o waits/
   goprof record -e cpu,offcpu --combine -p 1234 -d 30
+  goprof record -e alloc-events -p 1234 -d 30
 
 Exit codes: 0 done, 1 it could not be done, 2 usage; with -- CMD that of CMD.")]
 /// What `goprof record` takes.
@@ -127,7 +128,7 @@ pub struct Args {
 
     /// What probes may take from each process, of one CPU, over any 10 s: 1%, 0.5%, or
     /// off for no limit; where they would take more they watch a part of the time, and
-    /// values are scaled by it; for -e mutex and -e block
+    /// values are scaled by it; for -e mutex, block and alloc-events
     #[arg(long, value_name = "SHARE", value_parser = parse_budget)]
     pub probe_budget: Option<Budget>,
     /// Leave out waits that are shorter: 10us, 1ms; for -e mutex and -e block
@@ -170,6 +171,9 @@ pub enum EventArg {
     Wall,
     /// Goroutines as they are now
     Goroutine,
+    /// Allocations as they happen, by goroutine and pprof labels, also of programs that
+    /// keep no heap profile: then in windows, under --probe-budget
+    AllocEvents,
 }
 
 /// Whose stack, as the command line names it.
@@ -205,6 +209,7 @@ impl From<EventArg> for Event {
             EventArg::Allocs => Event::Allocs,
             EventArg::Wall => Event::Wall,
             EventArg::Goroutine => Event::Goroutine,
+            EventArg::AllocEvents => Event::AllocEvents,
         }
     }
 }
@@ -311,7 +316,10 @@ impl Args {
                 "--rate",
             ),
             (no_probes && self.probe_budget.is_some(), "--probe-budget"),
-            (no_probes && self.min_wait.is_some(), "--min-wait"),
+            (
+                no_mutex && no_block && self.min_wait.is_some(),
+                "--min-wait",
+            ),
             (no_mutex && self.at.is_some(), "--at"),
             (no_block && self.block_all, "--block-all"),
             (!events.contains(&Event::OffCpu) && self.idle, "--idle"),

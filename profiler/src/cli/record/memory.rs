@@ -18,7 +18,7 @@ use crate::{
 /// How often processes are looked at that may have ended.
 const LIVENESS_EVERY: Duration = Duration::from_millis(250);
 /// What to do where a program takes no profile.
-const REMEDY: &str = "--enable-memprofile turns it on while goprof records, by writing one word \
+const REMEDY: &str = "-e alloc-events sees what it allocates without; --enable-memprofile turns it on while goprof records, by writing one word \
      of its memory; or import net/http/pprof or runtime/pprof in it, which links it in";
 
 /// Records memory and writes a profile.
@@ -233,7 +233,7 @@ fn print(plan: &Plan, recording: &HeapRecording) {
 }
 
 /// An amount of memory, for people.
-fn bytes(amount: i64) -> String {
+pub(super) fn bytes(amount: i64) -> String {
     let amount = amount as f64;
     let units = [
         (1_f64, "B"),

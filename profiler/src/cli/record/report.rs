@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::args::Plan;
+use super::{args::Plan, memory::bytes};
 use crate::{
     cli::printable,
     probe::Clock,
@@ -19,6 +19,13 @@ use crate::{
 
 /// Most lines about where stacks broke.
 const MAX_BREAKS: usize = 10;
+
+/// What a reader of the profile must know, one sentence each.
+pub(super) fn notes(recording: &Recording) -> Vec<String> {
+    let mut notes = recording.tally.notes();
+    notes.extend(recording.tally.probes.iter().filter_map(allocations));
+    notes
+}
 
 /// Writes the summary to stderr.
 ///
@@ -86,20 +93,42 @@ pub(super) fn print_cost(seconds: f64) {
     );
 }
 
+/// Where allocations of a process were seen.
+fn allocations(facts: &ProbeFacts) -> Option<String> {
+    let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
+    let of = facts.allocations.as_ref()?;
+    let source = of.source(share.min(1.0));
+    Some(format!(
+        "allocations of {} (pid {}): {source}",
+        facts.comm, facts.pid
+    ))
+}
+
 /// What probes of a process came to.
 fn probes(facts: &ProbeFacts) -> String {
     let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
     let taken = facts.charged_ns as f64 / facts.elapsed_ns.max(1) as f64;
-    let totals = facts.totals.iter().map(|(event, counts, delays)| {
-        format!(
-            "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
-            event.name(),
-            counts.value,
-            counts.standard_error,
-            delays.value / 1e9,
-            delays.standard_error / 1e9
-        )
-    });
+    let totals = facts
+        .totals
+        .iter()
+        .map(|(event, counts, delays)| match event {
+            Event::AllocEvents => format!(
+                "; {}: {:.0} ± {:.0} objects of {:.1} ± {:.1} MB",
+                event.name(),
+                counts.value,
+                counts.standard_error,
+                delays.value / 1e6,
+                delays.standard_error / 1e6
+            ),
+            event => format!(
+                "; {}: {:.0} ± {:.0} waits of {:.4} ± {:.4} s",
+                event.name(),
+                counts.value,
+                counts.standard_error,
+                delays.value / 1e9,
+                delays.standard_error / 1e9
+            ),
+        });
     let runtime = facts.mutex_wait_ns.map(|ns| {
         let seconds = ns as f64 / 1e9;
         format!("; its runtime counts {seconds:.4} s of waiting for mutexes")
@@ -130,6 +159,11 @@ fn taken(plan: &Plan, named: &Named) -> String {
             "{count} samples of {processes} in {seconds:.1} s at {} Hz",
             plan.rate_hz
         ),
+        Event::AllocEvents => {
+            let values = window.samples.iter().map(|sample| sample.values[1]);
+            let total = bytes(values.fold(0i64, i64::saturating_add));
+            format!("{total} allocated in {count} objects by {processes} in {seconds:.1} s")
+        }
         event => {
             let values = window.samples.iter().map(|sample| sample.values[1]);
             let total = values.fold(0i64, i64::saturating_add) as f64 / 1e9;
@@ -183,6 +217,7 @@ fn time(ns: u64) -> String {
 /// Why there is nothing of an event, in words.
 fn nothing(event: Event) -> &'static str {
     match event {
+        Event::AllocEvents => "nothing was allocated while somebody watched",
         Event::Io => "nothing that was recorded asked a block device",
         Event::OffCpu | Event::Threads => "no thread that was recorded left the CPU",
         Event::Mutex => "no goroutine that was recorded waited for a lock",

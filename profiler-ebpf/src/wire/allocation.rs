@@ -1,0 +1,17 @@
+//! Why an allocation was taken, and what else comes with it: the `detail` of a
+//! [`Measured`](super::Measured).
+
+/// The runtime itself took it as a sample. The size is that of the block.
+pub const BY_RUNTIME: u64 = 0;
+/// It passed a random threshold, of [`MEAN_BYTES`] on average: an allocation of so
+/// many bytes does by a chance of `1 - exp(-bytes / MEAN_BYTES)`. The size is that
+/// which was asked for.
+pub const BY_THRESHOLD: u64 = 1;
+/// Thresholds on average. Of allocations of 100 bytes one in six is taken, so that
+/// the stacks take less than the traps do.
+pub const MEAN_BYTES: u64 = 512;
+/// Which of these it is.
+pub const WHY: u64 = 1;
+/// From here up: the bytes that were allocated since the program began, by the
+/// runtime; 0 where not known.
+pub const TOTAL_SHIFT: u32 = 1;
