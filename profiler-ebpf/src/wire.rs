@@ -2,8 +2,13 @@
 //! map keys and values, counters. All integers are in the machine's byte order.
 
 pub mod allocation;
+mod probes;
+mod waits;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use probes::{ProbeShare, ProbeWindow, ShareSpent, cookie};
+pub use waits::{Parked, WaitKey, WaitLayout, Waiter, at, wait};
 
 /// Most user frames walked for one sample.
 pub const MAX_USER_FRAMES: usize = 1024;
@@ -250,94 +255,6 @@ pub mod event {
     pub const BLOCK_IO: u32 = 8;
     /// The MEASURED of one that a thread of the kernel makes.
     pub const BLOCK_IO_OF_KERNEL: u32 = 9;
-}
-
-/// Bits of [`Measured::detail`] of a wait, beside the reason's number.
-pub mod wait {
-    /// The reason.
-    pub const REASON: u64 = 0xff;
-    /// It began before somebody watched: the duration is since then.
-    pub const BEGAN_BEFORE: u64 = 1 << 8;
-    /// The stack is that of the goroutine that waited.
-    pub const OF_WAITER: u64 = 1 << 9;
-}
-
-/// Whose stack a wait for a semaphore is counted for: bits of [`WaitLayout::at`].
-pub mod at {
-    /// That of the goroutine that woke the one that waited.
-    pub const WAKER: u8 = 1;
-    /// Its own.
-    pub const WAITER: u8 = 2;
-}
-
-/// Something in the memory of a process: the key of the maps `PARKED` and `WAITERS`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct WaitKey {
-    /// Where it is: of both maps the goroutine's `g`.
-    pub address: u64,
-    /// The process.
-    pub pid: u64,
-}
-
-/// A goroutine that parked: the value of the map `PARKED`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Parked {
-    /// When, on the monotonic clock.
-    pub since_ns: u64,
-    /// When it could go on; 0 where nobody said so.
-    pub ready_ns: u64,
-    /// What it waits for.
-    pub reason: u64,
-}
-
-/// A goroutine that waits for a semaphore: the value of the map `WAITERS`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Waiter {
-    /// Since when, on the monotonic clock.
-    pub since_ns: u64,
-    /// The semaphore; 0 where its other waiters do not matter.
-    pub address: u64,
-}
-
-/// What of a process's waits is wanted, and where its runtime keeps what: the value of
-/// the map `WAIT_LAYOUTS`, keyed by pid.
-#[repr(C)]
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct WaitLayout {
-    /// Wait reasons that are wanted, a bit for each number.
-    pub reasons: [u64; 2],
-    /// Waits that are shorter are left out.
-    pub min_wait_ns: u64,
-    /// Where `runtime.gopark` is.
-    pub park: Code,
-    /// `g.waitreason`.
-    pub g_wait_reason: u16,
-    /// Bits of [`at`].
-    pub at: u8,
-    /// Not zero where an unlock counts for all that wait.
-    pub counts_all: u8,
-    /// Zero.
-    pub reserved: u32,
-    /// Where the runtime counts the bytes that were allocated; 0 where not known.
-    pub total_alloc: u64,
-}
-
-impl WaitLayout {
-    /// Whether waits for this reason are wanted.
-    #[inline(always)]
-    pub fn wants(&self, reason: u64) -> bool {
-        let half = if reason & 64 == 0 {
-            self.reasons[0]
-        } else {
-            self.reasons[1]
-        };
-        reason < 128 && half >> (reason & 63) & 1 != 0
-    }
 }
 
 /// A piece of stack: registers, the chain of frame pointers from them, and the
@@ -610,82 +527,4 @@ impl Counter {
         Counter::IoBegun,
         Counter::IoNotPaired,
     ];
-}
-
-/// What probes took from a process so far: the value of the map `PROBE_SHARES`,
-/// keyed by pid. Programs alone write it, by atomic additions: they run on all CPUs
-/// at once, and one can be put aside in the middle for another on the same CPU.
-#[repr(C)]
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct ProbeShare {
-    /// How often a probe was hit, whatever came of it.
-    pub hits: u64,
-    /// Of these, those outside of a window, or when its share was spent.
-    pub refused: u64,
-    /// Of these, those in a window that were no call: the stack grew first, and the
-    /// function began once more.
-    pub repeated: u64,
-    /// What the programs of all others took, in nanoseconds.
-    pub program_ns: u64,
-}
-
-impl ProbeShare {
-    /// The hits that events are made of.
-    pub fn admitted(&self) -> u64 {
-        self.hits
-            .wrapping_sub(self.refused)
-            .wrapping_sub(self.repeated)
-    }
-
-    /// What it comes to, where each hit takes `trap_ns` beside the program.
-    #[inline(always)]
-    pub fn charge_ns(&self, trap_ns: u64) -> u64 {
-        self.hits
-            .wrapping_mul(trap_ns)
-            .wrapping_add(self.program_ns)
-    }
-}
-
-/// When hits of a process's probes are wanted: the value of the map
-/// `PROBE_WINDOWS`, keyed by pid. Userspace alone writes it.
-#[repr(C)]
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-pub struct ProbeWindow {
-    /// Which window it is.
-    pub number: u64,
-    /// `CLOCK_MONOTONIC` of its beginning, in nanoseconds.
-    pub opens_ns: u64,
-    /// And of its end.
-    pub closes_ns: u64,
-    /// Since when probes have been on without a pause: what began before was not seen.
-    pub since_ns: u64,
-    /// What a hit takes beside the program, in nanoseconds.
-    pub trap_ns: u64,
-    /// The [`ProbeShare::charge_ns`] at which the share of the window is spent.
-    pub spent_at_ns: u64,
-}
-
-/// The share of a window is spent, told once a window: probes of the process do
-/// nothing until the next, and are to be taken off.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct ShareSpent {
-    /// `kind` is [`kind::SHARE_SPENT`], `time_ns` when the window ended.
-    pub header: Header,
-    /// [`ProbeWindow::number`].
-    pub window: u64,
-}
-
-/// Bits of a probe's cookie.
-pub mod cookie {
-    /// It sits on the branch of a function's check of the stack: a hit whose flags
-    /// say that the branch is taken is no call yet.
-    pub const STACK_CHECK: u64 = 1;
-    /// From here up: allocations of so many bytes and less are none, as another place
-    /// sees them again.
-    pub const LEAST_BYTES_SHIFT: u32 = 16;
 }

@@ -20,6 +20,7 @@ mod looks;
 mod measured;
 mod mem_profile;
 mod parked;
+mod probed;
 mod probing;
 mod recorder;
 mod snapshots;
@@ -53,8 +54,9 @@ pub use heap_notes::programs;
 pub use idle::Idle;
 pub use latency::Latency;
 pub use measured::STATE as THREAD_STATE;
+pub use probed::ProbeFacts;
 use probing::Probing;
-pub use probing::{At, ProbeConfig, ProbeFacts, takes_probes};
+pub use probing::{At, ProbeConfig, takes_probes};
 use recorder::Recorder;
 pub use snapshots::{
     SnapshotConfig, SnapshotFacts, SnapshotReading, SnapshotRecording, SnapshotSession, Unread,
