@@ -506,11 +506,13 @@ pub enum Counter {
     /// Those not followed to their end, as there was another to the same place (its
     /// end was not told, or both were under way), or the table of requests was full.
     IoNotPaired = 14,
+    /// Ticks of the sampler on CPUs that had nothing to do.
+    IdleTicks = 15,
 }
 
 impl Counter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Counter; 15] = [
+    pub const ALL: [Counter; 16] = [
         Counter::Samples,
         Counter::SamplesRingFull,
         Counter::EventsRingFull,
@@ -526,5 +528,6 @@ impl Counter {
         Counter::ProbesNested,
         Counter::IoBegun,
         Counter::IoNotPaired,
+        Counter::IdleTicks,
     ];
 }

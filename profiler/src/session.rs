@@ -41,7 +41,7 @@ use tokio::{process::Child, time::sleep_until};
 
 use crate::{
     memory::Watch,
-    probe::{Clock, Counters, Options, Probes, Targets},
+    probe::{Clock, Counters, Due, Options, Probes, Targets},
     process::{Process, Selection},
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
@@ -442,7 +442,7 @@ impl Session {
     fn split_off(
         &mut self,
         gone: &[u32],
-        ticks_due: Option<u64>,
+        ticks_due: Option<Due>,
         stopped: Option<Stopped>,
     ) -> Result<Finished> {
         let counted = self.probes.counters()?;
@@ -452,11 +452,15 @@ impl Session {
         let (windows, breaks, processes, mut tally) = self.recorder.split_off(gone);
         tally.kernel = counted.since(&self.counted);
         let (due_before, missed_before) = self.ticks;
-        let due = ticks_due.unwrap_or(0);
-        let missed = due.saturating_sub(counted.get(Counter::Ticks));
-        tally.ticks_due = due.saturating_sub(due_before);
+        let due = ticks_due.unwrap_or_default();
+        // Where a CPU has nothing to do there is nothing to be missed.
+        let idle_missed = due.idle.saturating_sub(counted.get(Counter::IdleTicks));
+        let missed = due.ticks.saturating_sub(counted.get(Counter::Ticks));
+        tally.ticks_idle = idle_missed.min(missed);
+        let missed = missed - tally.ticks_idle;
+        tally.ticks_due = due.ticks.saturating_sub(due_before);
         tally.ticks_missed = missed.saturating_sub(missed_before);
-        self.ticks = (due, missed.max(missed_before));
+        self.ticks = (due.ticks, missed.max(missed_before));
         tally.diagnostics = self.probes.diagnostics();
         self.counted = counted;
         let (start, duration) = self.begun.next(Begun::now());

@@ -90,12 +90,12 @@ fn threshold() -> u64 {
     let whole = coins.leading_zeros() as u64;
     // In units of 2^-16, all of them.
     let u = (even >> 16) as i64;
-    let behind = 5_286 * u >> 16;
-    let behind = (behind - 292) * u >> 16;
-    let behind = (behind + 13_457) * u >> 16;
-    let behind = (behind + 47_085) * u >> 16;
+    let behind = (5_286 * u) >> 16;
+    let behind = ((behind - 292) * u) >> 16;
+    let behind = ((behind + 13_457) * u) >> 16;
+    let behind = ((behind + 47_085) * u) >> 16;
     let sum = (whole << 16) + behind as u64;
-    (sum * UNIT >> 32) + 1
+    ((sum * UNIT) >> 32) + 1
 }
 
 #[inline(always)]

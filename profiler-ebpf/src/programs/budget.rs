@@ -61,13 +61,13 @@ pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
     let began_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: a value of the map, which stays where it is while programs run.
     unsafe { add(&raw mut (*share).hits, 1) };
-    // SAFETY: read only, and at most replaced meanwhile.
     let (mut number, mut since_ns) = (0, 0);
+    // SAFETY: read only, and at most replaced meanwhile.
     let wanted = match unsafe { PROBE_WINDOWS.get(pid) } {
         Some(window) if window.opens_ns <= began_ns && began_ns < window.closes_ns => {
+            (number, since_ns) = (window.number, window.since_ns);
             // SAFETY: as above. A count that another CPU is at misses this hit at
             // worst: the next sees both.
-            (number, since_ns) = (window.number, window.since_ns);
             let charge_ns = unsafe { (*share).charge_ns(window.trap_ns) };
             let within = charge_ns < window.spent_at_ns;
             if !within {

@@ -16,7 +16,12 @@ use super::{
 #[perf_event]
 fn cpu_sample(ctx: PerfEventContext) -> u32 {
     count(Counter::Ticks);
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if pid_tgid as u32 == 0 {
+        count(Counter::IdleTicks);
+        return 0;
+    }
+    let pid = (pid_tgid >> 32) as u32;
     // SAFETY: read only, and at most replaced meanwhile.
     let Some(target) = (unsafe { TARGETS.get(pid) }) else {
         return 0;

@@ -54,8 +54,9 @@ fn off_cpu_switch(ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (pid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: read only, and at most replaced meanwhile.
+    let target = unsafe { TARGETS.get(pid) };
     if tid != 0
-        && let Some(target) = unsafe { TARGETS.get(pid) }
+        && let Some(target) = target
     {
         // A preempted thread wants to run, whatever it was about to wait for.
         let state = match preempted & 1 {

@@ -51,12 +51,27 @@ pub(super) struct Ticking {
     looked: Instant,
     /// Ticks that were due on CPUs that have gone offline.
     due_before: u64,
+    /// Of those, while they had nothing to do, in nanoseconds.
+    idle_before_ns: u64,
+}
+
+/// How many times the sampler was to tick, on all CPUs together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Due {
+    /// By the time that went by.
+    pub ticks: u64,
+    /// Of those, while a CPU had nothing to do: some machines leave them out then, such as
+    /// those whose CPU was offline once.
+    pub idle: u64,
 }
 
 /// A CPU that ticks.
 struct Ticked {
     link: PerfEventLinkId,
     since: Instant,
+    /// How long it had had nothing to do by then, and at the last look, in nanoseconds.
+    idle_ns: u64,
+    idle_seen_ns: u64,
 }
 
 /// CPUs that came online since the last look.
@@ -71,10 +86,19 @@ pub struct NewCpus {
 impl Ticking {
     /// How many ticks were due by `now`, or a few less: of the kernel's timer
     /// alone, as cycles stand still where a CPU has nothing to do.
-    pub(super) fn due(&self, now: Instant) -> Option<u64> {
+    pub(super) fn due(&self, now: Instant) -> Option<Due> {
         let cpus = self.cpus.values();
         let due: u64 = cpus.map(|cpu| self.due_since(cpu.since, now)).sum();
-        (self.clock == Clock::CpuClock).then_some(self.due_before + due)
+        let idle = idle_ns();
+        let idle = self.cpus.iter().map(|(cpu, ticked)| {
+            let now_ns = idle.get(cpu).copied().unwrap_or(0);
+            now_ns.saturating_sub(ticked.idle_ns)
+        });
+        let idle_ns = self.idle_before_ns + idle.sum::<u64>();
+        (self.clock == Clock::CpuClock).then_some(Due {
+            ticks: self.due_before + due,
+            idle: idle_ns / self.period_ns,
+        })
     }
 
     fn due_since(&self, since: Instant, now: Instant) -> u64 {
@@ -89,6 +113,12 @@ impl Ticking {
         self.refused.retain(|cpu| online.contains(cpu));
         let (mut new, looked) = (NewCpus::default(), self.looked);
         self.looked = Instant::now();
+        let idle = idle_ns();
+        for (cpu, ticked) in &mut self.cpus {
+            if let Some(ns) = idle.get(cpu) {
+                ticked.idle_seen_ns = *ns;
+            }
+        }
         if online.iter().eq(self.cpus.keys()) {
             return Ok(new);
         }
@@ -100,6 +130,7 @@ impl Ticking {
         for cpu in offline.into_values() {
             // It was online then, for all that is known.
             self.due_before += self.due_since(cpu.since, looked);
+            self.idle_before_ns += cpu.idle_seen_ns.saturating_sub(cpu.idle_ns);
             program.detach(cpu.link).context("detach from a CPU")?;
         }
         for cpu in online {
@@ -117,6 +148,23 @@ impl Ticking {
         }
         Ok(new)
     }
+}
+
+/// How long each CPU has had nothing to do since the start, in nanoseconds: from
+/// `/proc/stat`, whose fourth and fifth figures are in hundredths of a second (`USER_HZ`;
+/// `man 5 proc_stat`). Empty where it cannot be read.
+fn idle_ns() -> BTreeMap<u32, u64> {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let of = |line: &str| {
+        let mut figures = line.split_whitespace();
+        let cpu = figures.next()?.strip_prefix("cpu")?.parse().ok()?;
+        let idle = figures
+            .skip(3)
+            .take(2)
+            .filter_map(|f| f.parse::<u64>().ok());
+        Some((cpu, idle.sum::<u64>().saturating_mul(10_000_000)))
+    };
+    stat.lines().filter_map(of).collect()
 }
 
 fn list_online() -> Result<Vec<u32>> {
@@ -177,6 +225,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, rate_hz: u32) -> Result<Ticking> {
         refused: BTreeSet::new(),
         looked: Instant::now(),
         due_before: 0,
+        idle_before_ns: 0,
     })
 }
 
@@ -193,5 +242,11 @@ fn attach_one(
         false,
     )?;
     let since = Instant::now();
-    Ok(Ticked { link, since })
+    let idle_ns = idle_ns().get(&cpu).copied().unwrap_or(0);
+    Ok(Ticked {
+        link,
+        since,
+        idle_ns,
+        idle_seen_ns: idle_ns,
+    })
 }

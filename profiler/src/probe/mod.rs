@@ -33,7 +33,7 @@ pub use budget::{Budget, Closed, Controller, Costs, Plan};
 pub use clock::monotonic_ns;
 pub use counters::Counters;
 use cpu::Ticking;
-pub use cpu::{Clock, NewCpus};
+pub use cpu::{Clock, Due, NewCpus};
 use diagnostics::Diagnostics;
 pub use estimate::{Estimate, Weight, Windows};
 use kernel_types::KernelTypes;
@@ -149,10 +149,11 @@ impl Probes {
         }
     }
 
-    /// How many times the sampler was to tick by now, on all CPUs together, to
-    /// hold against [`Counter::Ticks`](profiler_ebpf::wire::Counter::Ticks);
-    /// `None` where the clock does not say.
-    pub fn ticks_due(&self) -> Option<u64> {
+    /// How many times the sampler was to tick by now, to hold against
+    /// [`Counter::Ticks`](profiler_ebpf::wire::Counter::Ticks) and
+    /// [`Counter::IdleTicks`](profiler_ebpf::wire::Counter::IdleTicks); `None` where the
+    /// clock does not say.
+    pub fn ticks_due(&self) -> Option<Due> {
         self.ticking.as_ref()?.due(Instant::now())
     }
 

@@ -18,6 +18,9 @@ pub struct Tally {
     pub ticks_due: u64,
     /// Those of them that did not come.
     pub ticks_missed: u64,
+    /// Ticks since the start that did not come while a CPU had nothing to do: nothing is
+    /// missing for them.
+    pub ticks_idle: u64,
     /// CPUs that came online meanwhile and are sampled since they were seen to be.
     pub cpus_late: u64,
     /// CPUs that came online meanwhile and cannot be sampled.
