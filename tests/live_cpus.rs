@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use goprof::process::Selection;
 use goprof::session::{Config, Recording, Session, Stopped};
+use goprof::symbolize::Event;
 use goprof_tests::target::Target;
 use goprof_tests::{go, quiet};
 
@@ -74,19 +75,9 @@ fn record(target: &Target, cpu: &Cpu, is_there_first: bool) -> (Recording, u64) 
         .expect("a runtime");
     runtime.block_on(async {
         let mut session = Session::prepare(Config {
-            selection: Selection::Pids(vec![target.pid()]),
             rate_hz: RATE_HZ,
-            duration: None,
-            kernel_stacks: true,
-            threads: false,
-            goroutines: false,
-            labels: true,
             ring_bytes: 1 << 20,
-            events: vec![goprof::symbolize::Event::Cpu],
-            probes: goprof::session::ProbeConfig::default(),
-            combine: false,
-            idle: false,
-            kernel_threads: false,
+            ..Config::of(Selection::Pids(vec![target.pid()]), vec![Event::Cpu])
         })
         .expect("root, and a kernel that runs eBPF");
         cpu.set_online(is_there_first);

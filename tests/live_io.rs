@@ -165,19 +165,8 @@ fn record_session(target: &Target, ring_bytes: u32) -> Recording {
         .expect("a runtime");
     runtime.block_on(async {
         let mut session = Session::prepare(Config {
-            events: vec![Event::Io],
-            selection: Selection::Pids(vec![target.pid()]),
-            rate_hz: 99,
-            duration: None,
-            kernel_stacks: true,
-            threads: false,
-            goroutines: false,
-            labels: true,
-            kernel_threads: false,
-            idle: false,
-            combine: false,
             ring_bytes,
-            probes: ::goprof::session::ProbeConfig::default(),
+            ..Config::of(Selection::Pids(vec![target.pid()]), vec![Event::Io])
         })
         .expect("root, tracefs, and a kernel that runs eBPF");
         session.start().expect("the tracepoints");

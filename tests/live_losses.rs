@@ -9,6 +9,7 @@ use std::time::Duration;
 use goprof::probe::Clock;
 use goprof::process::Selection;
 use goprof::session::{Config, Recording, Session, Stopped};
+use goprof::symbolize::Event;
 use goprof_tests::go;
 use goprof_tests::target::Target;
 use profiler_ebpf::wire::Counter;
@@ -23,19 +24,9 @@ fn record(target: &Target, ring_bytes: u32, while_sampling: impl FnOnce()) -> Re
         .expect("a runtime");
     runtime.block_on(async {
         let mut session = Session::prepare(Config {
-            events: vec![goprof::symbolize::Event::Cpu],
-            selection: Selection::Pids(vec![target.pid()]),
             rate_hz: RATE_HZ,
-            duration: None,
-            kernel_stacks: true,
-            threads: false,
-            goroutines: false,
-            labels: true,
-            kernel_threads: false,
-            idle: false,
-            combine: false,
             ring_bytes,
-            probes: ::goprof::session::ProbeConfig::default(),
+            ..Config::of(Selection::Pids(vec![target.pid()]), vec![Event::Cpu])
         })
         .expect("root, and a kernel that runs eBPF");
         session.start().expect("a perf event");

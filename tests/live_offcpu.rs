@@ -263,19 +263,9 @@ fn record(target: &Target, ring_bytes: u32) -> Recording {
         .expect("a runtime");
     runtime.block_on(async {
         let mut session = Session::prepare(Config {
-            events: vec![Event::OffCpu],
-            selection: Selection::Pids(vec![target.pid()]),
-            rate_hz: 99,
-            duration: None,
-            kernel_stacks: true,
-            threads: false,
-            goroutines: false,
-            labels: true,
-            kernel_threads: false,
             idle: true,
-            combine: false,
             ring_bytes,
-            probes: ::goprof::session::ProbeConfig::default(),
+            ..Config::of(Selection::Pids(vec![target.pid()]), vec![Event::OffCpu])
         })
         .expect("root, and a kernel that runs eBPF");
         session.start().expect("the tracepoints");

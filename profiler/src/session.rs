@@ -114,6 +114,28 @@ pub struct Config {
     pub probes: ProbeConfig,
 }
 
+impl Config {
+    /// With kernel stacks and the labels of goroutines, which with threads are not told
+    /// apart; until stopped, CPU time at 99 Hz, a ring buffer of 8 MB.
+    pub fn of(selection: Selection, events: Vec<symbolize::Event>) -> Self {
+        Self {
+            selection,
+            events,
+            rate_hz: 99,
+            duration: None,
+            kernel_stacks: true,
+            kernel_threads: false,
+            threads: false,
+            goroutines: false,
+            labels: true,
+            idle: false,
+            combine: false,
+            ring_bytes: 8 << 20,
+            probes: ProbeConfig::default(),
+        }
+    }
+}
+
 /// How much memory a session may take.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryLimit {

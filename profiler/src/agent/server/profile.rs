@@ -233,19 +233,10 @@ fn record(
         .build()
         .context("start a runtime to sample on")?;
     let config = session::Config {
-        selection: Selection::Pids(pids),
-        events: vec![event],
         rate_hz: RATE_HZ,
         duration: Some(duration),
-        kernel_stacks: true,
-        threads: false,
-        goroutines: false,
-        labels: true,
-        kernel_threads: false,
-        idle: false,
-        combine: false,
         ring_bytes: memory.ring_bytes(),
-        probes: session::ProbeConfig::default(),
+        ..session::Config::of(Selection::Pids(pids), vec![event])
     };
     let recording = runtime.block_on(async {
         let mut session = Session::prepare_within(config, Some(memory.of_session()))?;
