@@ -299,6 +299,13 @@ impl Session {
         self.recorder.exclude(pid);
     }
 
+    /// Allows probes on a process, where they are only on those that are told.
+    pub fn probe(&mut self, pid: u32) {
+        if let Some(probing) = &mut self.recorder.probing {
+            probing.allow(pid);
+        }
+    }
+
     /// Looks again at the processes that were excluded.
     pub fn reconsider(&mut self) {
         self.recorder.reconsider();

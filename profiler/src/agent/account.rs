@@ -25,6 +25,10 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     for (device, latency) in &tally.latency {
         metrics.waits.add_block_io(device, latency.counts());
     }
+    tally
+        .probes
+        .iter()
+        .for_each(|facts| metrics.probes.add(facts));
     let kernel = |counter| tally.kernel.get(counter);
     for (reason, count) in [
         ("ring_full", kernel(Counter::SamplesRingFull)),
@@ -50,6 +54,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("threads_full", kernel(Counter::ThreadsFull)),
         ("ends_ring_full", kernel(Counter::EndsRingFull)),
         ("ends_missed", tally.ends_missed),
+        ("waits_full", kernel(Counter::WaitsFull)),
+        ("probes_nested", kernel(Counter::ProbesNested)),
         ("stacks_not_taken", tally.stacks_not_taken),
         ("cpu_late", tally.cpus_late),
         ("cpu_refused", tally.cpus_refused),

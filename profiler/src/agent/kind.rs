@@ -1,14 +1,25 @@
 //! What a sampler samples: CPU time at a rate, or what has no rate. Each has its own
 //! processes, by the rules.
 
-use super::config::{Config, Event, Rate, Subject};
-use crate::symbolize;
+use super::config::{Config, Event, ProbeBudget, Rate, Subject};
+use crate::{probe::Budget, session::ProbeConfig, symbolize};
 
 /// What a sampler samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// CPU time, so often.
     Cpu(Rate),
+    /// What probes see, under a budget: mutexes, waits of goroutines, allocations.
+    Probes {
+        /// What probes may take of each process.
+        budget: ProbeBudget,
+        /// Waiting for mutexes.
+        mutex: bool,
+        /// Waits of goroutines.
+        block: bool,
+        /// Allocations.
+        alloc_events: bool,
+    },
     /// Waits of threads, those for block devices apart.
     Waits {
         /// Time off the CPU.
@@ -36,27 +47,61 @@ impl Kind {
         if off_cpu || io {
             all.push(Self::Waits { off_cpu, io });
         }
+        for budget in config.rules.probe_budgets() {
+            let events = config.rules.probed(budget);
+            all.push(Self::Probes {
+                budget,
+                mutex: events.contains(&Event::Mutex),
+                block: events.contains(&Event::Block),
+                alloc_events: events.contains(&Event::AllocEvents),
+            });
+        }
         all
     }
 
-    /// The events of its windows.
-    pub(super) fn events(self) -> Vec<symbolize::Event> {
+    /// The events of its windows, as rules name them.
+    fn asked(self) -> Vec<Event> {
         let events = match self {
-            Self::Cpu(_) => [(true, symbolize::Event::Cpu), (false, symbolize::Event::Io)],
-            Self::Waits { off_cpu, io } => [
-                (off_cpu, symbolize::Event::OffCpu),
-                (io, symbolize::Event::Io),
+            Self::Cpu(_) => vec![(true, Event::Cpu)],
+            Self::Waits { off_cpu, io } => vec![(off_cpu, Event::OffCpu), (io, Event::Io)],
+            Self::Probes {
+                mutex,
+                block,
+                alloc_events,
+                ..
+            } => vec![
+                (mutex, Event::Mutex),
+                (block, Event::Block),
+                (alloc_events, Event::AllocEvents),
             ],
         };
         let wanted = events.into_iter().filter(|(wanted, _)| *wanted);
         wanted.map(|(_, event)| event).collect()
     }
 
+    /// The events of its windows.
+    pub(super) fn events(self) -> Vec<symbolize::Event> {
+        self.asked().into_iter().map(Event::sampled).collect()
+    }
+
+    /// What probes may do; they are only for processes that a rule is known to take.
+    pub(super) fn probes(self) -> ProbeConfig {
+        let budget = match self {
+            Self::Probes { budget, .. } => budget,
+            _ => ProbeBudget::default(),
+        };
+        ProbeConfig {
+            budget: budget.share().map_or(Budget::Unlimited, Budget::Share),
+            only_told: true,
+            ..ProbeConfig::default()
+        }
+    }
+
     /// The rate, in samples a second and CPU, where it has one.
     pub(super) fn rate_hz(self) -> Option<u32> {
         match self {
             Self::Cpu(rate) => Some(rate.0),
-            Self::Waits { .. } => None,
+            Self::Waits { .. } | Self::Probes { .. } => None,
         }
     }
 
@@ -65,6 +110,7 @@ impl Kind {
         match self {
             Self::Cpu(rate) => rate.0.to_string(),
             Self::Waits { .. } => "waits".to_owned(),
+            Self::Probes { budget, .. } => format!("probes {budget}"),
         }
     }
 
@@ -88,6 +134,17 @@ impl Kind {
                 Some(_) => return Err(Unwanted::OtherRate),
                 None => false,
             },
+            (Self::Probes { budget, .. }, event) => {
+                let asked = self.asked().into_iter();
+                let mut rules = asked
+                    .filter(|asked| asked.sampled() == event)
+                    .filter_map(|asked| config.rules.rule_for(asked, subject));
+                match rules.next() {
+                    Some(rule) if rule.probe_budget.unwrap_or_default() == budget => true,
+                    Some(_) => return Err(Unwanted::OtherRate),
+                    None => false,
+                }
+            }
             (Self::Waits { .. }, symbolize::Event::OffCpu) => config.takes(Event::OffCpu, subject),
             (Self::Waits { .. }, _) => config.takes(Event::Io, subject),
         };
@@ -101,6 +158,41 @@ mod tests {
 
     use super::*;
     use crate::identity::Target;
+
+    #[test]
+    fn each_budget_has_a_sampler_of_its_own() {
+        let rules = "[[rules]]\n[[rules]]\nevent = \"mutex\"\n[[rules]]\nevent = \"block\"\n\
+                     probe_budget = \"0.5%\"\ninclude = [{ name = \"etcd\" }]\n\
+                     [[rules]]\nevent = \"alloc-events\"\n";
+        let config = Config::parse(rules).unwrap();
+        let half: ProbeBudget = "0.5%".parse().unwrap();
+        let kind = |budget, mutex, block| Kind::Probes {
+            budget,
+            mutex,
+            block,
+            alloc_events: mutex,
+        };
+        let (by_default, low) = (
+            kind(ProbeBudget::default(), true, false),
+            kind(half, false, true),
+        );
+        assert_eq!(Kind::all(&config), [Kind::Cpu(Rate(19)), low, by_default]);
+        assert_eq!(low.events(), [symbolize::Event::Block]);
+        assert_eq!(low.probes().budget, Budget::Share(0.005));
+        let target = Target {
+            pid: 1,
+            labels: BTreeMap::new(),
+            is_partial: false,
+        };
+        let subject = |comm| Subject {
+            comm,
+            exe: "/bin/x",
+            target: &target,
+        };
+        assert!(low.takes(&config, &subject("etcd")));
+        assert!(!low.takes(&config, &subject("other")));
+        assert!(by_default.takes(&config, &subject("other")));
+    }
 
     #[test]
     fn what_has_no_rate_is_a_sampler_of_its_own() {

@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use super::{
     account,
     config::{Config, Event, Subject},
-    kind::Unwanted,
+    kind::{Kind, Unwanted},
     log,
     memory::Shares,
     readings::Readings,
@@ -328,7 +328,7 @@ impl Publisher<'_> {
         }
         for sampler in &samplers {
             let snapshot = sampler.snapshot();
-            let mut exclude = Vec::new();
+            let (mut exclude, mut probe) = (Vec::new(), Vec::new());
             for process in &snapshot.running {
                 let target = self.identify_again(process);
                 let rate = config.rate_of(&subject(process, &target));
@@ -337,6 +337,9 @@ impl Publisher<'_> {
                 // What is not known yet may make a rule take it.
                 if !wanted && !target.is_partial {
                     exclude.push(process.pid);
+                }
+                if wanted {
+                    probe.push(process.pid);
                 }
                 if sampler.kind.rate_hz().is_none() {
                     continue;
@@ -353,6 +356,9 @@ impl Publisher<'_> {
                 }
             }
             sampler.exclude(&exclude);
+            if matches!(sampler.kind, Kind::Probes { .. }) {
+                sampler.probe(&probe);
+            }
             for shortfall in &snapshot.shortfalls {
                 let process = processes.entry(shortfall.pid);
                 let process = process.or_insert_with(|| unreadable(shortfall.pid));

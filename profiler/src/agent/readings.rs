@@ -83,6 +83,9 @@ impl Readings {
             Event::Wall,
             Event::OffCpu,
             Event::Io,
+            Event::Mutex,
+            Event::Block,
+            Event::AllocEvents,
         ] {
             if !config.takes(event, &subject) {
                 continue;

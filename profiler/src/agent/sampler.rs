@@ -40,6 +40,7 @@ pub(super) struct Shared {
     config: Mutex<Arc<Config>>,
     snapshot: Mutex<Snapshot>,
     exclude: Mutex<Vec<u32>>,
+    probe: Mutex<Vec<u32>>,
     reconsider: AtomicBool,
     /// Windows handed over by all samplers and not taken yet.
     waiting: Arc<AtomicUsize>,
@@ -71,6 +72,11 @@ impl Shared {
     /// Asks for these pids to be sampled no more.
     pub(super) fn exclude(&self, pids: &[u32]) {
         lock(&self.exclude).extend_from_slice(pids);
+    }
+
+    /// Allows probes on these pids.
+    pub(super) fn probe(&self, pids: &[u32]) {
+        lock(&self.probe).extend_from_slice(pids);
     }
 
     /// Asks for those that are excluded to be looked at again.
@@ -131,6 +137,7 @@ impl Sampler {
             config: Mutex::new(Arc::clone(config)),
             snapshot: Mutex::default(),
             exclude: Mutex::default(),
+            probe: Mutex::default(),
             reconsider: AtomicBool::new(false),
             waiting,
             delayed: AtomicUsize::new(0),
@@ -154,7 +161,7 @@ impl Sampler {
                 idle: false,
                 combine: false,
                 ring_bytes: memory.ring_bytes(),
-                probes: session::ProbeConfig::default(),
+                probes: kind.probes(),
             },
             flush: config.flush.0,
             memory,
@@ -330,6 +337,9 @@ impl Work {
         }
         for pid in std::mem::take(&mut *lock(&self.shared.exclude)) {
             session.exclude(pid);
+        }
+        for pid in std::mem::take(&mut *lock(&self.shared.probe)) {
+            session.probe(pid);
         }
     }
 

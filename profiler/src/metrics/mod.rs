@@ -1,6 +1,7 @@
 //! Metrics: what goprof counts of itself, and the few figures of each target that
 //! cost next to nothing to have, in Prometheus's text format. Counts; decides nothing.
 
+mod probes;
 mod push;
 mod reloads;
 mod runtimes;
@@ -13,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder, process_collector::ProcessCollector,
 };
 
+pub use probes::Probes;
 pub use push::{Push, Pushed};
 pub use reloads::Reloads;
 pub use targets::{Observed, Service, Targets};
@@ -104,6 +106,8 @@ pub struct Metrics {
     pub runtime_seconds: Counter,
     /// Waits of threads.
     pub waits: Waits,
+    /// Probes, and what they saw.
+    pub probes: Probes,
     /// What is pushed.
     pub push: Push,
     /// Connections and requests refused by the HTTP server, by reason.
@@ -189,7 +193,11 @@ impl Metrics {
                 "goprof_samples_total",
                 "Samples in finished windows.",
                 "event",
-                &[&["cpu", "offcpu", "io"][..], &READ_EVENTS].concat(),
+                &[
+                    &["cpu", "offcpu", "io", "mutex", "block", "alloc-events"][..],
+                    &READ_EVENTS,
+                ]
+                .concat(),
             )?,
             readings,
             reading_seconds,
@@ -289,6 +297,7 @@ impl Metrics {
                 "Time that looks at what the runtimes of targets count took.",
             ))?,
             waits: Waits::new(&make)?,
+            probes: Probes::new(&make)?,
             push: Push::new(&make)?,
             refused: make.counters(
                 "goprof_http_refused_total",

@@ -2,7 +2,7 @@
 //! to. The budget of each is held by a thread of its own (`probe::Watch`).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -41,6 +41,9 @@ pub struct ProbeConfig {
     pub at: At,
     /// Also waits that nobody asks about.
     pub all_waits: bool,
+    /// Whether they are only on processes that [`Session::probe`](super::Session::probe)
+    /// names.
+    pub only_told: bool,
 }
 
 impl Default for ProbeConfig {
@@ -50,6 +53,7 @@ impl Default for ProbeConfig {
             min_wait: Duration::ZERO,
             at: At::Waker,
             all_waits: false,
+            only_told: false,
         }
     }
 }
@@ -133,6 +137,8 @@ pub(super) struct Probing {
     layouts: WaitLayouts,
     trap_ns: u64,
     probed: HashMap<u32, Probed>,
+    /// Processes that probes are allowed on, where they have to be.
+    allowed: HashSet<u32>,
     /// Programs that cannot be probed: not to be tried again.
     refused: HashMap<u32, ProcessIndex>,
     waits: Arc<Mutex<OpenWaits>>,
@@ -179,6 +185,7 @@ impl Probing {
             waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
             probed: HashMap::new(),
+            allowed: HashSet::new(),
             refused: HashMap::new(),
             sender,
             windows,
@@ -196,6 +203,9 @@ impl Probing {
         for (index, process) in running {
             let pid = process.pid;
             gone.retain(|known| *known != pid);
+            if self.config.only_told && !self.allowed.contains(&pid) {
+                continue;
+            }
             if self.refused.get(&pid) == Some(&index) {
                 continue;
             }
@@ -219,14 +229,21 @@ impl Probing {
         }
         for pid in gone {
             self.layouts.remove(pid);
+            self.allowed.remove(&pid);
             // What its last windows came to is told by their messages, or lost with it.
             if let Some(probed) = self.probed.get(&pid)
-                && probed.watch.is_over()
+                && (probed.watch.is_over() || is_alive(pid))
             {
+                // One that is alive is not wanted any more.
                 self.probed.remove(&pid);
             }
         }
         self.refused.retain(|pid, _| is_alive(*pid));
+    }
+
+    /// Allows probes on a process.
+    pub(super) fn allow(&mut self, pid: u32) {
+        self.allowed.insert(pid);
     }
 
     /// Begins to watch a process; None where its goroutines cannot be found yet.

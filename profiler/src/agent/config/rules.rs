@@ -57,11 +57,19 @@ pub enum Event {
     OffCpu,
     /// Requests to block devices.
     Io,
+    /// Waiting for mutexes and other semaphores, by who held them.
+    Mutex,
+    /// Goroutines that wait.
+    Block,
+    /// Allocations as they happen.
+    #[serde(rename = "alloc-events")]
+    AllocEvents,
 }
 
 /// The events for which probes are put into programs. A rule for any other one can
 /// have no budget for them.
-const WITH_PROBES: &[Event] = &[];
+pub(in crate::agent) const WITH_PROBES: &[Event] =
+    &[Event::Mutex, Event::Block, Event::AllocEvents];
 
 impl Event {
     /// The event of profiles.
@@ -74,6 +82,9 @@ impl Event {
             Event::Wall => symbolize::Event::Wall,
             Event::OffCpu => symbolize::Event::OffCpu,
             Event::Io => symbolize::Event::Io,
+            Event::Mutex => symbolize::Event::Mutex,
+            Event::Block => symbolize::Event::Block,
+            Event::AllocEvents => symbolize::Event::AllocEvents,
         }
     }
 }
@@ -123,16 +134,12 @@ impl Rules {
 
     /// The key of a value that will not do, and why.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
-        self.check_for(WITH_PROBES)
-    }
-
-    fn check_for(&self, with_probes: &[Event]) -> Result<(), (String, String)> {
         for (index, rule) in self.0.iter().enumerate() {
             if rule.event != Event::Cpu && rule.rate_hz.is_some() {
                 let why = "is of cpu only: nothing else is taken so many times a second".to_owned();
                 return Err((format!("rules[{index}].rate_hz"), why));
             }
-            if rule.probe_budget.is_some() && !with_probes.contains(&rule.event) {
+            if rule.probe_budget.is_some() && !WITH_PROBES.contains(&rule.event) {
                 let event = rule.event.sampled().name();
                 let why = format!("is for events that take probes: {event} takes none");
                 return Err((format!("rules[{index}].probe_budget"), why));
@@ -144,12 +151,8 @@ impl Rules {
     /// Gives the rules for events that take probes a budget for them, where they say
     /// none.
     pub(super) fn fill_in(&mut self) {
-        self.fill_in_for(WITH_PROBES);
-    }
-
-    fn fill_in_for(&mut self, with_probes: &[Event]) {
         let rules = self.0.iter_mut();
-        for rule in rules.filter(|rule| with_probes.contains(&rule.event)) {
+        for rule in rules.filter(|rule| WITH_PROBES.contains(&rule.event)) {
             rule.probe_budget.get_or_insert_default();
         }
     }
@@ -158,6 +161,30 @@ impl Rules {
     pub fn rule_for(&self, event: Event, subject: &Subject<'_>) -> Option<&Rule> {
         let mut rules = self.0.iter();
         rules.find(|rule| rule.event == event && rule.takes(subject))
+    }
+
+    /// The budgets of the rules for events that take probes, each once.
+    pub fn probe_budgets(&self) -> Vec<ProbeBudget> {
+        let rules = self
+            .0
+            .iter()
+            .filter(|rule| WITH_PROBES.contains(&rule.event));
+        let mut budgets: Vec<ProbeBudget> = rules
+            .map(|rule| rule.probe_budget.unwrap_or_default())
+            .collect();
+        budgets.sort_unstable();
+        budgets.dedup();
+        budgets
+    }
+
+    /// The events that take probes under a budget.
+    pub fn probed(&self, budget: ProbeBudget) -> Vec<Event> {
+        let has = |event: &&Event| {
+            self.0.iter().any(|rule| {
+                rule.event == **event && rule.probe_budget.unwrap_or_default() == budget
+            })
+        };
+        WITH_PROBES.iter().filter(has).copied().collect()
     }
 
     /// The rates of all rules for `event`, highest first.
@@ -313,13 +340,13 @@ mod tests {
             ..Rule::default()
         };
         let mut rules = Rules(vec![
-            of(Event::Heap, Some("0.5%")),
-            of(Event::Heap, Some("off")),
-            of(Event::Heap, None),
+            of(Event::Mutex, Some("0.5%")),
+            of(Event::Mutex, Some("off")),
+            of(Event::Mutex, None),
             of(Event::Cpu, None),
         ]);
-        assert_eq!(rules.check_for(&[Event::Heap]), Ok(()));
-        rules.fill_in_for(&[Event::Heap]);
+        assert_eq!(rules.check(), Ok(()));
+        rules.fill_in();
         let budgets = rules.0.iter().map(|rule| rule.probe_budget);
         let shares: Vec<_> = budgets
             .map(|budget| budget.map(ProbeBudget::share))

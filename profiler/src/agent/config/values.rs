@@ -32,7 +32,7 @@ pub struct Rate(pub u32);
 
 /// What probes may take of one process, in hundredths of a percent of one CPU:
 /// `1%`, `0.25%`, or `off` where nothing holds them back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProbeBudget(Option<u32>);
 
 /// A regular expression that has to match all of a text.

@@ -40,7 +40,7 @@ const RATE_HZ: u32 = 99;
 const MAX_PIDS: usize = 256;
 
 /// What can be asked for.
-const EVENTS: [Event; 7] = [
+const EVENTS: [Event; 10] = [
     Event::Cpu,
     Event::Heap,
     Event::Allocs,
@@ -48,6 +48,9 @@ const EVENTS: [Event; 7] = [
     Event::Wall,
     Event::OffCpu,
     Event::Io,
+    Event::Mutex,
+    Event::Block,
+    Event::AllocEvents,
 ];
 /// Snapshots a second of [`Event::Wall`].
 const SNAPSHOTS_HZ: u32 = 19;
@@ -117,9 +120,12 @@ async fn take(
     let memory = Shares::of(&served.state.config());
     let record = move || {
         let recorded = match event {
-            Event::Cpu | Event::OffCpu | Event::Io => {
-                record(event, pids, (duration, memory), asked).map_err(failed)
-            }
+            Event::Cpu
+            | Event::OffCpu
+            | Event::Io
+            | Event::Mutex
+            | Event::Block
+            | Event::AllocEvents => record(event, pids, (duration, memory), asked).map_err(failed),
             Event::Goroutine | Event::Wall => {
                 record_goroutines(event, pids, (duration, memory.limit_bytes()), asked)
             }
@@ -411,7 +417,7 @@ mod tests {
         let why = |query: &str| -> String { asked(query).unwrap_err() };
         assert!(why("event=heap&seconds=5").contains("what there is now"));
         assert!(
-            why("event=mutex").contains("there are cpu, heap, allocs, goroutine, wall, offcpu, io")
+            why("event=locks").contains("there are cpu, heap, allocs, goroutine, wall, offcpu, io")
         );
         assert!(why("seconds=0").contains("from 1 to 300"));
         assert!(why("event=allocs&seconds=301").contains("from 1 to 300"));

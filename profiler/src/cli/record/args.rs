@@ -370,6 +370,7 @@ impl Args {
                 min_wait: self.min_wait.unwrap_or_default(),
                 at: self.at.map_or(At::Waker, At::from),
                 all_waits: self.block_all,
+                only_told: false,
             },
             quiet: self.quiet,
             verbose: self.verbose > 0,
