@@ -7,7 +7,9 @@ use profiler_ebpf::wire::Counter;
 
 use crate::{
     metrics::Metrics,
-    session::{HeapFacts, HeapRecording, Named, Recording, SnapshotRecording, THREAD_STATE},
+    session::{
+        HeapFacts, HeapRecording, Named, ProbeFacts, Recording, SnapshotRecording, THREAD_STATE,
+    },
     symbolize::{Event, Naming, Reason},
     unwind::StackEnd,
 };
@@ -25,10 +27,9 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     for (device, latency) in &tally.latency {
         metrics.waits.add_block_io(device, latency.counts());
     }
-    tally
-        .probes
-        .iter()
-        .for_each(|facts| metrics.probes.add(facts));
+    for facts in &tally.probes {
+        add_probes(metrics, facts);
+    }
     let kernel = |counter| tally.kernel.get(counter);
     for (reason, count) in [
         ("ring_full", kernel(Counter::SamplesRingFull)),
@@ -88,6 +89,20 @@ fn add_off_cpu(metrics: &Metrics, named: &Named) {
         if let Some((_, state)) = state {
             let ns = sample.values[1].unsigned_abs();
             metrics.waits.add_off_cpu(state, ns);
+        }
+    }
+}
+
+/// Adds what probes of a process came to.
+fn add_probes(metrics: &Metrics, facts: &ProbeFacts) {
+    let time = (facts.watched_ns, facts.elapsed_ns);
+    metrics.probes.add(facts.hits, facts.charged_ns, time);
+    for (event, counts, amounts) in &facts.totals {
+        match event {
+            Event::AllocEvents => metrics.probes.add_allocated(amounts.value),
+            event => metrics
+                .probes
+                .add_waits(event.name(), counts.value, amounts.value),
         }
     }
 }

@@ -5,7 +5,6 @@ use anyhow::Result;
 use prometheus::{Counter, CounterVec, IntCounter, Opts};
 
 use super::Making;
-use crate::{session::ProbeFacts, symbolize::Event};
 
 /// Metrics of probes, of all programs together.
 pub struct Probes {
@@ -23,8 +22,8 @@ impl Probes {
         let counter = |name, help| make.keep(Counter::new(name, help));
         let by_event = |name, help| {
             let made = make.keep(CounterVec::new(Opts::new(name, help), &["event"]))?;
-            for event in [Event::Mutex, Event::Block] {
-                made.with_label_values(&[event.name()]);
+            for event in ["mutex", "block"] {
+                made.with_label_values(&[event]);
             }
             Ok::<_, anyhow::Error>(made)
         };
@@ -60,23 +59,27 @@ impl Probes {
         })
     }
 
-    /// Adds what probes of a process came to.
-    pub fn add(&self, facts: &ProbeFacts) {
-        self.hits.inc_by(facts.hits);
+    /// Adds what probes of a process took of it and watched, in nanoseconds.
+    pub fn add(&self, hits: u64, charged_ns: u64, (watched_ns, elapsed_ns): (u64, u64)) {
+        self.hits.inc_by(hits);
         let seconds = |ns: u64| ns as f64 / 1e9;
-        self.charged_seconds.inc_by(seconds(facts.charged_ns));
-        self.watched_seconds.inc_by(seconds(facts.watched_ns));
-        self.elapsed_seconds.inc_by(seconds(facts.elapsed_ns));
-        for (event, counts, amounts) in &facts.totals {
-            // An estimate may come out below nothing.
-            let (counts, amounts) = (counts.value.max(0.0), amounts.value.max(0.0));
-            if *event == Event::AllocEvents {
-                self.allocated_bytes.inc_by(amounts);
-                continue;
-            }
-            self.waits.with_label_values(&[event.name()]).inc_by(counts);
-            let seconds = self.wait_seconds.with_label_values(&[event.name()]);
-            seconds.inc_by(amounts / 1e9);
-        }
+        self.charged_seconds.inc_by(seconds(charged_ns));
+        self.watched_seconds.inc_by(seconds(watched_ns));
+        self.elapsed_seconds.inc_by(seconds(elapsed_ns));
+    }
+
+    /// Adds waits of goroutines, by estimate, and how long they took.
+    pub fn add_waits(&self, event: &str, count: f64, ns: f64) {
+        // An estimate may come out below nothing.
+        self.waits
+            .with_label_values(&[event])
+            .inc_by(count.max(0.0));
+        let seconds = self.wait_seconds.with_label_values(&[event]);
+        seconds.inc_by(ns.max(0.0) / 1e9);
+    }
+
+    /// Adds what was allocated, by estimate.
+    pub fn add_allocated(&self, bytes: f64) {
+        self.allocated_bytes.inc_by(bytes.max(0.0));
     }
 }
