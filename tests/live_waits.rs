@@ -248,6 +248,30 @@ test_each_version! { check_version, EVERY_VERSION:
 }
 
 #[test]
+fn what_was_seen_of_a_program_that_ends_is_kept() {
+    let binary = go::build("contention");
+    let command = format!("sleep 2 | {}", binary.display());
+    let args = [
+        "-e",
+        "block",
+        "--probe-budget",
+        "off",
+        "--",
+        "sh",
+        "-c",
+        &command,
+    ];
+    let recording = goprof::record(&args);
+    let rates = sums(&recording.profile);
+    let [waits, ns] = rates.get("main.produce").copied().unwrap_or_default();
+    assert!(
+        waits > 200.0 && ns > 5e8,
+        "{rates:?}\n{}",
+        recording.outcome.stderr
+    );
+}
+
+#[test]
 fn flags_that_mean_nothing_are_refused() {
     for args in [
         ["-e", "cpu", "--probe-budget", "1%"],

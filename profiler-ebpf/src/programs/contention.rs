@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::HashMap,
     programs::ProbeContext,
 };
-use profiler_ebpf::wire::{Counter, Measured, WaitKey, Waiter, at, event, kind, wait};
+use profiler_ebpf::wire::{Counter, Measured, Queue, WaitKey, Waiter, at, event, kind, wait};
 
 use super::{
     budget::{Admitted, add, admit},
@@ -20,19 +20,6 @@ use super::{
     scratch::Scratch,
     waits::{WAIT_LAYOUTS, key, reason_of},
 };
-
-/// What waits for a semaphore, as far as it began while somebody watched.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Queue {
-    waiters: u64,
-    /// The sum of when each began to wait, or was counted last.
-    since_sum_ns: u64,
-    /// When they were counted last.
-    counted_ns: u64,
-    /// Since when somebody watches: who began to wait before is not counted here.
-    watched_since_ns: u64,
-}
 
 /// By process and goroutine.
 #[map]

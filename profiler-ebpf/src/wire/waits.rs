@@ -54,6 +54,23 @@ pub struct Waiter {
     pub address: u64,
 }
 
+/// What waits for a semaphore, as far as it began while somebody watched: the value of the
+/// map `QUEUES`, whose keys are those of semaphores.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Queue {
+    /// How many.
+    pub waiters: u64,
+    /// The sum of when each began to wait, or was counted last.
+    pub since_sum_ns: u64,
+    /// When they were counted last.
+    pub counted_ns: u64,
+    /// Since when somebody watches: who began to wait before is not counted here.
+    pub watched_since_ns: u64,
+}
+
 /// What of a process's waits is wanted, and where its runtime keeps what: the value of
 /// the map `WAIT_LAYOUTS`, keyed by pid.
 #[repr(C)]

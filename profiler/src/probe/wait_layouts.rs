@@ -5,7 +5,7 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use profiler_ebpf::wire::{Parked, WaitKey, WaitLayout, Waiter};
+use profiler_ebpf::wire::{Parked, Queue, WaitKey, WaitLayout, Waiter};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The map `WAIT_LAYOUTS`.
@@ -43,11 +43,15 @@ impl WaitLayouts {
     }
 }
 
-/// The maps `PARKED` and `WAITERS`, whose keys and values are the bytes of a
-/// [`WaitKey`], a [`Parked`] and a [`Waiter`].
+/// A map whose keys are the bytes of a [`WaitKey`].
+type Waits<const BYTES: usize> = HashMap<MapData, [u8; size_of::<WaitKey>()], [u8; BYTES]>;
+
+/// The maps `PARKED`, `WAITERS` and `QUEUES`, whose values are the bytes of a [`Parked`], a
+/// [`Waiter`] and a [`Queue`].
 pub struct OpenWaits {
-    parked: HashMap<MapData, [u8; size_of::<WaitKey>()], [u8; size_of::<Parked>()]>,
-    waiters: HashMap<MapData, [u8; size_of::<WaitKey>()], [u8; size_of::<Waiter>()]>,
+    parked: Waits<{ size_of::<Parked>() }>,
+    waiters: Waits<{ size_of::<Waiter>() }>,
+    queues: Waits<{ size_of::<Queue>() }>,
 }
 
 impl OpenWaits {
@@ -59,7 +63,15 @@ impl OpenWaits {
         Ok(Self {
             parked: HashMap::try_from(take("PARKED")?)?,
             waiters: HashMap::try_from(take("WAITERS")?)?,
+            queues: HashMap::try_from(take("QUEUES")?)?,
         })
+    }
+
+    /// Forgets the waits of process `pid`. Takes as long as there are waits of all.
+    pub fn forget(&mut self, pid: u32) {
+        forget(&mut self.parked, pid);
+        forget(&mut self.waiters, pid);
+        forget(&mut self.queues, pid);
     }
 
     /// Since when a goroutine waits, by the address of its `g`: for anything, or for a
@@ -78,5 +90,16 @@ impl OpenWaits {
         parked
             .map(|parked| parked.since_ns)
             .max(waiter.map(|waiter| waiter.since_ns))
+    }
+}
+
+fn forget<const BYTES: usize>(waits: &mut Waits<BYTES>, pid: u32) {
+    let of_process = |key: &[u8; size_of::<WaitKey>()]| {
+        WaitKey::read_from_bytes(key).is_ok_and(|key| key.pid == u64::from(pid))
+    };
+    // What changes meanwhile is of others.
+    let keys: Vec<_> = waits.keys().flatten().filter(of_process).collect();
+    for key in keys {
+        let _ = waits.remove(&key);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
@@ -137,6 +137,8 @@ pub(super) struct Probing {
     layouts: WaitLayouts,
     trap_ns: u64,
     probed: HashMap<u32, Probed>,
+    /// Those that are gone, or not wanted any more, with what was seen of them last.
+    ended: Vec<(u32, Probed)>,
     /// Processes that probes are allowed on, where they have to be.
     allowed: HashSet<u32>,
     /// Programs that cannot be probed: not to be tried again.
@@ -185,6 +187,7 @@ impl Probing {
             waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
             probed: HashMap::new(),
+            ended: Vec::new(),
             allowed: HashSet::new(),
             refused: HashMap::new(),
             sender,
@@ -215,7 +218,7 @@ impl Probing {
                 probed.allocations.iter_mut().for_each(Allocations::look);
                 continue;
             }
-            self.probed.remove(&pid);
+            self.leave(pid);
             match self.begin(index, process) {
                 Ok(Some(probed)) => {
                     self.probed.insert(pid, probed);
@@ -230,15 +233,25 @@ impl Probing {
         for pid in gone {
             self.layouts.remove(pid);
             self.allowed.remove(&pid);
-            // What its last windows came to is told by their messages, or lost with it.
+            // One that is alive is not wanted any more.
             if let Some(probed) = self.probed.get(&pid)
                 && (probed.watch.is_over() || is_alive(pid))
             {
-                // One that is alive is not wanted any more.
-                self.probed.remove(&pid);
+                self.leave(pid);
             }
         }
         self.refused.retain(|pid, _| is_alive(*pid));
+    }
+
+    /// Takes the probes off a process, and then forgets what it waits for. What its last
+    /// windows come to is told by their messages.
+    fn leave(&mut self, pid: u32) {
+        if let Some(mut probed) = self.probed.remove(&pid) {
+            probed.watch.wait();
+            self.ended.push((pid, probed));
+            let waits = self.waits.lock();
+            waits.unwrap_or_else(PoisonError::into_inner).forget(pid);
+        }
     }
 
     /// Allows probes on a process.
@@ -321,7 +334,13 @@ impl Probing {
     /// Counts what was seen in a window that is over.
     pub(super) fn close(&mut self, over: &Over) {
         let events = &self.events;
-        if let Some(probed) = self.probed.get_mut(&over.pid) {
+        let ended = self.ended.iter_mut().rev();
+        let mut ended = ended.filter(|(pid, _)| *pid == over.pid);
+        let probed = match self.probed.get_mut(&over.pid) {
+            Some(probed) => Some(probed),
+            None => ended.next().map(|(_, probed)| probed),
+        };
+        if let Some(probed) = probed {
             probed.wait_through(over, events);
             probed.close(&over.watched);
         }
@@ -339,14 +358,27 @@ impl Probing {
         self.over()
     }
 
-    /// Takes out what was seen since the last call, as what it stands for.
-    pub(super) fn split_off(&mut self, into: &mut Windows) -> Vec<ProbeFacts> {
+    /// Takes out what was seen since the last call, as what it stands for, of processes
+    /// that the window `is_of`; and says how much was seen of others.
+    pub(super) fn split_off(
+        &mut self,
+        into: &mut Windows,
+        is_of: impl Fn(ProcessIndex) -> bool,
+    ) -> (Vec<ProbeFacts>, u64) {
         let now_ns = probe::monotonic_ns();
         let is_exact = self.config.budget == Budget::Unlimited;
-        let probed = self.probed.iter_mut();
-        probed
-            .map(|(pid, probed)| probed.split_off(*pid, now_ns, is_exact, into))
-            .collect()
+        let (mut facts, mut late) = (Vec::new(), Windows::default());
+        let mut ended = std::mem::take(&mut self.ended);
+        let ended = ended.iter_mut().map(|(pid, probed)| (*pid, probed));
+        let probed = self.probed.iter_mut().map(|(pid, probed)| (*pid, probed));
+        for (pid, probed) in ended.chain(probed) {
+            match is_of(probed.index) {
+                true => facts.push(probed.split_off(pid, now_ns, is_exact, into)),
+                // It was gone before the window began.
+                false => drop(probed.split_off(pid, now_ns, is_exact, &mut late)),
+            }
+        }
+        (facts, late.samples())
     }
 }
 

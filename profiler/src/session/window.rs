@@ -126,7 +126,11 @@ impl<T: Sampled> Recorder<T> {
             let _ = self.targets.remove(*pid);
         }
         if let Some(probing) = &mut self.probing {
-            self.tally.probes = probing.split_off(&mut self.windows);
+            let table = &self.table;
+            let is_held = |index| table.contains(index);
+            let (facts, late) = probing.split_off(&mut self.windows, is_held);
+            self.tally.probes = facts;
+            self.tally.unknown_process += late;
         }
         let processes = self.table.split_off();
         self.block_io.kernel = None;
