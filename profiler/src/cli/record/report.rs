@@ -39,7 +39,7 @@ pub(super) fn print(plan: &Plan, recording: &Recording, kept: &[u64]) {
     for named in &recording.named {
         eprintln!("{}; {lost} lost", taken(plan, named));
     }
-    for note in recording.tally.notes() {
+    for note in notes(recording) {
         eprintln!("  {}", printable(&note));
     }
     for facts in &recording.tally.probes {
