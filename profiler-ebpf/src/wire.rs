@@ -234,8 +234,8 @@ pub mod event {
     pub const OFF_CPU: u32 = 1;
     /// A wait for a semaphore is over. The stack is that of the goroutine that woke
     /// the one that waited; `duration_ns` what all waited that wait for the same,
-    /// since it was counted last; `part_ns` of it what the one did. Or with
-    /// [`super::wait::OF_WAITER`] the stack of the one that waited, and how long.
+    /// since it was counted last. Or with [`super::wait::OF_WAITER`] the stack of the one
+    /// that waited, and how long. `part_ns` is that one's id, 0 where not known.
     /// `detail` is its wait reason, with bits of [`super::wait`].
     pub const MUTEX: u32 = 2;
     /// A goroutine that waited goes on: its stack, and how long it was; `part_ns` of

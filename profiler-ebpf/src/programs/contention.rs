@@ -151,7 +151,10 @@ fn wake(ctx: &ProbeContext, admitted: &Admitted) {
         event: event::MUTEX,
         weight: 1,
         duration_ns: all_ns,
-        part_ns: own_ns,
+        part_ns: match target.go.known {
+            0 => 0,
+            _ => read_word(waiter.wrapping_add(target.go.g_goid as u64)),
+        },
         detail: reason | flags,
         window: admitted.window,
     };

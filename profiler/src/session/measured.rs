@@ -75,9 +75,11 @@ impl<T: Sampled> Recorder<T> {
         };
         let values: Values = [1, clamped(measured.duration_ns), latency, 0];
         let began_before = measured.detail & wait::BEGAN_BEFORE != 0;
-        if began_before {
-            probed.note_end(measured.window, sample.head.goid);
-        }
+        let waiter = match event {
+            Event::Mutex => measured.part_ns,
+            _ => sample.head.goid,
+        };
+        probed.note_end(measured.window, waiter);
         let window = probed.window(measured.window, began_before).get(event);
         window.add_values(owner, &self.stack, sample.head.kernel_frames, values);
     }

@@ -42,6 +42,8 @@ pub(super) struct Through {
     pub labels: Labels,
     /// How long it has waited in the window, in nanoseconds.
     pub waited_ns: u64,
+    /// Whether that is all of it: nobody saw it begin.
+    pub is_all: bool,
     /// How many goroutines it stands for.
     pub stands_for: f64,
 }
@@ -124,7 +126,12 @@ impl Parked {
                 continue;
             }
             let began_ns = match is_end {
-                true => since.unwrap_or(from_ns).max(from_ns),
+                // It may have gone on and waited again since it was looked at.
+                true => match since.max(&self.since(now.address)) {
+                    Some(since) if *since <= ended_ns => (*since).max(from_ns),
+                    Some(_) => continue,
+                    None => from_ns,
+                },
                 // What began in the window is stood for by what ended in it.
                 false
                     if self
@@ -146,6 +153,7 @@ impl Parked {
                 stack: frames.clone(),
                 labels: labels(now.labels),
                 waited_ns: ended_ns.saturating_sub(began_ns),
+                is_all: began_ns == from_ns,
                 stands_for: self.stands_for,
             });
         }

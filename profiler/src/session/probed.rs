@@ -81,7 +81,7 @@ struct Seen {
     whole: Windows,
     /// Of waits that began before anybody watched.
     begun_before: Windows,
-    /// Whose they were.
+    /// Goroutines whose waits ended.
     ended: HashSet<u64>,
 }
 
@@ -135,7 +135,7 @@ impl Probed {
         }
     }
 
-    /// Notes that the wait of a goroutine ended in a window that it began before.
+    /// Notes that a wait of a goroutine ended in a window.
     pub(super) fn note_end(&mut self, number: u64, goid: u64) {
         self.open.entry(number).or_default().ended.insert(goid);
     }
@@ -147,7 +147,8 @@ impl Probed {
         let seen = self.open.entry(closed.plan.number).or_default();
         let mut carry = Carry::default();
         for through in &over.through {
-            if seen.ended.contains(&through.goid) {
+            // It has not waited all the while, whatever it does now.
+            if through.is_all && seen.ended.contains(&through.goid) {
                 continue;
             }
             let reason = self.reasons.get(usize::from(through.reason));
