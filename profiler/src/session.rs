@@ -251,6 +251,10 @@ impl Session {
         let records = Records::new(probes.take_ring()?)?;
         let mut recorder = Recorder::new(&config, targets);
         recorder.probing = Probing::prepare(&mut probes, &config.events, config.probes)?;
+        let probing = recorder.probing.as_mut();
+        if let Some(line) = probing.and_then(|probing| probing.not_measured.take()) {
+            recorder.tally.off.insert(line);
+        }
         recorder.watch = limit.map(|limit| Watch::new(limit.process_bytes));
         // First the news of processes that begin, then those that are there:
         // so none falls in between.

@@ -125,11 +125,16 @@ impl Watch {
         self.orders = None;
     }
 
-    /// Waits until they are off. Why it ended is not asked.
-    pub fn wait(&mut self) {
+    /// Waits until they are off.
+    ///
+    /// # Errors
+    /// As for [`Watch::stop`]; told once.
+    pub fn wait(&mut self) -> Result<()> {
         self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(ended)) => ended.map(drop),
+            Some(Err(_)) => Err(anyhow!("the thread for probes panicked")),
+            None => Ok(()),
         }
     }
 
@@ -157,11 +162,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // Why it ended is asked for by `stop`.
-            let _ = thread.join();
-        }
+        // Why it ended is asked for by `wait` and `stop`.
+        let _ = self.wait();
     }
 }
 

@@ -121,6 +121,11 @@ impl Probed {
         }
     }
 
+    /// Its executable.
+    pub(super) fn exe(&self) -> &str {
+        &self.process.exe
+    }
+
     /// Asks the runtime from now on how long goroutines wait for mutexes.
     pub(super) fn begin_mutex_wait(&mut self) {
         self.mutex_wait_ns = self.process.mutex_wait_ns();

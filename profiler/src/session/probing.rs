@@ -136,6 +136,8 @@ pub(super) struct Probing {
     shares: Arc<Mutex<Shares>>,
     layouts: WaitLayouts,
     trap_ns: u64,
+    /// Why that could not be measured, for people.
+    pub not_measured: Option<String>,
     probed: HashMap<u32, Probed>,
     /// Those that are gone, or not wanted any more, with what was seen of them last.
     ended: Vec<(u32, Probed)>,
@@ -175,8 +177,14 @@ impl Probing {
         let mut shares = probes.take_shares()?;
         let exe = Path::new("/proc/self/exe");
         // Where it cannot be measured, it is taken for more than it is.
-        let trap_ns = calibrate::measure(exe, &programs, &mut shares)
-            .map_or(calibrate::DEFAULT_TRAP_NS, |cost| cost.median_ns);
+        let (trap_ns, not_measured) = match calibrate::measure(exe, &programs, &mut shares) {
+            Ok(cost) => (cost.median_ns, None),
+            Err(why) => {
+                let default_ns = calibrate::DEFAULT_TRAP_NS;
+                let line = format!("a hit of a probe is taken for {default_ns} ns: {why:#}");
+                (default_ns, Some(line))
+            }
+        };
         let (sender, windows) = channel();
         Ok(Some(Self {
             config,
@@ -186,6 +194,7 @@ impl Probing {
             layouts: probes.take_wait_layouts()?,
             waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
+            not_measured,
             probed: HashMap::new(),
             ended: Vec::new(),
             allowed: HashSet::new(),
@@ -216,9 +225,17 @@ impl Probing {
                 && probed.index == index
             {
                 probed.allocations.iter_mut().for_each(Allocations::look);
+                if probed.watch.is_over()
+                    && let Err(why) = self.leave(pid)
+                    && is_alive(pid)
+                {
+                    self.refused.insert(pid, index);
+                    refuse(process, format!("{why:#}"));
+                }
                 continue;
             }
-            self.leave(pid);
+            // Of a program that was there before; why its watch ended is its own matter.
+            let _ = self.leave(pid);
             match self.begin(index, process) {
                 Ok(Some(probed)) => {
                     self.probed.insert(pid, probed);
@@ -237,7 +254,8 @@ impl Probing {
             if let Some(probed) = self.probed.get(&pid)
                 && (probed.watch.is_over() || is_alive(pid))
             {
-                self.leave(pid);
+                // It ends with an error where the process is gone.
+                let _ = self.leave(pid);
             }
         }
         self.refused.retain(|pid, _| is_alive(*pid));
@@ -245,13 +263,18 @@ impl Probing {
 
     /// Takes the probes off a process, and then forgets what it waits for. What its last
     /// windows come to is told by their messages.
-    fn leave(&mut self, pid: u32) {
-        if let Some(mut probed) = self.probed.remove(&pid) {
-            probed.watch.wait();
-            self.ended.push((pid, probed));
-            let waits = self.waits.lock();
-            waits.unwrap_or_else(PoisonError::into_inner).forget(pid);
-        }
+    ///
+    /// # Errors
+    /// Probes could not be put on at some time, and why.
+    fn leave(&mut self, pid: u32) -> Result<()> {
+        let Some(mut probed) = self.probed.remove(&pid) else {
+            return Ok(());
+        };
+        let ended = probed.watch.wait();
+        self.ended.push((pid, probed));
+        let waits = self.waits.lock();
+        waits.unwrap_or_else(PoisonError::into_inner).forget(pid);
+        ended
     }
 
     /// Allows probes on a process.
@@ -346,15 +369,20 @@ impl Probing {
         }
     }
 
-    /// Takes all probes off, and gives the windows that end by that.
-    pub(super) fn stop(&mut self) -> Vec<Over> {
+    /// Takes all probes off, and gives the windows that end by that. Calls `refuse` with
+    /// each process whose probes could not be put on at some time, and why.
+    pub(super) fn stop(&mut self, mut refuse: impl FnMut(u32, String)) -> Vec<Over> {
         // All at once: each takes some tens of milliseconds.
         self.probed
             .values_mut()
             .for_each(|probed| probed.watch.end());
-        self.probed
-            .values_mut()
-            .for_each(|probed| probed.watch.wait());
+        for (pid, probed) in &mut self.probed {
+            if let Err(why) = probed.watch.wait()
+                && is_alive(*pid)
+            {
+                refuse(*pid, format!("{}: no probes: {why:#}", probed.exe()));
+            }
+        }
         self.over()
     }
 

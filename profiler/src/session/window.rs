@@ -213,8 +213,14 @@ impl<T: Sampled> Recorder<T> {
 
     /// See [`Probing::stop`].
     pub(super) fn stop_probing(&mut self) -> Vec<Over> {
-        let probing = self.probing.as_mut();
-        probing.map_or_else(Vec::new, Probing::stop)
+        let Some(probing) = &mut self.probing else {
+            return Vec::new();
+        };
+        let (tally, off) = (&mut self.tally, &mut self.off);
+        probing.stop(|pid, why| {
+            off.insert(pid, why.clone());
+            tally.off.insert(why);
+        })
     }
 
     /// Looks again at the processes that were excluded.
