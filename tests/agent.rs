@@ -416,7 +416,7 @@ fn refusals(agent: &Agent, pid: u32) {
     assert!(ask("pid=999999999").contains("404"));
     assert!(ask("").contains("400"));
     assert!(ask(&format!("pid={pid}&seconds=9999")).contains("400"));
-    assert!(ask(&format!("pid={pid}&event=mutex")).contains("400"));
+    assert!(ask(&format!("pid={pid}&event=luck")).contains("400"));
     // Two at a time.
     let query = format!("pid={pid}&seconds=3");
     std::thread::scope(|scope| {
