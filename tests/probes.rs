@@ -347,10 +347,13 @@ fn the_budget_is_held_and_the_total_is_not_far_off() {
     let (said, _target) = teller.join().expect("an answer");
     watch.stop().expect("it could be watched");
 
+    let mut ticks = (0, 0);
     let (mut windows, mut hits, mut charges) = (Windows::default(), Vec::new(), Vec::new());
     for watched in received.try_iter() {
         hits.push((windows.len(), watched.share.admitted() as f64));
         windows.push(watched.weight);
+        ticks.0 += watched.share.user_ticks;
+        ticks.1 += watched.share.kernel_ticks;
         let switch_ns = u64::from(watched.closed.switched) * SWITCH_NS_PER_PLACE;
         let charged_ns = watched.closed.charged_ns + switch_ns;
         charges.push((watched.closed.opened_ns, charged_ns));
@@ -379,10 +382,12 @@ fn the_budget_is_held_and_the_total_is_not_far_off() {
     let truth = said[0] * took_s * 1e9 / said[1];
     let estimate = windows.estimate(&hits);
     let off = (estimate.value - truth).abs();
-    // Much wider than its error: at this many hits the total depends on what a hit
-    // takes (docs/probes.md), and on a machine that others use as well.
-    let allowed = 2.0 * estimate.half_width_95(windows.len()) + 0.3 * truth;
+    let share = windows.watched_share();
+    println!("{estimate:?} of {truth}; watched {share}, ticks {ticks:?}, budget {worst}");
+    // Wider than its error: user mode takes longer behind a hit (docs/probes.md).
+    let allowed = 2.0 * estimate.half_width_95(windows.len()) + 0.15 * truth;
     assert!(off <= allowed, "{estimate:?}, and there were {truth}");
+    assert!(ticks.0 > 50 && ticks.1 > 10, "ticks {ticks:?}");
     assert!(estimate.standard_error < 0.5 * truth, "{estimate:?}");
     drop(kernel.probes);
 }

@@ -7,9 +7,12 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+    },
     macros::map,
-    maps::HashMap,
+    maps::{HashMap, PerCpuArray},
     programs::ProbeContext,
 };
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow, cookie};
@@ -38,6 +41,13 @@ static PROBE_WINDOWS: HashMap<u32, ProbeWindow> = HashMap::with_max_entries(MAX_
 #[map]
 static PROBE_SPENT: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROBED, 0);
 
+/// Where each CPU was hit last.
+#[map]
+static PROBE_HIT_AT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// The longest instruction that a probe sits on: `jbe` with a distance of four bytes.
+const LONGEST_INSTRUCTION: u64 = 6;
+
 /// A hit in a window, at work.
 pub struct Admitted {
     share: *mut ProbeShare,
@@ -57,6 +67,11 @@ pub struct Admitted {
 pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let share = PROBE_SHARES.get_ptr_mut(pid)?;
+    if let Some(hit_at) = PROBE_HIT_AT.get_ptr_mut(0) {
+        // SAFETY: the entry of this CPU. Should this program be put aside here, the CPU
+        // is at something else by the time that a tick could take it for a hit's end.
+        unsafe { *hit_at = bpf_get_func_ip(ctx.as_ptr()) };
+    }
     // SAFETY: reads the clock.
     let began_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: a value of the map, which stays where it is while programs run.
@@ -110,6 +125,40 @@ impl Admitted {
         // SAFETY: a value of the map, which stays where it is while programs run.
         unsafe { add(&raw mut (*self.share).program_ns, took_ns) };
     }
+}
+
+/// A tick found the process `pid`, which may have a window: in user mode at `user_ip`, or
+/// in the kernel where that is 0.
+#[inline(always)]
+pub fn tick(pid: u32, user_ip: u64) {
+    let Some(share) = PROBE_SHARES.get_ptr_mut(pid) else {
+        return;
+    };
+    // SAFETY: read only, and at most replaced meanwhile.
+    let Some(window) = (unsafe { PROBE_WINDOWS.get(pid) }) else {
+        return;
+    };
+    // SAFETY: reads the clock.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a value of the map, which stays where it is while programs run.
+    let charge_ns = unsafe { (*share).charge_ns(window.trap_ns) };
+    if now_ns < window.opens_ns || window.closes_ns <= now_ns || window.spent_at_ns <= charge_ns {
+        return;
+    }
+    // A tick that comes due while the kernel leaves a hit is held up until the first
+    // instruction of user mode: that is the one behind the probe.
+    // SAFETY: the entry of this CPU.
+    let hit_at = PROBE_HIT_AT.get_ptr_mut(0).map_or(0, |at| unsafe { *at });
+    let leaves_hit = user_ip.wrapping_sub(hit_at).wrapping_sub(1) < LONGEST_INSTRUCTION;
+    // SAFETY: as above.
+    let ticks = unsafe {
+        match user_ip != 0 && !leaves_hit {
+            true => &raw mut (*share).user_ticks,
+            false => &raw mut (*share).kernel_ticks,
+        }
+    };
+    // SAFETY: as above.
+    unsafe { add(ticks, 1) };
 }
 
 /// # Safety

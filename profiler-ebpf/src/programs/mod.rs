@@ -14,6 +14,7 @@ mod lifecycle;
 mod memory;
 mod off_cpu;
 mod probe_count;
+mod probe_tick;
 mod registers;
 mod sample;
 mod scratch;

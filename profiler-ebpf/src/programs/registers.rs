@@ -102,6 +102,24 @@ pub fn probed_registers(ctx: &ProbeContext) -> UserRegisters {
     unsafe { first_in(ctx.as_ptr()) }
 }
 
+/// Where a tick interrupted user mode; 0 where it interrupted the kernel.
+#[inline(always)]
+pub fn interrupted_user_ip(ctx: &PerfEventContext) -> u64 {
+    let words = ctx.as_ptr() as *const u64;
+    // SAFETY: the context of a perf-event program begins with the interrupted registers;
+    // the verifier allows a load of each at its constant offset.
+    let word = |index: usize| unsafe { core::ptr::read_volatile(words.add(index)) };
+    let ip = if is_arm64() {
+        let ip = word(arm64::IP);
+        // Asked once more, so that the branches do not end alike: of two loads at their
+        // end the compiler makes one at an address that is not constant.
+        if is_arm64() { ip } else { 0 }
+    } else {
+        word(x86::IP)
+    };
+    if ip < USER_END { ip } else { 0 }
+}
+
 /// The arguments of a Go function at a probe on its prologue, and the goroutine: by
 /// Go's own calling convention (src/cmd/compile/abi-internal.md), since 1.17.
 #[derive(Clone, Copy)]

@@ -21,7 +21,17 @@ pub struct ProbeShare {
     pub repeated: u64,
     /// What the programs of all others took, in nanoseconds.
     pub program_ns: u64,
+    /// Ticks ([`TICK_PERIOD_NS`]) in windows that found a thread of it in user mode.
+    pub user_ticks: u64,
+    /// Ticks in windows that found one in the kernel, where hits are dealt with.
+    pub kernel_ticks: u64,
 }
+
+/// How far apart the ticks are that look, on each CPU, what a window's process is at.
+pub const TICK_PERIOD_NS: u64 = 400_000;
+/// What a tick takes of the process that it finds, in nanoseconds: an interrupt and a
+/// small program, on a virtual machine.
+const TICK_NS: u64 = 3_000;
 
 impl ProbeShare {
     /// The hits that events are made of.
@@ -34,9 +44,11 @@ impl ProbeShare {
     /// What it comes to, where each hit takes `trap_ns` beside the program.
     #[inline(always)]
     pub fn charge_ns(&self, trap_ns: u64) -> u64 {
+        let ticks = self.user_ticks.wrapping_add(self.kernel_ticks);
         self.hits
             .wrapping_mul(trap_ns)
             .wrapping_add(self.program_ns)
+            .wrapping_add(ticks.wrapping_mul(TICK_NS))
     }
 }
 

@@ -170,6 +170,7 @@ fn window(watched: &Watched) -> serde_json::Value {
         "repeated": watched.share.repeated, "program_ns": watched.share.program_ns,
         "charged_ns": closed.charged_ns, "outside_ns": closed.outside_ns,
         "own_ns": watched.weight.own_ns, "own_since_ns": watched.weight.own_since_ns,
+        "user_ticks": watched.share.user_ticks, "kernel_ticks": watched.share.kernel_ticks,
         "attach_ns": watched.attach_ns, "detach_ns": watched.detach_ns,
     }})
 }

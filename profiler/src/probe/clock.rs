@@ -4,27 +4,27 @@
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Reading {
     pub time_ns: u64,
-    /// None where it is gone.
-    pub cpu_ns: Option<u64>,
+    /// The time in user mode, as the kernel's tick finds it; none where it is gone. Hits
+    /// are no part of it.
+    pub user_ns: Option<u64>,
 }
 
 impl Reading {
     pub fn of(pid: u32) -> Self {
         Self {
             time_ns: monotonic_ns(),
-            cpu_ns: cpu_ns(pid),
+            user_ns: user_ns(pid),
         }
     }
 
-    /// The time since another, and the CPU time of the target in it: none where it is
-    /// gone.
+    /// The time since another, and the target's own time in it: none where it is gone.
     pub fn since(&self, earlier: &Reading) -> (u64, u64) {
-        let (now, before) = (self.cpu_ns, earlier.cpu_ns);
-        let cpu_ns = now
+        let (now, before) = (self.user_ns, earlier.user_ns);
+        let user_ns = now
             .zip(before)
             .map(|(now, before)| now.saturating_sub(before));
         let time_ns = self.time_ns.saturating_sub(earlier.time_ns);
-        (time_ns, cpu_ns.unwrap_or(0))
+        (time_ns, user_ns.unwrap_or(0))
     }
 }
 
@@ -43,10 +43,11 @@ pub(super) fn hurry() {
     }
 }
 
-/// The CPU time of all threads of a process so far, in nanoseconds.
-pub(super) fn cpu_ns(pid: u32) -> Option<u64> {
-    // `MAKE_PROCESS_CPUCLOCK` with `CPUCLOCK_SCHED`, include/linux/posix-timers_types.h.
-    clock_ns(!(pid as i32) << 3 | 2)
+/// The time of all threads of a process in user mode so far, in nanoseconds; none where
+/// it is gone.
+pub(super) fn user_ns(pid: u32) -> Option<u64> {
+    // `MAKE_PROCESS_CPUCLOCK` with `CPUCLOCK_VIRT`, include/linux/posix-timers_types.h.
+    clock_ns(!(pid as i32) << 3 | 1)
 }
 
 /// The clock of records and windows, in nanoseconds.

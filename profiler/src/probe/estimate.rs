@@ -2,8 +2,8 @@
 //! each with its standard error. Knows numbers only.
 //!
 //! Of `n` windows, one at random in each slot, window `i` watched `wᵢ` of its slot
-//! `sᵢ`, and a value came to `yᵢ` in it. The target's own CPU time, without what the
-//! probes took, was `xᵢ` in it, and `X` in all. With `aᵢ = sᵢ / wᵢ` the total is
+//! `sᵢ`, and a value came to `yᵢ` in it. The target's own time, that in user mode, was
+//! `xᵢ` in it, and `X` in all. With `aᵢ = sᵢ / wᵢ` the total is
 //!
 //! > `Y = X · Σ aᵢ yᵢ / Σ aᵢ xᵢ`
 //!
@@ -15,10 +15,11 @@
 //! `½ · Σ (eᵢ − eᵢ₊₁)² · (X / Σ aᵢ xᵢ)²`. It is 0 where all was watched: such a total was
 //! counted, not estimated. Of one window alone the error is as large as the total.
 
-/// The least share of a CPU that a target takes for itself to be held against that.
-/// One that mostly waits is slowed down by little, and the kernel's tick says little of
-/// what it took in a window.
-const BUSY: f64 = 0.3;
+use profiler_ebpf::wire::TICK_PERIOD_NS;
+
+/// The least of a target's own time in windows to hold totals against: 50 ticks. One
+/// that has less mostly waits, and is slowed down by little.
+const LEAST_OWN_NS: f64 = 50.0 * TICK_PERIOD_NS as f64;
 
 /// A window's part in estimates.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,11 +28,10 @@ pub struct Weight {
     pub slot_ns: u64,
     /// How much of it was watched, in nanoseconds.
     pub watched_ns: u64,
-    /// The CPU time that the target took for itself meanwhile, in nanoseconds. That of
-    /// threads which run is known to the kernel's tick only, so that it can be less than
-    /// nothing.
+    /// The time that the target was in user mode meanwhile, all threads together, in
+    /// nanoseconds: a sample of it, by ticks. What hits take is in the kernel.
     pub own_ns: f64,
-    /// What it took for itself since the window before ended.
+    /// The same since the window before ended.
     pub own_since_ns: f64,
     /// The time by the clock since then, slots without a window included.
     pub since_ns: u64,
@@ -106,19 +106,12 @@ impl Windows {
     /// The total over the whole time of a value that came to so much in some of the
     /// windows. Those are named by their place, in any order; others had nothing.
     pub fn estimate(&self, values: &[(usize, f64)]) -> Estimate {
-        let scaled_own = self.scaled(|_, weight| weight.own_ns);
-        let all_ns: u64 = self.weights.iter().map(|weight| weight.since_ns).sum();
-        if self.own_ns() < BUSY * all_ns as f64 {
+        let seen_ns: f64 = self.weights.iter().map(|weight| weight.own_ns).sum();
+        if seen_ns < LEAST_OWN_NS {
             return self.estimate_time(values);
         }
-        match self.own_ns() / scaled_own {
-            // Windows that saw next to nothing of the target's own time say nothing of
-            // how much it gets done in it: the clock does, if less well.
-            factor if factor.is_finite() && (0.05..20.0).contains(&factor) => {
-                self.held_against(values, factor, |weight| weight.own_ns)
-            }
-            _ => self.held_against(values, self.by_the_clock(), |_| 0.0),
-        }
+        let factor = self.own_ns() / self.scaled(|_, weight| weight.own_ns);
+        self.held_against(values, factor, |weight| weight.own_ns)
     }
 
     /// The same of a value that grows with the time by the clock, whatever the target
@@ -193,16 +186,19 @@ impl Windows {
 mod tests {
     use super::*;
 
-    /// A target that is busy all the time on one CPU, and watched for a part of it.
+    const MS: u64 = 1_000_000;
+
+    /// A target that is busy all the time on one CPU, and watched for so many of each
+    /// 1000 ms.
     fn windows(watched_ns: &[u64]) -> Windows {
         let mut windows = Windows::default();
         for watched_ns in watched_ns {
             windows.push(Weight {
-                slot_ns: 1000,
-                watched_ns: *watched_ns,
-                own_ns: *watched_ns as f64,
-                own_since_ns: 1000.0,
-                since_ns: 1000,
+                slot_ns: 1000 * MS,
+                watched_ns: *watched_ns * MS,
+                own_ns: (*watched_ns * MS) as f64,
+                own_since_ns: (1000 * MS) as f64,
+                since_ns: 1000 * MS,
             });
         }
         windows
@@ -228,7 +224,7 @@ mod tests {
     fn a_target_that_is_slowed_down_by_half_does_twice_as_much() {
         let mut slowed = windows(&[10; 20]);
         for weight in &mut slowed.weights {
-            weight.own_ns = 5.0;
+            weight.own_ns = 5.0 * MS as f64;
         }
         let values: Vec<_> = (0..20).map(|i| (i, 5.0)).collect();
         let estimate = slowed.estimate(&values);
@@ -241,7 +237,7 @@ mod tests {
         let mut idle = windows(&[10, 10]);
         for weight in &mut idle.weights {
             weight.own_ns = 0.0;
-            weight.since_ns = 2000;
+            weight.since_ns = 2000 * MS;
         }
         assert!((idle.estimate(&[(0, 1.0)]).value - 200.0).abs() < 1e-9);
         assert_eq!(Windows::default().estimate(&[]).value, 0.0);

@@ -19,6 +19,7 @@ mod uprobes;
 mod verify;
 mod wait_layouts;
 mod watch;
+mod window_ticks;
 
 use std::time::Instant;
 

@@ -9,19 +9,24 @@ use aya::{
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::window_ticks::WindowTicks;
+
 type Table<const BYTES: usize> = HashMap<MapData, u32, [u8; BYTES]>;
 
-/// The maps `PROBE_SHARES`, `PROBE_WINDOWS` and `PROBE_SPENT`.
+/// The maps `PROBE_SHARES`, `PROBE_WINDOWS` and `PROBE_SPENT`, and the ticks that add to
+/// the first.
 pub struct Shares {
     /// The values are the bytes of a [`ProbeShare`].
     shares: Table<{ size_of::<ProbeShare>() }>,
     /// The values are the bytes of a [`ProbeWindow`].
     windows: Table<{ size_of::<ProbeWindow>() }>,
     spent: HashMap<MapData, u32, u64>,
+    ticks: WindowTicks,
 }
 
 impl Shares {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let ticks = WindowTicks::load(ebpf)?;
         let mut take = |name: &str| {
             ebpf.take_map(name)
                 .ok_or_else(|| anyhow!("the map {name} was taken before"))
@@ -30,7 +35,13 @@ impl Shares {
             shares: HashMap::try_from(take("PROBE_SHARES")?)?,
             windows: HashMap::try_from(take("PROBE_WINDOWS")?)?,
             spent: HashMap::try_from(take("PROBE_SPENT")?)?,
+            ticks,
         })
+    }
+
+    /// The ticks that look at processes with a window.
+    pub(super) fn ticks(&self) -> WindowTicks {
+        self.ticks.clone()
     }
 
     /// Counts the hits of process `pid` from now on, from zero. No window is open.

@@ -12,14 +12,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use profiler_ebpf::wire::{ProbeShare, ProbeWindow};
+use profiler_ebpf::wire::{ProbeShare, ProbeWindow, TICK_PERIOD_NS};
 
 use super::{
     budget::{Closed, Controller, Plan},
-    clock::{Reading, cpu_ns, hurry, monotonic_ns},
+    clock::{Reading, hurry, monotonic_ns, user_ns},
     estimate::Weight,
     shares::Shares,
     uprobes::{Attached, ProbeSet},
+    window_ticks::{Ticking, WindowTicks},
 };
 
 /// A window that is a whole slot ends when the next one is there, so that no hit falls
@@ -89,10 +90,12 @@ impl Watch {
         watcher: impl Watcher,
     ) -> Result<Self> {
         lock(&shares).insert(set.pid())?;
+        let ticks = lock(&shares).ticks();
         let (orders, received) = mpsc::channel();
         let watching = Watching {
             set,
             shares,
+            ticks,
             controller,
             received,
             watcher,
@@ -170,6 +173,7 @@ impl Drop for Watch {
 struct Watching<W> {
     set: ProbeSet,
     shares: Arc<Mutex<Shares>>,
+    ticks: WindowTicks,
     controller: Controller,
     received: Receiver<Spent>,
     watcher: W,
@@ -189,6 +193,8 @@ struct Open {
     closes_ns: u64,
     began: Reading,
     attach_ns: u64,
+    /// Where it is not a whole slot.
+    ticking: Option<Ticking>,
 }
 
 /// A window that is over, and what was read then.
@@ -229,7 +235,7 @@ impl<W: Watcher> Watching<W> {
                     .for_each(|watched| self.watcher.over(watched));
                 return Ok(());
             }
-            let open = self.open(plan)?;
+            let mut open = self.open(plan)?;
             told_later
                 .take()
                 .iter()
@@ -244,6 +250,8 @@ impl<W: Watcher> Watching<W> {
                 }
             };
             let spent = matches!(wait, Wait::Spent(_));
+            // Those that come until they stop are in no window.
+            open.ticking = None;
             let mut over = Over {
                 ended_ns: ended_ns.max(open.opened_ns),
                 ended: Reading::of(self.set.pid()),
@@ -278,13 +286,17 @@ impl<W: Watcher> Watching<W> {
     fn open(&mut self, plan: Plan) -> Result<Open> {
         let pid = self.set.pid();
         // Where probes stay on the kernel would not say so.
-        ensure!(cpu_ns(pid).is_some(), "process {pid} is gone");
+        ensure!(user_ns(pid).is_some(), "process {pid} is gone");
         let begun_ns = monotonic_ns();
         let goes_on = self.attached.is_some();
         if !goes_on {
             self.watcher.look();
             self.attached = Some(self.set.attach()?);
         }
+        let ticking = match plan.whole {
+            true => None,
+            false => Some(self.ticks.run()?),
+        };
         let now_ns = monotonic_ns();
         let opens_ns = if goes_on {
             self.since.time_ns
@@ -334,6 +346,7 @@ impl<W: Watcher> Watching<W> {
             } else {
                 now_ns.saturating_sub(begun_ns)
             },
+            ticking,
         })
     }
 
@@ -376,20 +389,22 @@ impl<W: Watcher> Watching<W> {
             spent: over.spent,
         };
         self.controller.closed(&closed);
-        let (since_ns, cpu_since_ns) = now.since(&self.since);
-        let (inside_ns, cpu_inside_ns) = ended.since(&open.began);
+        let (since_ns, own_since_ns) = now.since(&self.since);
+        let (_, own_inside_ns) = ended.since(&open.began);
         self.since = now;
-        // What was read a little later, as if at the end of the window.
         let watched_ns = closed.watched_ns();
-        let cpu_ns = cpu_inside_ns as f64 * watched_ns as f64 / inside_ns.max(1) as f64;
-        let charged_inside_ns = closed.charged_ns.saturating_sub(closed.outside_ns);
+        // The kernel's own tick is too seldom for a short window.
+        let own_ns = match open.plan.whole {
+            true => own_inside_ns,
+            false => share.user_ticks.saturating_mul(TICK_PERIOD_NS),
+        };
         Ok(Watched {
             closed,
             weight: Weight {
                 slot_ns: if stays { watched_ns } else { open.plan.slot_ns },
                 watched_ns,
-                own_ns: cpu_ns - charged_inside_ns as f64,
-                own_since_ns: cpu_since_ns as f64 - closed.charged_ns as f64,
+                own_ns: own_ns as f64,
+                own_since_ns: own_since_ns as f64,
                 since_ns,
             },
             share,
@@ -425,5 +440,7 @@ fn difference(after: &ProbeShare, before: &ProbeShare) -> ProbeShare {
         refused: after.refused.wrapping_sub(before.refused),
         repeated: after.repeated.wrapping_sub(before.repeated),
         program_ns: after.program_ns.wrapping_sub(before.program_ns),
+        user_ticks: after.user_ticks.wrapping_sub(before.user_ticks),
+        kernel_ticks: after.kernel_ticks.wrapping_sub(before.kernel_ticks),
     }
 }
