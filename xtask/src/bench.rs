@@ -9,6 +9,7 @@ mod large;
 mod machine;
 mod probe;
 mod probe_budget;
+mod probe_events;
 mod process;
 mod report;
 mod stats;
@@ -36,11 +37,12 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 8] = [
+const MEASUREMENTS: [Measurement; 9] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("probe-budget", probe_budget::measure),
+    ("probe-events", probe_events::measure),
     ("symbols", symbols::measure),
     ("switches", switches::measure),
     ("agent-cpu", agent_cpu::measure),

@@ -106,7 +106,8 @@ fn take_up(ctx: &ProbeContext, admitted: &Admitted) {
         }
     };
     let duration_ns = now.wrapping_sub(since_ns);
-    if duration_ns < layout.min_wait_ns {
+    // Of one that began before nobody knows.
+    if duration_ns < layout.min_wait_ns && detail & wait::BEGAN_BEFORE == 0 {
         return;
     }
     let Some(scratch) = Scratch::for_probe() else {

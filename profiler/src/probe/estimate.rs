@@ -17,8 +17,10 @@
 
 use profiler_ebpf::wire::TICK_PERIOD_NS;
 
-/// The least of a target's own time in windows to hold totals against: 50 ticks. One
-/// that has less mostly waits, and is slowed down by little.
+/// The least share of a CPU that a target takes for itself to be held against that. One
+/// that mostly waits is slowed down by little.
+const BUSY: f64 = 0.3;
+/// The least of its own time in windows for that: 50 ticks.
 const LEAST_OWN_NS: f64 = 50.0 * TICK_PERIOD_NS as f64;
 
 /// A window's part in estimates.
@@ -107,7 +109,8 @@ impl Windows {
     /// windows. Those are named by their place, in any order; others had nothing.
     pub fn estimate(&self, values: &[(usize, f64)]) -> Estimate {
         let seen_ns: f64 = self.weights.iter().map(|weight| weight.own_ns).sum();
-        if seen_ns < LEAST_OWN_NS {
+        let all_ns: u64 = self.weights.iter().map(|weight| weight.since_ns).sum();
+        if seen_ns < LEAST_OWN_NS || self.own_ns() < BUSY * all_ns as f64 {
             return self.estimate_time(values);
         }
         let factor = self.own_ns() / self.scaled(|_, weight| weight.own_ns);

@@ -31,7 +31,7 @@ use aya::{
 
 use block_io::Hooks;
 pub use budget::{Budget, Closed, Controller, Costs, Plan};
-pub use clock::monotonic_ns;
+pub use clock::{hurry, monotonic_ns};
 pub use counters::Counters;
 use cpu::Ticking;
 pub use cpu::{Clock, Due, NewCpus};

@@ -16,7 +16,7 @@ use profiler_ebpf::wire::{ProbeShare, ProbeWindow, TICK_PERIOD_NS};
 
 use super::{
     budget::{Closed, Controller, Plan},
-    clock::{Reading, hurry, monotonic_ns, user_ns},
+    clock::{Reading, hurry, monotonic_ns, used},
     estimate::Weight,
     shares::Shares,
     uprobes::{Attached, ProbeSet},
@@ -30,6 +30,13 @@ const ENDS_WITHIN_NS: u64 = 10_000_000_000;
 /// A window opens this long after the kernel side was told, when this thread sleeps
 /// again: the CPU that it took it from the target is part of no window.
 const OPENS_IN_NS: u64 = 40_000;
+
+/// And this part of its length later, but no more than `MOST_LATER_NS`. Probes that are
+/// put on hold the target up for some tenths of a millisecond: what was to happen
+/// meanwhile happens all at once then, and a window from there on would see its waits
+/// begin rather than end.
+const LATER_PART: u64 = 8;
+const MOST_LATER_NS: u64 = 2_000_000;
 
 /// A window that is over.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +60,10 @@ pub struct Watched {
 
 /// What is told of windows, on the thread that watches: it must not wait for long.
 pub trait Watcher: Send + 'static {
-    /// Probes are about to be put on, or the last window is about to end.
-    fn look(&mut self) {}
+    /// A window that is not a whole slot opens at `opens_ns`, or the last of those that
+    /// are is about to end: whatever waits then, and is not seen to begin or end, waits
+    /// through.
+    fn look(&mut self, _opens_ns: u64) {}
 
     /// A window is over.
     fn over(&mut self, watched: &Watched);
@@ -102,6 +111,7 @@ impl Watch {
             attached: None,
             attached_ns: 0,
             since: Reading::default(),
+            begun: Reading::default(),
             counted: ProbeShare::default(),
         };
         let thread = thread::Builder::new()
@@ -180,6 +190,8 @@ struct Watching<W> {
     attached: Option<Attached>,
     /// Since when they are on, on the monotonic clock.
     attached_ns: u64,
+    /// When it began to watch.
+    begun: Reading,
     /// When the window before was reported.
     since: Reading,
     /// What had been counted by then.
@@ -225,6 +237,7 @@ impl<W: Watcher> Watching<W> {
     fn watch(&mut self) -> Result<()> {
         let mut plan = self.controller.next(monotonic_ns());
         self.since = Reading::of(self.set.pid());
+        self.begun = self.since;
         // One that goes on until the next opens is told of then: what the kernel side
         // sees meanwhile is its.
         let mut told_later: Option<Watched> = None;
@@ -245,7 +258,9 @@ impl<W: Watcher> Watching<W> {
                 Wait::Time => (open.closes_ns, false),
                 Wait::Spent(time_ns) => (time_ns, false),
                 Wait::Stop => {
-                    self.watcher.look();
+                    if plan.whole {
+                        self.watcher.look(open.opened_ns);
+                    }
                     (self.close_now(&open)?, true)
                 }
             };
@@ -286,11 +301,10 @@ impl<W: Watcher> Watching<W> {
     fn open(&mut self, plan: Plan) -> Result<Open> {
         let pid = self.set.pid();
         // Where probes stay on the kernel would not say so.
-        ensure!(user_ns(pid).is_some(), "process {pid} is gone");
+        ensure!(used(pid).is_some(), "process {pid} is gone");
         let begun_ns = monotonic_ns();
         let goes_on = self.attached.is_some();
         if !goes_on {
-            self.watcher.look();
             self.attached = Some(self.set.attach()?);
         }
         let ticking = match plan.whole {
@@ -301,7 +315,8 @@ impl<W: Watcher> Watching<W> {
         let opens_ns = if goes_on {
             self.since.time_ns
         } else {
-            now_ns + OPENS_IN_NS
+            let later_ns = (plan.length_ns / LATER_PART).min(MOST_LATER_NS);
+            now_ns + OPENS_IN_NS + later_ns
         };
         if !goes_on {
             self.attached_ns = opens_ns;
@@ -326,6 +341,9 @@ impl<W: Watcher> Watching<W> {
                 .saturating_add(plan.spend_ns),
         };
         lock(&self.shares).open(pid, &window)?;
+        if !plan.whole {
+            self.watcher.look(opens_ns);
+        }
         let began = if goes_on {
             self.since
         } else {
@@ -389,22 +407,25 @@ impl<W: Watcher> Watching<W> {
             spent: over.spent,
         };
         self.controller.closed(&closed);
-        let (since_ns, own_since_ns) = now.since(&self.since);
-        let (_, own_inside_ns) = ended.since(&open.began);
+        let both = now.used.zip(self.begun.used);
+        let user_share = both.map_or(0.0, |(now, begun)| now.user_share(&begun));
+        let (since_ns, cpu_since_ns) = now.since(&self.since);
+        let (_, cpu_inside_ns) = ended.since(&open.began);
         self.since = now;
+        let own = |cpu_ns: u64| cpu_ns.saturating_sub(closed.charged_ns) as f64 * user_share;
         let watched_ns = closed.watched_ns();
-        // The kernel's own tick is too seldom for a short window.
+        // The kernel brings CPU time up to date too seldom for a short window.
         let own_ns = match open.plan.whole {
-            true => own_inside_ns,
-            false => share.user_ticks.saturating_mul(TICK_PERIOD_NS),
+            true => own(cpu_inside_ns),
+            false => share.user_ticks.saturating_mul(TICK_PERIOD_NS) as f64,
         };
         Ok(Watched {
             closed,
             weight: Weight {
                 slot_ns: if stays { watched_ns } else { open.plan.slot_ns },
                 watched_ns,
-                own_ns: own_ns as f64,
-                own_since_ns: own_since_ns as f64,
+                own_ns,
+                own_since_ns: own(cpu_since_ns),
                 since_ns,
             },
             share,

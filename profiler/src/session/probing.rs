@@ -116,8 +116,8 @@ struct Watching {
 }
 
 impl Watcher for Watching {
-    fn look(&mut self) {
-        self.parked.look();
+    fn look(&mut self, opens_ns: u64) {
+        self.parked.look(opens_ns);
     }
 
     fn over(&mut self, watched: &Watched) {

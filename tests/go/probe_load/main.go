@@ -2,6 +2,9 @@
 // for a microsecond, and checks each result: a probe that harms it would show. It
 // says on request how much it did in an interval.
 //
+// Told so it does something else instead, as often as it can: "-do allocate", "-do lock"
+// (a mutex that others always wait for) or "-do send" (on a channel without a buffer).
+//
 // Each line on standard input is a request, answered by a line that begins with
 // "done". "measure 50ms" gives
 // the number of allocations, the nanoseconds they took by the clock, the nanoseconds
@@ -68,6 +71,79 @@ func (w *worker) loop() {
 	for size := 1; workload.Running(); size = size%48 + 1 {
 		w.piece(x, expected, size)
 	}
+}
+
+// allocate does next to nothing else.
+//
+//go:noinline
+func (w *worker) allocate() {
+	for size := 1; workload.Running(); size = size%48 + 1 {
+		block := make([]byte, size)
+		block[size-1] = byte(size)
+		w.kept = block
+		w.done.Add(1)
+	}
+}
+
+// lock holds a mutex while another asks for it.
+//
+//go:noinline
+func (w *worker) lock(mutex *sync.Mutex, held *int) {
+	for workload.Running() {
+		mutex.Lock()
+		*held++
+		if *held != 1 {
+			w.wrong.Add(1)
+		}
+		runtime.Gosched()
+		*held--
+		mutex.Unlock()
+		w.done.Add(1)
+	}
+}
+
+//go:noinline
+func (w *worker) send(numbers chan<- uint64) {
+	for x := uint64(0); workload.Running(); x++ {
+		numbers <- x
+		w.done.Add(1)
+	}
+}
+
+//go:noinline
+func (w *worker) receive(numbers <-chan uint64) {
+	expected := uint64(0)
+	for x := range numbers {
+		if x != expected {
+			w.wrong.Add(1)
+		}
+		expected++
+	}
+}
+
+// begin lets each worker do what was asked for.
+func begin(what string, workers []worker) error {
+	for i := range workers {
+		w := &workers[i]
+		switch what {
+		case "mix":
+			go w.loop()
+		case "allocate":
+			go w.allocate()
+		case "lock":
+			var mutex sync.Mutex
+			var held int
+			go w.lock(&mutex, &held)
+			go w.lock(&mutex, &held)
+		case "send":
+			numbers := make(chan uint64)
+			go w.send(numbers)
+			go w.receive(numbers)
+		default:
+			return fmt.Errorf("nothing does %q", what)
+		}
+	}
+	return nil
 }
 
 // grow needs more stack than a new goroutine has.
@@ -141,15 +217,17 @@ func cpuTime() time.Duration {
 }
 
 func main() {
-	idle := flag.Bool("idle", false, "allocate nothing")
+	idle := flag.Bool("idle", false, "do nothing")
+	what := flag.String("do", "mix", "mix, allocate, lock or send")
 	flag.Parse()
 	workers := make([]worker, runtime.GOMAXPROCS(0))
 	if *idle {
 		workers = nil
 	}
 	workload.Start()
-	for i := range workers {
-		go workers[i].loop()
+	if err := begin(*what, workers); err != nil {
+		fmt.Fprintln(os.Stderr, "probe_load:", err)
+		os.Exit(2)
 	}
 	requests := bufio.NewScanner(os.Stdin)
 	for requests.Scan() {
