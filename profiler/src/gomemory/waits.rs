@@ -53,7 +53,7 @@ struct Sudog {
 /// Reads them.
 struct Sudogs<'m> {
     blocks: Blocks<'m>,
-    offsets: &'m StructOffsets,
+    offsets: &'m SudogOffsets,
 }
 
 impl Sudogs<'_> {
@@ -61,7 +61,7 @@ impl Sudogs<'_> {
         if address == 0 || !address.is_multiple_of(8) {
             return None;
         }
-        let offsets = &self.offsets.sudog;
+        let offsets = self.offsets;
         let mut bytes = [0; MAX_SUDOG_BYTES];
         let bytes = bytes.get_mut(..sudog_bytes(offsets))?;
         if !self.blocks.read(address, bytes) {
@@ -86,9 +86,12 @@ impl Program<'_> {
     /// What each of some goroutines waits for, as far as they say it themselves:
     /// nothing of those that do not wait, or went on meanwhile.
     pub fn awaited(&self, offsets: &StructOffsets, goroutines: &[&Goroutine]) -> Vec<Vec<Awaited>> {
+        let Ok(lists) = &offsets.lists else {
+            return vec![Vec::new(); goroutines.len()];
+        };
         let mut sudogs = Sudogs {
             blocks: Blocks::new(self.memory, MAX_BATCH_BYTES),
-            offsets,
+            offsets: &lists.sudog,
         };
         let awaited = goroutines.iter().map(|g| awaited_by(g, &mut sudogs));
         let mut awaited: Vec<Vec<Awaited>> = awaited.collect();
@@ -108,7 +111,7 @@ impl Program<'_> {
         let table = self.address(self.variables.semaphores?);
         let mut sudogs = Sudogs {
             blocks: Blocks::new(self.memory, MAX_TABLE_BYTES),
-            offsets,
+            offsets: &offsets.lists.as_ref().ok()?.sudog,
         };
         let mut waiters = HashMap::new();
         let mut seen = HashSet::new();
@@ -186,7 +189,7 @@ mod tests {
         words.put(0x1060, &[0; 500]);
         let mut sudogs = Sudogs {
             blocks: Blocks::new(&words, 1 << 20),
-            offsets: &OFFSETS,
+            offsets: &OFFSETS.lists.as_ref().unwrap().sudog,
         };
         let goroutine = waiting(0x100, 0x1000);
         let awaited = awaited_by(&goroutine, &mut sudogs);
