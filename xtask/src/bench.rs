@@ -11,6 +11,7 @@ mod probe;
 mod probe_budget;
 mod process;
 mod report;
+mod snapshots;
 mod stats;
 mod switches;
 mod symbols;
@@ -36,13 +37,14 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 8] = [
+const MEASUREMENTS: [Measurement; 9] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("probe-budget", probe_budget::measure),
     ("symbols", symbols::measure),
     ("switches", switches::measure),
+    ("snapshots", snapshots::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),
 ];
