@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use goprof::gobinary::GoBinary;
+use goprof::gobinary::{GOffsets, GoBinary, StructOffsets};
 use goprof::gomemory::{HeapProfile, MAX_GOROUTINES, NoHeap};
 use goprof_tests::fuzzing::known;
 use goprof_tests::memory::{Made, ask_all, at, program, variables};
@@ -202,4 +202,90 @@ fn huge_counts_are_refused_or_cut() {
     let offsets = binary().runtime_offsets();
     let listing = program.for_each_goroutine(offsets.get().expect("offsets"), |_| {});
     assert!(listing.is_err(), "the list ends before its count");
+}
+
+/// Where a list of goroutines and their structs are made up.
+const LIST: u64 = 0x4000_0000;
+const STRUCTS: u64 = 0x1_0000_0000;
+const STRUCT_BYTES: u64 = 0x400;
+
+fn offsets() -> StructOffsets {
+    let offsets = binary().runtime_offsets();
+    *offsets.get().expect("offsets")
+}
+
+/// The word at an address of a list of goroutines that wait: which struct is at a place
+/// of it, and which id that has.
+fn waiting(offsets: &GOffsets, address: u64, places: u64, ids: u64) -> Option<u64> {
+    let Some(at) = address.checked_sub(STRUCTS) else {
+        let place = address.checked_sub(LIST)? / 8;
+        return Some(STRUCTS + place % places * STRUCT_BYTES);
+    };
+    let field = (at % STRUCT_BYTES) as u32;
+    let words = [
+        (offsets.stack.lo, 0x7000),
+        (offsets.stack.hi, 0x8000),
+        (offsets.atomic_status, 4),
+        (offsets.goid, at / STRUCT_BYTES % ids + 1),
+    ];
+    let word = words.iter().find(|(offset, _)| *offset == field);
+    Some(word.map_or(0, |(_, word)| *word))
+}
+
+/// What a list of so many came to, and how many bytes were read for it.
+fn count(listed: u64, places: u64, ids: u64) -> (Result<u64, String>, u64) {
+    let offsets = offsets();
+    let mut memory = Made::by(|address| waiting(&offsets.g, address, places, ids));
+    memory.set.extend([(at::ARRAY, LIST), (at::COUNT, listed)]);
+    let variables = variables();
+    let program = program(&memory, binary(), &variables);
+    let listing = program.for_each_goroutine(&offsets, |_| {});
+    (listing.map(|listing| listing.alive), memory.read.get())
+}
+
+#[test]
+fn a_list_that_repeats_itself_is_left_soon() {
+    let (many, bytes) = count(100_000, u64::MAX, u64::MAX);
+    assert_eq!(many, Ok(100_000));
+    let of_one = bytes / 100_000;
+    // The same structs again and again, and the same memory at other addresses; so
+    // many of them that not all are remembered.
+    for (places, ids) in [
+        (1500, u64::MAX),
+        (u64::MAX, 1500),
+        (100_000, u64::MAX),
+        (u64::MAX, 100_000),
+    ] {
+        let (found, bytes) = count(MAX_GOROUTINES, places, ids);
+        let why = found.expect_err("it cannot be");
+        assert!(why.contains("makes no sense"), "{why}");
+        let most = (places.min(ids) + 5000) * (of_one + 8);
+        assert!(bytes < most, "{places} {ids}: {bytes} bytes, not {most}");
+    }
+}
+
+#[test]
+fn goroutines_are_not_counted_where_more_are_listed_than_is_room_for() {
+    let statistics = |listed| {
+        let offsets = offsets();
+        let all = u64::MAX;
+        let mut memory = Made::by(|address| waiting(&offsets.g, address, all, all));
+        memory.set.extend([(at::ARRAY, LIST), (at::COUNT, listed)]);
+        let variables = variables();
+        let program = program(&memory, binary(), &variables);
+        let found = program.statistics(Ok(&offsets), &[], 3000);
+        let why = found
+            .unknown
+            .into_iter()
+            .find(|line| line.contains("listed"));
+        (found.goroutines.map(|counts| counts.alive), why)
+    };
+    assert_eq!(statistics(3000), (Some(3000), None));
+    let (alive, why) = statistics(3001);
+    assert_eq!(alive, None);
+    let why = why.expect("a line about it");
+    assert_eq!(
+        why,
+        "goroutines: 3001 are listed, more than the 3000 that are read"
+    );
 }

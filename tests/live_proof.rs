@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ::goprof::process::{NoLayout, Objects, Process};
@@ -36,6 +37,28 @@ fn disguise(program: &str, version: &str, variant: Variant, other: &str) -> Disg
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&file, mode).expect("make it executable");
     Disguised { file, dir }
+}
+
+/// The same of one whose DWARF has no such name any more.
+fn disguise_lacking(name: &str, program: &str, version: &str, other: &str) -> Disguised {
+    let disguised = disguise(program, version, Variant::Plain, other);
+    let mut unpack = Command::new("objcopy");
+    unpack.arg("--decompress-debug-sections");
+    let unpacked = unpack.arg(&disguised.file).status();
+    assert!(unpacked.expect("run objcopy, of binutils").success());
+    let mut bytes = std::fs::read(&disguised.file).expect("a program");
+    let name = [name.as_bytes(), b"\0"].concat();
+    let places = bytes.windows(name.len()).enumerate();
+    let places: Vec<usize> = places
+        .filter(|(_, window)| *window == name)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty(), "its DWARF has the name");
+    for at in places {
+        bytes[at] = b'_';
+    }
+    std::fs::write(&disguised.file, bytes).expect("write the program");
+    disguised
 }
 
 fn record(file: &Path) -> Recording {
@@ -186,6 +209,52 @@ fn a_newer_version_is_read_by_its_own_dwarf_or_plainly() {
         "{}",
         off[0]
     );
+}
+
+/// What samples do without, CPU profiles have ids and labels without.
+#[test]
+fn a_field_that_only_lists_need_is_missed_by_lists_alone() {
+    for (name, missing) in [
+        ("waitsince", "no field waitsince in runtime.g"),
+        ("waitlink", "no field waitlink in runtime.sudog"),
+    ] {
+        let lacking = disguise_lacking(name, "labels", "1.27.3", "go1.99.0");
+        let recording = record(&lacking.file);
+        let (with_id, burning) = shares(&recording);
+        assert!(
+            with_id > 0.9 && burning > 0.9,
+            "{name}: {with_id} {burning}"
+        );
+        let labelled = recording.profile.share(|s| s.labels.contains_key("path"));
+        assert!(labelled > 0.9, "{name}: {labelled}");
+        assert_eq!(off_lines(&recording).len(), 0, "{name}");
+
+        let target = Target::start(&lacking.file, &[]);
+        let pid = target.pid_arg();
+        for args in [
+            &["goroutines"][..],
+            &["leaks"],
+            &["record", "-e", "goroutine"],
+            &["record", "-e", "wall", "-d", "1"],
+            &["record", "-e", "block", "-d", "1", "-o"],
+        ] {
+            // What waited is not known, and that is all that is missing of it.
+            let ends_well = args.contains(&"block");
+            let output = lacking.file.with_extension("pb.gz");
+            let output = output.to_str().filter(|_| ends_well);
+            let pid = ["-p", &pid];
+            let args = [args, output.as_slice(), &pid].concat();
+            let outcome = goprof::run(&args);
+            let said = &outcome.stderr;
+            assert_eq!(outcome.code() == 0, ends_well, "{name} {args:?}: {said}");
+            let lines = said.lines().filter(|line| line.contains(missing));
+            assert_eq!(lines.count(), 1, "{name} {args:?}: {said}");
+            assert!(said.contains("go1.99.0"), "{name} {args:?}: {said}");
+        }
+        let stats = goprof::run(&["stats", "-p", &pid]);
+        assert_eq!(stats.code(), 0, "{}", stats.stderr);
+        assert!(stats.text().contains(missing), "{}", stats.text());
+    }
 }
 
 /// Asks for the layout of a program again and again while it works, as fast as

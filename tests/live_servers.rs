@@ -233,7 +233,7 @@ struct Prometheus {
 }
 
 #[track_caller]
-fn prometheus(package: &Path) -> Prometheus {
+fn prometheus(package: &Path, gogc: u32) -> Prometheus {
     let dir = tempfile::tempdir().expect("make a directory");
     let port = free_port();
     let config = dir.path().join("prometheus.yml");
@@ -247,6 +247,7 @@ fn prometheus(package: &Path) -> Prometheus {
     std::fs::write(&config, text).expect("write the configuration");
     let mut command = Command::new(package.join("usr/bin/prometheus"));
     command
+        .env("GOGC", gogc.to_string())
         .arg(format!("--config.file={}", config.display()))
         .arg(format!(
             "--storage.tsdb.path={}",
@@ -273,7 +274,7 @@ fn prometheus(package: &Path) -> Prometheus {
 fn prometheus_under_load_is_named() {
     let package = debian::package("prometheus");
     let _turn = quiet::measuring();
-    let Prometheus { target, load, .. } = &prometheus(&package);
+    let Prometheus { target, load, .. } = &prometheus(&package, 100);
     let profile = record(target, load, "prometheus");
     assert_present(
         &profile,
@@ -287,8 +288,10 @@ fn prometheus_under_load_is_named() {
 }
 
 /// A heap profile's values by site: frames with their lines, and the size of blocks.
-fn heap_sites(profile: &Profile) -> BTreeMap<String, [i64; 4]> {
-    let mut sites: BTreeMap<String, [i64; 4]> = BTreeMap::new();
+type Sites = BTreeMap<String, [i64; 4]>;
+
+fn heap_sites(profile: &Profile) -> Sites {
+    let mut sites = Sites::new();
     for stack in &profile.stacks {
         let frames = stack.frames.iter();
         let frames: Vec<String> = frames
@@ -305,31 +308,16 @@ fn heap_sites(profile: &Profile) -> BTreeMap<String, [i64; 4]> {
     sites
 }
 
-#[test]
-fn prometheus_has_the_heap_that_it_says_itself() {
-    let package = debian::package("prometheus");
-    let _turn = quiet::measuring();
-    let Prometheus { target, url, .. } = &prometheus(&package);
-    // Until some collections are over.
-    std::thread::sleep(Duration::from_secs(5));
-    let own = || {
-        heap_sites(&Profile::decode(&http::get(&format!(
-            "{url}/debug/pprof/heap"
-        ))))
-    };
-    let before = own();
-    let ours = goprof::record(&["-e", "heap", "-p", &target.pid_arg()]);
-    let after = own();
-    println!("{}", ours.outcome.stderr);
-    let (mut known, mut outside) = (0, Vec::new());
-    for (site, values) in &heap_sites(&ours.profile) {
-        // What was allocated only grows: ours lies between its own.
+/// What of a profile lies outside of what the program said before and after: what was
+/// allocated only grows, so that ours is between its own.
+fn outside_of_allocated(ours: &Sites, before: &Sites, after: &Sites) -> Vec<String> {
+    let mut outside = Vec::new();
+    for (site, values) in ours {
         let least = before.get(site).copied().unwrap_or_default();
         let Some(most) = after.get(site) else {
             outside.push(format!("{site}: it has no such site"));
             continue;
         };
-        known += 1;
         let within = |index: usize| {
             let slack = most[index] / 100 + 1;
             (least[index] - slack..=most[index] + slack).contains(&values[index])
@@ -338,28 +326,69 @@ fn prometheus_has_the_heap_that_it_says_itself() {
             outside.push(format!("{site}: {values:?}, not {least:?} to {most:?}"));
         }
     }
-    println!(
-        "{known} sites, {} outside: {:#?}",
-        outside.len(),
-        &outside[..outside.len().min(3)]
-    );
-    assert!(known > 100, "{known} sites");
-    assert!(
-        outside.is_empty(),
-        "{:#?}",
-        &outside[..outside.len().min(5)]
-    );
-    let missing = before.iter().filter(|(_, values)| **values != [0; 4]);
-    let ours = heap_sites(&ours.profile);
-    let missing: Vec<_> = missing
-        .filter(|(site, _)| !ours.contains_key(*site))
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "{} missing: {:#?}",
-        missing.len(),
-        missing.first()
-    );
+    let used = before.iter().filter(|(_, values)| **values != [0; 4]);
+    let missing = used.filter(|(site, _)| !ours.contains_key(*site));
+    outside.extend(missing.map(|(site, values)| format!("{site}: {values:?} is missing")));
+    outside
+}
+
+/// What is in use by site, where anything is.
+fn in_use(sites: &Sites) -> BTreeMap<&str, [i64; 2]> {
+    let used = sites.iter().map(|(site, v)| (site.as_str(), [v[2], v[3]]));
+    used.filter(|(_, values)| *values != [0; 2]).collect()
+}
+
+/// How many times a profile may be read until no collection came in between.
+const READINGS: u32 = 50;
+
+#[test]
+fn prometheus_has_the_heap_that_it_says_itself() {
+    let package = debian::package("prometheus");
+    let _turn = quiet::measuring();
+    // Collections have to be far enough apart for three readings between two of them.
+    let Prometheus { target, url, .. } = &prometheus(&package, 1000);
+    let heap = format!("{url}/debug/pprof/heap");
+    let own = || heap_sites(&Profile::decode(&http::get(&heap)));
+    for reading in 1.. {
+        let before = own();
+        let ours = goprof::record(&["-e", "heap", "-p", &target.pid_arg()]);
+        let (ours, after) = (heap_sites(&ours.profile), own());
+        let outside = outside_of_allocated(&ours, &before, &after);
+        assert!(outside.is_empty(), "{}: {outside:#?}", outside.len());
+        // What is in use is as of the last collection, which has to be the same one.
+        let (found, own) = (in_use(&ours), in_use(&before));
+        if ours.len() <= 100 || own.len() <= 30 || own != in_use(&after) {
+            println!(
+                "reading {reading}: {} sites, {} in use",
+                ours.len(),
+                own.len()
+            );
+            assert!(
+                reading < READINGS,
+                "it collects garbage never, or all the time"
+            );
+            continue;
+        }
+        let mut wrong = Vec::new();
+        for site in own.keys().chain(found.keys()) {
+            let of = |sites: &BTreeMap<&str, _>| sites.get(site).copied().unwrap_or_default();
+            let (found, own): ([i64; 2], [i64; 2]) = (of(&found), of(&own));
+            let is_close = |(a, b): (&i64, &i64)| (a - b).abs() <= b.abs() / 100 + 1;
+            if !found.iter().zip(&own).all(is_close) {
+                wrong.push(format!("{site}: {found:?} in use, {own:?} by its own"));
+            }
+        }
+        assert!(wrong.is_empty(), "{} sites: {wrong:#?}", wrong.len());
+        let sum = |sites: &BTreeMap<&str, [i64; 2]>| sites.values().map(|v| v[1]).sum::<i64>();
+        let (found, said) = (sum(&found), sum(&own));
+        println!(
+            "{} sites, {} in use: {found} bytes for {said}, reading {reading}",
+            ours.len(),
+            own.len()
+        );
+        assert!((found - said).abs() <= said / 100, "{found} for {said}");
+        return;
+    }
 }
 
 #[test]

@@ -279,13 +279,14 @@ fn sleep_reason(minor: u16) -> u8 {
 
 /// Holds one goroutine against what it says of itself.
 fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, announced: &Announced) {
-    // What stands for goroutines in queues, the tests of their list hold to it.
     let StructOffsets {
         g,
         m,
         labels,
-        sudog: _,
+        lists,
     } = offsets;
+    // What stands for goroutines in queues, the tests of their list hold to it.
+    let lists = lists.expect("a known release");
     let stack_pointer = live.stack_pointer_in_read(announced.tid);
     let offset = match binary.g_location() {
         GLocation::FsOffset(offset) => offset,
@@ -329,15 +330,18 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
     let start = at(goroutine, g.start_pc).wrapping_sub(live.bias);
     binary.frames(start, &mut frames).unwrap();
     assert!(frames.last().unwrap().name.starts_with("main."));
-    assert!(in_text(at(goroutine, g.go_pc)));
+    assert!(in_text(at(goroutine, lists.go_pc)));
     assert_eq!(
-        (at(goroutine, g.waiting), at(goroutine, g.wait_since)),
+        (
+            at(goroutine, lists.waiting),
+            at(goroutine, lists.wait_since)
+        ),
         (0, 0)
     );
-    if let Some(parent) = g.parent_goid {
+    if let Some(parent) = lists.parent_goid {
         assert_eq!(at(goroutine, parent), live.parent);
     }
-    assert_eq!(at(goroutine, g.wait_reason) as u8, sleep_reason(minor));
+    assert_eq!(at(goroutine, lists.wait_reason) as u8, sleep_reason(minor));
 
     let pointer = at(goroutine, g.labels);
     let found = read_labels(labels.unwrap(), pointer, |address, buffer| {

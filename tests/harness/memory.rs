@@ -5,7 +5,9 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use goprof::gobinary::{AllGoroutines, GoBinary, LabelFormat, StructOffsets, Variables};
-use goprof::gomemory::{Goroutine, GoroutineBatch, Memory, Program, Request, StackRead};
+use goprof::gomemory::{
+    Goroutine, GoroutineBatch, MAX_GOROUTINES, Memory, Program, Request, StackRead,
+};
 
 use crate::fuzzing::known;
 
@@ -199,7 +201,7 @@ fn ask_goroutines(
 
 fn ask_statistics(program: &Program<'_>) -> usize {
     let offsets = program.binary.runtime_offsets();
-    let found = program.statistics(offsets.get().ok_or_else(String::new), &[]);
+    let found = program.statistics(offsets.get().ok_or_else(String::new), &[], MAX_GOROUTINES);
     if let Some(goroutines) = &found.goroutines {
         assert_eq!(goroutines.by_status.values().sum::<u64>(), goroutines.alive);
         assert!(goroutines.system <= goroutines.alive);

@@ -12,6 +12,7 @@ mod probe_budget;
 mod probe_events;
 mod process;
 mod report;
+mod snapshots;
 mod stats;
 mod switches;
 mod symbols;
@@ -45,6 +46,7 @@ const MEASUREMENTS: [Measurement; 9] = [
     ("probe-events", probe_events::measure),
     ("symbols", symbols::measure),
     ("switches", switches::measure),
+    ("snapshots", snapshots::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),
 ];

@@ -141,6 +141,9 @@ fn read_build(go: &Go, folder: &Path, version: &str, processor: &str) -> Result<
         str: &[],
     })
     .map_err(|why| anyhow!(why))?;
+    if let Err(unlike) = offsets.lists {
+        bail!("{unlike}");
+    }
     if offsets.labels.is_none() {
         bail!("its DWARF does not say how labels are stored");
     }
@@ -174,8 +177,8 @@ fn render(minors: &[(u16, StructOffsets)]) -> Result<String> {
          use std::ops::RangeInclusive;\n\n\
          use super::structs::LabelFormat::{Map, Slice};\n\
          use super::structs::{\n\
-         GOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets, SudogOffsets,\n\
-         SyscallRegisters,\n\
+         GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets,\n\
+         SudogOffsets, SyscallRegisters,\n\
          };\n\n",
     );
     writeln!(

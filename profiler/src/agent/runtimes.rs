@@ -18,6 +18,8 @@ use crate::{
 const READ_EVERY: Duration = Duration::from_secs(10);
 /// Time after which the others are left for later: windows wait meanwhile.
 const PASS_WITHIN: Duration = Duration::from_millis(100);
+/// Goroutines of one process that are counted at most: a million take about a second.
+const MOST_GOROUTINES: u64 = 1 << 20;
 /// For how many times as long as it took nothing is read after.
 const REST: u32 = 999;
 
@@ -95,7 +97,7 @@ fn read(process: &Process, took: &mut Duration) -> Option<Statistics> {
     let memory = Live::open(process.pid).ok()?;
     process.go_program(&memory)?;
     let used = cpu_time();
-    let statistics = process.statistics(&memory, &[])?;
+    let statistics = process.statistics(&memory, &[], MOST_GOROUTINES)?;
     *took += cpu_time().saturating_sub(used);
     memory.is_there().then_some(statistics)
 }

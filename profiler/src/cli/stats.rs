@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{Failure, process::go_process, record::parse_duration};
 use crate::{
     doctor,
-    gomemory::{Live, Memory, Statistics},
+    gomemory::{Live, MAX_GOROUTINES, Memory, Statistics},
     process::{Objects, Process},
 };
 
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut next = Instant::now();
     loop {
         let statistics = process
-            .statistics(&memory, &reasons)
+            .statistics(&memory, &reasons, MAX_GOROUTINES)
             .ok_or_else(|| anyhow!("the Go code of process {} is not mapped", args.pid))?;
         if !memory.is_there() {
             return ended(args.pid, last_cycle.is_some());

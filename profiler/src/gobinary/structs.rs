@@ -2,6 +2,7 @@
 //! read from DWARF and judged. Knows no version's offsets.
 
 use std::collections::HashMap;
+use std::fmt::{Display, Formatter};
 
 use super::dwarf::{Field, Sections, Struct, read_structs};
 
@@ -13,10 +14,44 @@ pub struct StructOffsets {
     pub g: GOffsets,
     /// In a thread.
     pub m: MOffsets,
-    /// In what stands for a goroutine in a queue.
-    pub sudog: SudogOffsets,
+    /// What lists of goroutines and their waits need besides; samples do without.
+    pub lists: Result<ListOffsets, Unlike>,
     /// What `g.labels` points to; None where that is not known.
     pub labels: Option<LabelFormat>,
+}
+
+/// A field that the runtime does not have, or not as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unlike {
+    /// The struct.
+    pub owner: &'static str,
+    /// The field.
+    pub field: &'static str,
+}
+
+impl Display for Unlike {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { owner, field } = self;
+        write!(f, "its DWARF has no field {field} in {owner} as it was")
+    }
+}
+
+/// Byte offsets of what tells of a goroutine why it is where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListOffsets {
+    /// `g.waitsince int64`: when a collection first saw it wait, on the monotonic
+    /// clock; 0 before.
+    pub wait_since: u32,
+    /// `g.waitreason uint8`.
+    pub wait_reason: u32,
+    /// `g.gopc uintptr`: where the statement returns to that started it.
+    pub go_pc: u32,
+    /// `g.waiting *sudog`: what stands for it at the channels it waits for.
+    pub waiting: u32,
+    /// `g.parentGoid uint64` (1.21 and later): the goroutine that started it.
+    pub parent_goid: Option<u32>,
+    /// In what stands for a goroutine in a queue.
+    pub sudog: SudogOffsets,
 }
 
 /// Byte offsets in `runtime.g`, a goroutine.
@@ -34,21 +69,10 @@ pub struct GOffsets {
     pub atomic_status: u32,
     /// `goid uint64`.
     pub goid: u32,
-    /// `waitsince int64`: when a collection first saw it wait, on the monotonic
-    /// clock; 0 before.
-    pub wait_since: u32,
-    /// `waitreason uint8`.
-    pub wait_reason: u32,
-    /// `gopc uintptr`: where the statement returns to that started it.
-    pub go_pc: u32,
     /// `startpc uintptr`: the function it was started with.
     pub start_pc: u32,
-    /// `waiting *sudog`: what stands for it at the channels it waits for.
-    pub waiting: u32,
     /// `labels unsafe.Pointer`: its pprof labels, 0 where it has none.
     pub labels: u32,
-    /// `parentGoid uint64` (1.21 and later): the goroutine that started it.
-    pub parent_goid: Option<u32>,
 }
 
 /// Byte offsets in `runtime.g` of the words of `g.stack`.
@@ -156,7 +180,7 @@ impl StructOffsets {
             G, M, GOBUF, STACK, SUDOG, TRACEABLE, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
         ];
         let structs = Structs(read_structs(sections, &wanted)?);
-        for name in [G, M, GOBUF, STACK, SUDOG] {
+        for name in [G, M, GOBUF, STACK] {
             if !structs.get(name)?.is_consistent() {
                 return Err(format!("{name} of its DWARF contradicts itself"));
             }
@@ -187,13 +211,8 @@ impl StructOffsets {
                 },
                 atomic_status: structs.field(G, "atomicstatus", 4)?,
                 goid: structs.field(G, "goid", 8)?,
-                wait_since: structs.field(G, "waitsince", 8)?,
-                wait_reason: structs.field(G, "waitreason", 1)?,
-                go_pc: structs.field(G, "gopc", 8)?,
                 start_pc: structs.field(G, "startpc", 8)?,
-                waiting: structs.field(G, "waiting", 8)?,
                 labels: structs.field(G, "labels", 8)?,
-                parent_goid: structs.optional_field(G, "parentGoid", 8)?,
             },
             m: MOffsets {
                 g0: structs.field(M, "g0", 8)?,
@@ -203,14 +222,7 @@ impl StructOffsets {
                 p: structs.field(M, "p", 8)?,
                 id: structs.field(M, "id", 8)?,
             },
-            sudog: SudogOffsets {
-                g: structs.field(SUDOG, "g", 8)?,
-                next: structs.field(SUDOG, "next", 8)?,
-                prev: structs.field(SUDOG, "prev", 8)?,
-                elem: structs.traceable_field(SUDOG, "elem")?,
-                wait_link: structs.field(SUDOG, "waitlink", 8)?,
-                c: structs.traceable_field(SUDOG, "c")?,
-            },
+            lists: structs.lists(),
             labels: structs.label_format(),
         };
         // C code reads both from there (`runtime/cgo/libcgo.h`, all versions).
@@ -256,6 +268,48 @@ impl Structs {
             return Err(odd());
         }
         u32::try_from(offset).map(Some).map_err(|_| odd())
+    }
+
+    /// What lists of goroutines need.
+    fn lists(&self) -> Result<ListOffsets, Unlike> {
+        let of = |owner, field, size| {
+            let found = self.field(owner, field, size);
+            found.map_err(|_| Unlike { owner, field })
+        };
+        let address = |field| {
+            let found = self.traceable_field(SUDOG, field);
+            found.map_err(|_| Unlike {
+                owner: SUDOG,
+                field,
+            })
+        };
+        let parent = "parentGoid";
+        let parent_goid = self.optional_field(G, parent, 8);
+        let sudog = SudogOffsets {
+            g: of(SUDOG, "g", 8)?,
+            next: of(SUDOG, "next", 8)?,
+            prev: of(SUDOG, "prev", 8)?,
+            elem: address("elem")?,
+            wait_link: of(SUDOG, "waitlink", 8)?,
+            c: address("c")?,
+        };
+        if !self.get(SUDOG).is_ok_and(Struct::is_consistent) {
+            return Err(Unlike {
+                owner: SUDOG,
+                field: "g",
+            });
+        }
+        Ok(ListOffsets {
+            wait_since: of(G, "waitsince", 8)?,
+            wait_reason: of(G, "waitreason", 1)?,
+            go_pc: of(G, "gopc", 8)?,
+            waiting: of(G, "waiting", 8)?,
+            parent_goid: parent_goid.map_err(|_| Unlike {
+                owner: G,
+                field: parent,
+            })?,
+            sudog,
+        })
     }
 
     /// The offset of the address in a field that is one, or since 1.26 a struct

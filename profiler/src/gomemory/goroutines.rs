@@ -1,23 +1,11 @@
-//! The goroutines of a program: every one that the runtime lists, some at a time,
-//! while the program goes on. What changes while it is read shows when it is asked
-//! for again.
+//! A goroutine, as its struct has it. What changes while it is read shows when it is
+//! asked for again.
 
 use std::ops::Range;
 
-use super::{Memory, pieces::Pieces, program::Program};
-use crate::gobinary::{GoroutineStatus, StructOffsets};
+use super::{Memory, pieces::Pieces};
+use crate::gobinary::{GoroutineStatus, ListOffsets, StructOffsets};
 
-/// Most goroutines that are looked at.
-pub const MAX_GOROUTINES: u64 = 1 << 22;
-/// More goroutines than a program can have.
-const MAX_COUNT: u64 = 1 << 32;
-/// Goroutines of a batch.
-const BATCH: u64 = 1024;
-/// Goroutines that may make no sense before it is asked whether most do.
-const TOLERATED: u64 = 64;
-/// How often a part of the list is read before it is taken to make no sense: it
-/// moves when it grows.
-const ATTEMPTS: usize = 8;
 /// Ids are counted from one, and never reach where Go's heap begins
 /// (`runtime.mallocinit`): a pointer is not taken for one.
 const MAX_GOID: u64 = 0xc0_0000_0000;
@@ -75,187 +63,6 @@ pub struct GoroutineBatch<'p> {
     /// Those that are alive.
     pub goroutines: Vec<Goroutine>,
     pub(super) offsets: &'p StructOffsets,
-}
-
-/// What became of the list.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// How many places the list has: goroutines that are alive, and those that
-    /// the runtime keeps for later.
-    pub listed: u64,
-    /// Goroutines that are alive.
-    pub alive: u64,
-    /// Goroutines that could not be read.
-    pub unreadable: u64,
-    /// Goroutines that make no sense.
-    pub nonsense: u64,
-    /// Places that were not looked at: there are more than goprof reads.
-    pub cut: u64,
-}
-
-impl Program<'_> {
-    /// Calls `each` with the goroutines that are alive, some at a time.
-    ///
-    /// # Errors
-    /// The list of goroutines is not there, or makes no sense; says why.
-    pub fn for_each_goroutine(
-        &self,
-        offsets: &StructOffsets,
-        each: impl FnMut(&GoroutineBatch<'_>),
-    ) -> Result<Listing, String> {
-        self.for_first_goroutines(MAX_GOROUTINES, offsets, each)
-    }
-
-    /// The same for the first places of the list alone, where there is no room for
-    /// more: at most so many of them.
-    ///
-    /// # Errors
-    /// As for [`Program::for_each_goroutine`].
-    pub fn for_first_goroutines(
-        &self,
-        most: u64,
-        offsets: &StructOffsets,
-        mut each: impl FnMut(&GoroutineBatch<'_>),
-    ) -> Result<Listing, String> {
-        let most = most.min(MAX_GOROUTINES);
-        let Some(list) = self.variables.all_goroutines else {
-            return Err("its runtime.allgadd does not say where its goroutines are".to_owned());
-        };
-        let (array, count) = (self.address(list.array), self.address(list.count));
-        // The count first: the array never has room for fewer.
-        let Some(listed) = self.memory.word(count).filter(|n| *n <= MAX_COUNT) else {
-            return Err("the list of its goroutines makes no sense".to_owned());
-        };
-        let mut listing = Listing {
-            listed,
-            cut: listed.saturating_sub(most),
-            ..Listing::default()
-        };
-        let end = listed.min(most);
-        let mut first = 0;
-        while first < end {
-            let places = (end - first).min(BATCH);
-            let Some(pointers) = self.pointers(array, first, places) else {
-                return Err("the list of its goroutines cannot be read".to_owned());
-            };
-            // Each has its place for ever.
-            if has_twice(&pointers) {
-                return Err("the list of its goroutines makes no sense".to_owned());
-            }
-            let batch = self.read_goroutines(&pointers, offsets, &mut listing);
-            let bad = listing.nonsense + listing.unreadable;
-            if bad > TOLERATED && bad * 2 > first + places {
-                return Err("the list of its goroutines makes no sense".to_owned());
-            }
-            each(&batch);
-            first += places;
-        }
-        Ok(listing)
-    }
-
-    /// Goroutines at random places of the list, as many as `most`, or all where there
-    /// are no more; and how many of the list each stands for. `below` gives a random number
-    /// below another.
-    ///
-    /// # Errors
-    /// As for [`Program::for_each_goroutine`].
-    pub fn some_goroutines<'o>(
-        &self,
-        offsets: &'o StructOffsets,
-        most: u64,
-        mut below: impl FnMut(u64) -> u64,
-    ) -> Result<(GoroutineBatch<'o>, f64), String> {
-        let unreadable = || "the list of its goroutines cannot be read".to_owned();
-        let list = self.variables.all_goroutines.ok_or_else(unreadable)?;
-        let (array, count) = (self.address(list.array), self.address(list.count));
-        let listed = self.memory.word(count).ok_or_else(unreadable)?;
-        if listed > MAX_COUNT {
-            return Err("the list of its goroutines makes no sense".to_owned());
-        }
-        let places: Vec<u64> = match listed <= most {
-            true => (0..listed).collect(),
-            false => {
-                let mut chosen = std::collections::BTreeSet::new();
-                // Some come twice.
-                for _ in 0..most {
-                    chosen.insert(below(listed));
-                }
-                chosen.into_iter().collect()
-            }
-        };
-        for _ in 0..ATTEMPTS {
-            let before = self.memory.word(array).ok_or_else(unreadable)?;
-            let at = places.iter().map(|place| before.wrapping_add(place * 8));
-            let pieces = Pieces::read(self.memory, &at.collect::<Vec<_>>(), 8);
-            // An array that the list has left behind may be used for other things.
-            if self.memory.word(array) != Some(before) {
-                continue;
-            }
-            let words = (0..places.len()).filter_map(|index| pieces.get(index));
-            let words = words.filter_map(|bytes| bytes.first_chunk().copied());
-            let pointers: Vec<u64> = words.map(u64::from_le_bytes).collect();
-            let batch = self.read_goroutines(&pointers, offsets, &mut Listing::default());
-            // What each that was looked at stands for.
-            let share = listed as f64 / places.len().max(1) as f64;
-            return Ok((batch, share));
-        }
-        Err(unreadable())
-    }
-
-    /// Some of the pointers of an array whose address is at `array`.
-    fn pointers(&self, array: u64, first: u64, places: u64) -> Option<Vec<u64>> {
-        let mut bytes = vec![0; usize::try_from(places * 8).ok()?];
-        for _ in 0..ATTEMPTS {
-            let before = self.memory.word(array)?;
-            let read = self.memory.read(before.wrapping_add(first * 8), &mut bytes);
-            // An array that the list has left behind may be used for other things.
-            if read && self.memory.word(array) == Some(before) {
-                let words = bytes.as_chunks().0.iter();
-                return Some(words.map(|word| u64::from_le_bytes(*word)).collect());
-            }
-        }
-        None
-    }
-
-    /// Some goroutines once more, by where their structs are; those that are alive,
-    /// and what could not be had.
-    pub fn goroutines_at<'o>(
-        &self,
-        addresses: &[u64],
-        offsets: &'o StructOffsets,
-    ) -> (GoroutineBatch<'o>, Listing) {
-        let mut listing = Listing::default();
-        let batch = self.read_goroutines(addresses, offsets, &mut listing);
-        (batch, listing)
-    }
-
-    fn read_goroutines<'o>(
-        &self,
-        pointers: &[u64],
-        offsets: &'o StructOffsets,
-        listing: &mut Listing,
-    ) -> GoroutineBatch<'o> {
-        let pieces = Pieces::read(self.memory, pointers, struct_bytes(offsets));
-        let mut goroutines = Vec::new();
-        for (index, address) in pointers.iter().enumerate() {
-            let Some(bytes) = pieces.get(index) else {
-                listing.unreadable += 1;
-                continue;
-            };
-            match parse(*address, bytes, offsets) {
-                Some(goroutine) if goroutine.status.is_alive() => {
-                    listing.alive += 1;
-                    goroutines.push(goroutine);
-                }
-                Some(_) => {}
-                None => listing.nonsense += 1,
-            }
-        }
-        GoroutineBatch {
-            goroutines,
-            offsets,
-        }
-    }
 }
 
 impl Goroutine {
@@ -353,14 +160,8 @@ impl<'p> Head<'p> {
     }
 }
 
-fn has_twice(pointers: &[u64]) -> bool {
-    let mut sorted = pointers.to_vec();
-    sorted.sort_unstable();
-    sorted.windows(2).any(|pair| pair[0] == pair[1])
-}
-
 /// Bytes of `runtime.g` up to the last field that is used.
-fn struct_bytes(offsets: &StructOffsets) -> usize {
+pub(super) fn struct_bytes(offsets: &StructOffsets, lists: &ListOffsets) -> usize {
     let g = &offsets.g;
     let words = [
         g.stack.hi,
@@ -373,19 +174,23 @@ fn struct_bytes(offsets: &StructOffsets) -> usize {
         g.syscall.bp.unwrap_or(0),
         g.atomic_status,
         g.goid,
-        g.wait_since,
-        g.wait_reason,
-        g.go_pc,
+        lists.wait_since,
+        lists.wait_reason,
+        lists.go_pc,
         g.start_pc,
-        g.waiting,
+        lists.waiting,
         g.labels,
-        g.parent_goid.unwrap_or(0),
+        lists.parent_goid.unwrap_or(0),
     ];
     words.into_iter().max().unwrap_or(0) as usize + 8
 }
 
 /// A goroutine out of its struct's bytes; None where they make no sense.
-fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutine> {
+pub(super) fn parse(
+    address: u64,
+    bytes: &[u8],
+    (offsets, lists): (&StructOffsets, &ListOffsets),
+) -> Option<Goroutine> {
     let word = |offset: u32| {
         let word = bytes.get(offset as usize..)?.first_chunk::<8>()?;
         Some(u64::from_le_bytes(*word))
@@ -404,17 +209,17 @@ fn parse(address: u64, bytes: &[u8], offsets: &StructOffsets) -> Option<Goroutin
         address,
         goid: word(g.goid)?,
         status,
-        wait_reason: *bytes.get(g.wait_reason as usize)?,
+        wait_reason: *bytes.get(lists.wait_reason as usize)?,
         stack: word(g.stack.lo)?..word(g.stack.hi)?,
         registers: registers(g.sched.sp, g.sched.pc, Some(g.sched.bp))?,
         syscall: (syscall.sp != 0).then_some(syscall),
-        wait_since_ns: word(g.wait_since)?,
-        waiting: word(g.waiting)?,
-        go_pc: word(g.go_pc)?,
+        wait_since_ns: word(lists.wait_since)?,
+        waiting: word(lists.waiting)?,
+        go_pc: word(lists.go_pc)?,
         start_pc: word(g.start_pc)?,
         m: word(g.m)?,
         labels: word(g.labels)?,
-        parent_goid: g.parent_goid.and_then(word),
+        parent_goid: lists.parent_goid.and_then(word),
     };
     let is_sane = address != 0
         && address.is_multiple_of(8)
@@ -429,7 +234,8 @@ pub(super) mod tests {
     use super::super::fake::Words;
     use super::*;
     use crate::gobinary::{
-        GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
+        GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
+        SyscallRegisters,
     };
 
     pub(in crate::gomemory) const OFFSETS: StructOffsets = StructOffsets {
@@ -448,13 +254,8 @@ pub(super) mod tests {
             },
             atomic_status: 144,
             goid: 152,
-            wait_since: 168,
-            wait_reason: 176,
-            go_pc: 288,
             start_pc: 304,
-            waiting: 320,
             labels: 352,
-            parent_goid: Some(280),
         },
         m: MOffsets {
             g0: 0,
@@ -464,14 +265,21 @@ pub(super) mod tests {
             p: 208,
             id: 232,
         },
-        sudog: SudogOffsets {
-            g: 0,
-            next: 8,
-            prev: 16,
-            elem: 24,
-            wait_link: 64,
-            c: 80,
-        },
+        lists: Ok(ListOffsets {
+            wait_since: 168,
+            wait_reason: 176,
+            go_pc: 288,
+            waiting: 320,
+            parent_goid: Some(280),
+            sudog: SudogOffsets {
+                g: 0,
+                next: 8,
+                prev: 16,
+                elem: 24,
+                wait_link: 64,
+                c: 80,
+            },
+        }),
         labels: None,
     };
     const G: u64 = 0xc0_0000_1000;
@@ -498,9 +306,10 @@ pub(super) mod tests {
     }
 
     fn read(memory: &Words) -> Option<Goroutine> {
-        let mut bytes = vec![0; struct_bytes(&OFFSETS)];
+        let lists = OFFSETS.lists.as_ref().ok()?;
+        let mut bytes = vec![0; struct_bytes(&OFFSETS, lists)];
         assert!(memory.read(G, &mut bytes));
-        parse(G, &bytes, &OFFSETS)
+        parse(G, &bytes, (&OFFSETS, lists))
     }
 
     #[test]

@@ -13,7 +13,8 @@ const MAX_GAP_BYTES: u64 = 512;
 pub(super) struct Pieces {
     bytes: Vec<u8>,
     len: usize,
-    is_read: Vec<bool>,
+    /// Where each begins in the bytes; None of one that could not be read.
+    starts: Vec<Option<usize>>,
 }
 
 /// Pieces that are read together.
@@ -27,8 +28,8 @@ impl Pieces {
     /// Reads so many bytes from each of these addresses on.
     pub(super) fn read(memory: &dyn Memory, addresses: &[u64], len: usize) -> Self {
         let runs = runs(addresses, len);
-        let mut read = vec![0; runs.iter().map(|run| run.bytes).sum()];
-        let mut rest = read.as_mut_slice();
+        let mut bytes = vec![0; runs.iter().map(|run| run.bytes).sum()];
+        let mut rest = bytes.as_mut_slice();
         let mut requests = Vec::with_capacity(runs.len());
         for run in &runs {
             let (now, later) = rest.split_at_mut(run.bytes);
@@ -36,36 +37,27 @@ impl Pieces {
             rest = later;
         }
         memory.read_many(&mut requests);
-        let mut pieces = Self {
-            bytes: vec![0; addresses.len() * len],
-            len,
-            is_read: vec![false; addresses.len()],
-        };
-        let mut alone = Vec::new();
-        for (run, request) in runs.iter().zip(&requests) {
+        let is_filled: Vec<bool> = requests.iter().map(|request| request.is_filled).collect();
+        let mut starts = vec![None; addresses.len()];
+        let mut start = 0;
+        for (run, is_filled) in runs.iter().zip(is_filled) {
+            let is_alone = run.end - run.first == 1;
             for index in run.first..run.end {
-                let start = (addresses[index] - addresses[run.first]) as usize;
-                if request.is_filled {
-                    let piece = &request.bytes[start..start + len];
-                    pieces.bytes[index * len..][..len].copy_from_slice(piece);
-                    pieces.is_read[index] = true;
-                } else if run.end - run.first > 1 {
-                    // What lies in between may be what cannot be read.
-                    alone.push(index);
-                }
+                let at = start + (addresses[index] - addresses[run.first]) as usize;
+                // What lies in between may be what cannot be read.
+                let is_read = is_filled
+                    || (!is_alone && memory.read(addresses[index], &mut bytes[at..at + len]));
+                starts[index] = is_read.then_some(at);
             }
+            start += run.bytes;
         }
-        for index in alone {
-            let piece = &mut pieces.bytes[index * len..][..len];
-            pieces.is_read[index] = memory.read(addresses[index], piece);
-        }
-        pieces
+        Self { bytes, len, starts }
     }
 
     /// A piece by its place; None where it could not be read.
     pub(super) fn get(&self, index: usize) -> Option<&[u8]> {
-        let is_read = self.is_read.get(index).copied().unwrap_or(false);
-        is_read.then(|| &self.bytes[index * self.len..][..self.len])
+        let start = self.starts.get(index).copied().flatten()?;
+        self.bytes.get(start..start + self.len)
     }
 }
 

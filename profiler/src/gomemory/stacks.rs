@@ -55,42 +55,115 @@ impl GoroutineBatch<'_> {
     fn read_stacks(&self, memory: &dyn Memory, which: Range<usize>, max_bytes: usize) -> Stacks {
         let head = Head::of(self.offsets);
         let goroutines = &self.goroutines[which];
-        let mut size = 0;
-        let mut pieces: Vec<Piece> = Vec::with_capacity(goroutines.len());
-        for goroutine in goroutines {
-            let mut piece = wanted(goroutine, max_bytes);
-            if piece.len > 0 {
-                piece.start = size + head.len();
-                size += piece.len + 2 * head.len();
-            }
-            pieces.push(piece);
-        }
-        let mut bytes = vec![0; size];
-        let mut requests = Vec::with_capacity(3 * goroutines.len());
-        let mut rest = bytes.as_mut_slice();
-        for (goroutine, piece) in goroutines.iter().zip(&pieces).filter(|(_, p)| p.len > 0) {
-            let struct_of = (head.address(goroutine), head.len());
-            for (address, len) in [struct_of, (piece.address, piece.len), struct_of] {
-                let (now, later) = rest.split_at_mut(len);
-                requests.push(Request::new(address, now));
-                rest = later;
-            }
-        }
-        memory.read_many(&mut requests);
-        let read = goroutines
+        let wanted = goroutines
             .iter()
-            .zip(&mut pieces)
-            .filter(|(_, p)| p.len > 0);
-        for ((goroutine, piece), triple) in read.zip(requests.chunks_exact(3)) {
-            let is_same =
-                |at: usize| triple[at].is_filled && head.is_of(goroutine, triple[at].bytes);
-            if !is_same(0) || !is_same(2) {
+            .map(|goroutine| wanted(goroutine, max_bytes));
+        let mut pieces: Vec<Piece> = wanted.collect();
+        let mut plan = Plan::new(head.len());
+        let mut order: Vec<usize> = (0..pieces.len()).collect();
+        order.retain(|index| pieces[*index].len > 0);
+        order.sort_unstable_by_key(|index| head.address(&goroutines[*index]));
+        for index in &order {
+            let piece = &mut pieces[*index];
+            piece.start = plan.add(head.address(&goroutines[*index]), piece);
+        }
+        let mut bytes = vec![0; plan.bytes];
+        let is_filled = plan.read(memory, &mut bytes);
+        for (index, around) in order.iter().zip(&plan.around) {
+            let piece = &mut pieces[*index];
+            let is_same = |(request, start): (usize, usize)| {
+                let bytes = bytes.get(start..start + head.len());
+                is_filled[request] && bytes.is_some_and(|b| head.is_of(&goroutines[*index], b))
+            };
+            if !is_same(around.before) || !is_same(around.after) {
                 piece.outcome = StackRead::Changed;
-            } else if !triple[1].is_filled {
+            } else if !is_filled[around.stack] {
                 piece.outcome = StackRead::Nonsense;
             }
         }
         Stacks { bytes, pieces }
+    }
+}
+
+/// The farthest that two structs lie apart which are read together, in bytes: with it
+/// no page is read that neither of them is on.
+const MAX_APART: u64 = 1024;
+
+/// What is read, in which order: before each stack and after it the struct. Where the
+/// next one's lies near, that is read with it: the kernel takes as long to find a
+/// piece as to copy it.
+struct Plan {
+    head_bytes: usize,
+    /// Where each piece is in the program, and how many bytes.
+    requests: Vec<(u64, usize)>,
+    around: Vec<Around>,
+    bytes: usize,
+}
+
+/// The piece that a stack is, and where the structs around it are: the piece, and the
+/// place in all bytes.
+struct Around {
+    before: (usize, usize),
+    stack: usize,
+    after: (usize, usize),
+}
+
+impl Plan {
+    fn new(head_bytes: usize) -> Self {
+        Self {
+            head_bytes,
+            requests: Vec::new(),
+            around: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Adds a stack, and the struct at an address. Says where the stack will be.
+    fn add(&mut self, head: u64, stack: &Piece) -> usize {
+        let before = self.before(head);
+        let (number, start) = self.push(stack.address, stack.len);
+        let after = self.push(head, self.head_bytes);
+        self.around.push(Around {
+            before,
+            stack: number,
+            after,
+        });
+        start
+    }
+
+    /// Where a struct is read first: behind the last one, if that lies near.
+    fn before(&mut self, head: u64) -> (usize, usize) {
+        if let Some((address, len)) = self.requests.last_mut()
+            && let Some(apart) = head.checked_sub(*address)
+            && apart <= MAX_APART
+        {
+            let more = apart as usize;
+            *len += more;
+            self.bytes += more;
+            let last = self.requests.len() - 1;
+            return (last, self.bytes - self.head_bytes);
+        }
+        self.push(head, self.head_bytes)
+    }
+
+    fn push(&mut self, address: u64, len: usize) -> (usize, usize) {
+        let start = self.bytes;
+        self.requests.push((address, len));
+        self.bytes += len;
+        (self.requests.len() - 1, start)
+    }
+
+    /// Reads everything; says which pieces could be read.
+    fn read(&self, memory: &dyn Memory, bytes: &mut [u8]) -> Vec<bool> {
+        let mut rest = bytes;
+        let mut requests = Vec::with_capacity(self.requests.len());
+        for (address, len) in &self.requests {
+            let (now, later) = rest.split_at_mut(*len);
+            requests.push(Request::new(*address, now));
+            rest = later;
+        }
+        memory.read_many(&mut requests);
+        requests.iter().map(|request| request.is_filled).collect()
     }
 }
 

@@ -45,7 +45,7 @@ pub struct GoroutineCounts {
     pub by_status: BTreeMap<&'static str, u64>,
     /// Those that wait, by what for, in the runtime's words.
     pub by_wait_reason: BTreeMap<String, u64>,
-    /// Those that could not be read, made no sense or are more than goprof reads.
+    /// Those that could not be read or made no sense.
     pub unread: u64,
 }
 
@@ -188,14 +188,21 @@ impl Collections {
 impl Program<'_> {
     /// What the runtime counts at this moment. Without `offsets`, which must be
     /// proven to be the program's, goroutines are not counted; `reasons` are what
-    /// they wait for, by [`crate::gobinary::GoBinary::wait_reasons`].
+    /// they wait for, by [`crate::gobinary::GoBinary::wait_reasons`]. Nor are they where
+    /// the list has more places than `most`.
     pub fn statistics(
         &self,
         offsets: Result<&StructOffsets, String>,
         reasons: &[String],
+        most: u64,
     ) -> Statistics {
         let mut unknown = Vec::new();
-        let goroutines = offsets.and_then(|offsets| self.count_goroutines(offsets, reasons));
+        let goroutines = offsets.and_then(|offsets| match self.goroutines_listed()? {
+            listed if listed > most => Err(format!(
+                "{listed} are listed, more than the {most} that are read"
+            )),
+            _ => self.count_goroutines(offsets, reasons),
+        });
         let scheduler = self.scheduler(&mut unknown);
         Statistics {
             heap: known("heap", self.heap_counts(), &mut unknown),
@@ -246,7 +253,7 @@ impl Program<'_> {
             }
         })?;
         counts.alive = listing.alive;
-        counts.unread = listing.unreadable + listing.nonsense + listing.cut;
+        counts.unread = listing.unreadable + listing.nonsense;
         let waiting = waiting.iter().enumerate().filter(|(_, count)| **count > 0);
         for (number, count) in waiting {
             let reason = reasons.get(number).filter(|reason| !reason.is_empty());

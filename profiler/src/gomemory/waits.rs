@@ -4,15 +4,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Goroutine, blocks::Blocks, goroutines::Head, program::Program};
+use super::{
+    Goroutine, Memory, blocks::Blocks, goroutines::Head, pieces::Pieces, program::Program,
+};
 use crate::gobinary::{GoroutineStatus, SemaphoreTable, StructOffsets, SudogOffsets};
 
 /// Channels of one `select` that are looked at.
 const MAX_CASES: usize = 256;
 /// Those that are looked at of all that wait for semaphores.
 const MAX_WAITERS: usize = 1 << 20;
-/// Bytes read for the goroutines of a batch, and for all semaphores.
-const MAX_BATCH_BYTES: usize = 16 << 20;
+/// Those that are looked at for the goroutines of a batch.
+const MAX_OF_BATCH: usize = 1 << 17;
+/// Bytes read for all semaphores.
 const MAX_TABLE_BYTES: usize = 256 << 20;
 
 /// What a goroutine waits for.
@@ -53,7 +56,7 @@ struct Sudog {
 /// Reads them.
 struct Sudogs<'m> {
     blocks: Blocks<'m>,
-    offsets: &'m StructOffsets,
+    offsets: &'m SudogOffsets,
 }
 
 impl Sudogs<'_> {
@@ -61,12 +64,18 @@ impl Sudogs<'_> {
         if address == 0 || !address.is_multiple_of(8) {
             return None;
         }
-        let offsets = &self.offsets.sudog;
+        let offsets = self.offsets;
         let mut bytes = [0; MAX_SUDOG_BYTES];
         let bytes = bytes.get_mut(..sudog_bytes(offsets))?;
         if !self.blocks.read(address, bytes) {
             return None;
         }
+        Sudog::of(bytes, offsets)
+    }
+}
+
+impl Sudog {
+    fn of(bytes: &[u8], offsets: &SudogOffsets) -> Option<Self> {
         let word = |offset: u32| {
             let word = bytes.get(offset as usize..)?.first_chunk::<8>()?;
             Some(u64::from_le_bytes(*word))
@@ -86,12 +95,10 @@ impl Program<'_> {
     /// What each of some goroutines waits for, as far as they say it themselves:
     /// nothing of those that do not wait, or went on meanwhile.
     pub fn awaited(&self, offsets: &StructOffsets, goroutines: &[&Goroutine]) -> Vec<Vec<Awaited>> {
-        let mut sudogs = Sudogs {
-            blocks: Blocks::new(self.memory, MAX_BATCH_BYTES),
-            offsets,
+        let Ok(lists) = &offsets.lists else {
+            return vec![Vec::new(); goroutines.len()];
         };
-        let awaited = goroutines.iter().map(|g| awaited_by(g, &mut sudogs));
-        let mut awaited: Vec<Vec<Awaited>> = awaited.collect();
+        let mut awaited = awaited_by(goroutines, self.memory, &lists.sudog);
         let head = Head::of(offsets);
         let is_same = head.still_of(self.memory, goroutines);
         for (awaited, is_same) in awaited.iter_mut().zip(is_same) {
@@ -108,7 +115,7 @@ impl Program<'_> {
         let table = self.address(self.variables.semaphores?);
         let mut sudogs = Sudogs {
             blocks: Blocks::new(self.memory, MAX_TABLE_BYTES),
-            offsets,
+            offsets: &offsets.lists.as_ref().ok()?.sudog,
         };
         let mut waiters = HashMap::new();
         let mut seen = HashSet::new();
@@ -145,24 +152,48 @@ impl Program<'_> {
     }
 }
 
-fn awaited_by(goroutine: &Goroutine, sudogs: &mut Sudogs<'_>) -> Vec<Awaited> {
-    let mut awaited = Vec::new();
-    if goroutine.status != GoroutineStatus::Waiting {
-        return awaited;
-    }
-    let mut next = goroutine.waiting;
-    while next != 0 && awaited.len() < MAX_CASES {
-        // One that is not this goroutine's was let go of, and is another's.
-        let Some(sudog) = sudogs.at(next).filter(|sudog| sudog.g == goroutine.address) else {
-            break;
-        };
-        awaited.push(match (sudog.c, sudog.elem) {
-            (0, elem) => Awaited::Semaphore(elem),
-            (c, _) => Awaited::Channel(c),
+/// What each goroutine waits for: what stands for them is read of all at once, then
+/// what is linked to that.
+fn awaited_by(
+    goroutines: &[&Goroutine],
+    memory: &dyn Memory,
+    offsets: &SudogOffsets,
+) -> Vec<Vec<Awaited>> {
+    let mut awaited = vec![Vec::new(); goroutines.len()];
+    let waiting = goroutines.iter().enumerate();
+    let mut open: Vec<(usize, u64)> = waiting
+        .filter(|(_, goroutine)| goroutine.status == GoroutineStatus::Waiting)
+        .map(|(index, goroutine)| (index, goroutine.waiting))
+        .collect();
+    let len = sudog_bytes(offsets).min(MAX_SUDOG_BYTES);
+    let mut left = MAX_OF_BATCH;
+    for _ in 0..MAX_CASES {
+        open.retain(|(_, next)| *next != 0 && next.is_multiple_of(8));
+        open.truncate(left);
+        left -= open.len();
+        let addresses: Vec<u64> = open.iter().map(|(_, next)| *next).collect();
+        let pieces = Pieces::read(memory, &addresses, len);
+        let mut at = 0..;
+        open.retain_mut(|(index, next)| {
+            let bytes = at.next().and_then(|at| pieces.get(at));
+            let sudog = bytes.and_then(|bytes| Sudog::of(bytes, offsets));
+            // One that is not this goroutine's was let go of, and is another's.
+            let address = goroutines[*index].address;
+            let Some(sudog) = sudog.filter(|sudog| sudog.g == address) else {
+                return false;
+            };
+            match (sudog.c, sudog.elem) {
+                (0, 0) => {}
+                (0, elem) => awaited[*index].push(Awaited::Semaphore(elem)),
+                (c, _) => awaited[*index].push(Awaited::Channel(c)),
+            }
+            *next = sudog.wait_link;
+            true
         });
-        next = sudog.wait_link;
+        if open.is_empty() {
+            break;
+        }
     }
-    awaited.retain(|awaited| !matches!(awaited, Awaited::Semaphore(0)));
     awaited
 }
 
@@ -184,14 +215,14 @@ mod tests {
         // Its next is itself, of the goroutine at 0x100.
         words.put(0x1000, &[0x100, 0, 0, 0, 0, 0, 0, 0, 0x1000, 0, 0x2000, 0]);
         words.put(0x1060, &[0; 500]);
-        let mut sudogs = Sudogs {
-            blocks: Blocks::new(&words, 1 << 20),
-            offsets: &OFFSETS,
-        };
-        let goroutine = waiting(0x100, 0x1000);
-        let awaited = awaited_by(&goroutine, &mut sudogs);
-        assert_eq!(awaited, vec![Awaited::Channel(0x2000); MAX_CASES]);
-        let other = waiting(0x108, 0x1000);
-        assert!(awaited_by(&other, &mut sudogs).is_empty());
+        let offsets = &OFFSETS.lists.as_ref().unwrap().sudog;
+        let (its, others) = (waiting(0x100, 0x1000), waiting(0x108, 0x1000));
+        let awaited = awaited_by(&[&others, &its], &words, offsets);
+        assert_eq!(awaited[1], vec![Awaited::Channel(0x2000); MAX_CASES]);
+        assert!(awaited[0].is_empty());
+        // Many of them have no more together than is looked at.
+        let many = vec![&its; 4096];
+        let awaited = awaited_by(&many, &words, offsets);
+        assert_eq!(awaited.iter().map(Vec::len).sum::<usize>(), MAX_OF_BATCH);
     }
 }

@@ -166,15 +166,21 @@ impl Process {
     }
 
     /// What the process's runtime counts at this moment, out of `memory`; `reasons`
-    /// are what goroutines wait for. None where it has no Go code mapped.
-    pub fn statistics(&self, memory: &dyn Memory, reasons: &[String]) -> Option<Statistics> {
+    /// are what goroutines wait for, which are not counted where more than `most` are
+    /// listed. None where it has no Go code mapped.
+    pub fn statistics(
+        &self,
+        memory: &dyn Memory,
+        reasons: &[String],
+        most: u64,
+    ) -> Option<Statistics> {
         let program = self.go_program(memory)?;
         let offsets = match self.struct_offsets(memory) {
             Ok((offsets, true)) => Ok(offsets),
             Ok((_, false)) | Err(NoLayout::NotYet) => Err("it has only begun".to_owned()),
             Err(NoLayout::Unknown(why)) => Err(why),
         };
-        Some(program.statistics(offsets.as_ref().map_err(String::clone), reasons))
+        Some(program.statistics(offsets.as_ref().map_err(String::clone), reasons, most))
     }
 
     /// What the function at an address is: the program's, or a plugin's.

@@ -236,7 +236,8 @@ mod tests {
 
     use super::*;
     use crate::gobinary::{
-        GOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets, SyscallRegisters,
+        GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
+        SyscallRegisters,
     };
     use crate::gomemory::fake::Words;
 
@@ -256,13 +257,8 @@ mod tests {
             },
             atomic_status: 144,
             goid: 152,
-            wait_since: 168,
-            wait_reason: 176,
-            go_pc: 280,
             start_pc: 296,
-            waiting: 312,
             labels: 344,
-            parent_goid: None,
         },
         m: MOffsets {
             g0: 0,
@@ -272,14 +268,21 @@ mod tests {
             p: 200,
             id: 224,
         },
-        sudog: SudogOffsets {
-            g: 0,
-            next: 8,
-            prev: 16,
-            elem: 24,
-            wait_link: 64,
-            c: 80,
-        },
+        lists: Ok(ListOffsets {
+            wait_since: 168,
+            wait_reason: 176,
+            go_pc: 280,
+            waiting: 312,
+            parent_goid: None,
+            sudog: SudogOffsets {
+                g: 0,
+                next: 8,
+                prev: 16,
+                elem: 24,
+                wait_link: 64,
+                c: 80,
+            },
+        }),
         labels: None,
     };
     const LIST: AllGoroutines = AllGoroutines {

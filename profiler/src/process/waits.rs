@@ -54,6 +54,10 @@ impl Process {
             Ok((_, false)) | Err(NoLayout::NotYet) => return Ok(None),
             Err(NoLayout::Unknown(why)) => return Err(why),
         };
+        let program = self.go_program(&memory);
+        let lists = *program
+            .ok_or("its Go code is not mapped")?
+            .lists(&offsets)?;
         let (object, bias) = self.go_mapping().ok_or("its Go code is not mapped")?;
         let binary = object.go().ok_or("it is not Go")?;
         let reasons = binary
@@ -76,7 +80,7 @@ impl Process {
                 start: park.entry.wrapping_add(bias),
                 len: park.end.saturating_sub(park.entry),
             },
-            g_wait_reason: u16::try_from(offsets.g.wait_reason)
+            g_wait_reason: u16::try_from(lists.wait_reason)
                 .map_err(|_| "its offsets are out of range")?,
             at: 0,
             // `semrelease1` in `runtime/sema.go`.

@@ -173,16 +173,18 @@ impl SnapshotSession {
     /// without a gap.
     pub fn rotate(&mut self) -> SnapshotReading {
         let end = self.close();
+        let unread = self.programs.unread();
         let table = self.programs.table.split_off();
         self.programs.table.release();
-        self.split_off(table, end)
+        self.split_off(table, unread, end)
     }
 
     /// Ends the recording.
     pub fn finish(mut self) -> SnapshotReading {
         let end = self.close();
+        let unread = self.programs.unread();
         let table = std::mem::take(&mut self.programs.table);
-        self.split_off(table, end)
+        self.split_off(table, unread, end)
     }
 
     /// Ends the open slice now, and says when that is. A time of which no snapshot is
@@ -212,7 +214,12 @@ impl SnapshotSession {
         end
     }
 
-    fn split_off(&mut self, table: ProcessTable, end: Duration) -> SnapshotReading {
+    fn split_off(
+        &mut self,
+        table: ProcessTable,
+        unread: Vec<Unread>,
+        end: Duration,
+    ) -> SnapshotReading {
         let facts = std::mem::take(&mut self.facts);
         let duration = end.saturating_sub(self.begin);
         let (event, is_wall) = (self.config.event, self.config.event == Event::Wall);
@@ -233,7 +240,7 @@ impl SnapshotSession {
             window: std::mem::take(&mut self.window),
             table,
             facts,
-            unread: self.programs.unread(),
+            unread,
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Cost {
     pub cpu_s: f64,
     /// Start to end, in seconds.
     pub wall_s: f64,
+    /// The most resident memory of it, or of a child it waited for.
+    pub peak_mib: f64,
     /// What it wrote to standard error.
     pub errors: String,
 }
@@ -165,7 +167,7 @@ impl Profiler {
                 .read_to_string(&mut errors)
                 .with_context(|| format!("read what `{}` says", self.line))?;
         }
-        let (status, cpu_s) = wait(&child).with_context(|| format!("wait for `{}`", self.line))?;
+        let (status, usage) = wait(&child).with_context(|| format!("wait for `{}`", self.line))?;
         // `perf record` ends itself by the signal that it was stopped with.
         let stopped = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGINT;
         let succeeded = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
@@ -173,7 +175,9 @@ impl Profiler {
             bail!("`{}` failed:\n{}", self.line, errors.trim_end());
         }
         Ok(Cost {
-            cpu_s,
+            cpu_s: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+            // In kilobytes.
+            peak_mib: usage.ru_maxrss as f64 / 1024.0,
             wall_s: self.started.elapsed().as_secs_f64(),
             errors,
         })
@@ -259,9 +263,8 @@ pub fn samples(said: &str) -> Result<u64> {
         .with_context(|| format!("the profiler does not say how many samples it took:\n{said}"))
 }
 
-/// Waits for `child`; its wait status, and the CPU time of it and of what it
-/// waited for, in seconds.
-fn wait(child: &Child) -> Result<(i32, f64)> {
+/// Waits for `child`; its wait status, and what it and what it waited for used.
+fn wait(child: &Child) -> Result<(i32, libc::rusage)> {
     let pid = i32::try_from(child.id())?;
     let mut status = 0;
     // SAFETY: a structure of integers may be all zero.
@@ -273,8 +276,11 @@ fn wait(child: &Child) -> Result<(i32, f64)> {
             return Err(error.into());
         }
     }
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    Ok((status, seconds(usage.ru_utime) + seconds(usage.ru_stime)))
+    Ok((status, usage))
+}
+
+fn seconds(time: libc::timeval) -> f64 {
+    time.tv_sec as f64 + time.tv_usec as f64 / 1e6
 }
 
 /// Sends a signal by its number.

@@ -1,0 +1,321 @@
+//! What it costs a busy program that its goroutines are looked at once a second, from
+//! outside and by its own endpoint; and how long goprof takes to list them.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Bench;
+use super::process::{Cost, Profiler, Target, cost};
+use super::report::{Figure, Section};
+use super::stats::{Shuffle, Summary};
+
+/// How many goroutines wait in the busy programs.
+const CROWDS: [u64; 2] = [1_000, 100_000];
+/// How many in those that are listed while they do nothing else.
+const LISTED: [(u64, &str); 2] = [(100_000, "100,000"), (1_000_000, "1,000,000")];
+/// How often they are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long goprof has until it is at work.
+const LEAD: Duration = Duration::from_millis(700);
+/// How long an answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Who looks once a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// How far apart two equal configurations come out.
+    Nobody,
+    Wall,
+    Stats,
+    OwnEndpoint,
+}
+
+const LOOKS: [Look; 4] = [Look::Nobody, Look::Wall, Look::Stats, Look::OwnEndpoint];
+
+impl Look {
+    fn id(self) -> &'static str {
+        match self {
+            Look::Nobody => "noise",
+            Look::Wall => "wall",
+            Look::Stats => "stats",
+            Look::OwnEndpoint => "own",
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Look::Nobody => "noise: nothing over nothing",
+            Look::Wall => "goprof record -e wall -r 1",
+            Look::Stats => "goprof stats --every 1s",
+            Look::OwnEndpoint => "its own /debug/pprof/goroutine",
+        }
+    }
+}
+
+/// What a turn came to.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    by_clock: f64,
+    by_cpu: f64,
+}
+
+/// Turns under one who looks, over the turns right before and after.
+#[derive(Debug, Default)]
+struct Measured {
+    by_clock: Vec<f64>,
+    by_cpu: Vec<f64>,
+    /// CPU time of goprof a second, in milliseconds.
+    own_ms: Vec<f64>,
+    /// How long the program took to answer, in milliseconds.
+    answer_ms: Vec<f64>,
+}
+
+/// A busy program, and what was measured of it.
+struct Crowd {
+    target: Target,
+    address: String,
+    before: Turn,
+    measured: [Measured; LOOKS.len()],
+}
+
+/// Measures.
+pub fn measure(bench: &Bench) -> Result<Section> {
+    let program = bench.build_go("snapshot_load")?;
+    let (rounds, turn) = match bench.quick {
+        true => (1, Duration::from_secs(3)),
+        false => (4, Duration::from_secs(4)),
+    };
+    let mut figures = Vec::new();
+    let mut rates = Vec::new();
+    for count in CROWDS {
+        let mut crowd = Crowd::start(&program, count, turn)?;
+        let mut shuffle = Shuffle::default();
+        for round in 0..rounds {
+            bench.progress(&format!(
+                "snapshots: {count} goroutines, round {} of {rounds}",
+                round + 1
+            ));
+            for index in shuffle.order(LOOKS.len()) {
+                crowd.measure(bench, index, turn)?;
+            }
+        }
+        rates.push(format!("{:.0}", crowd.before.by_clock / 1000.0));
+        figures.extend(crowd.figures(count));
+    }
+    for (count, words) in LISTED {
+        bench.progress(&format!("snapshots: a list of {count}"));
+        figures.extend(listing(bench, &program, count, words)?);
+    }
+    Ok(Section {
+        title: "A look at every goroutine once a second",
+        method: format!(
+            "A program that is busy on every CPU ({} thousand pieces of work a second) beside \
+             1,000 and 100,000 goroutines that wait for channels, in select, for a mutex and \
+             sleeping, at 8 depths, one in ten with labels. {rounds} turns of {} s of each kind, \
+             in an order drawn anew each round, each over the mean of the turns right before \
+             and after it in which nobody looks. By the clock what goprof itself takes is in it, \
+             as it takes it of the CPUs that the program wants. Lists: `goprof goroutines` of a program that does \
+             nothing but wait, start to end.",
+            rates.join(" and "),
+            turn.as_secs()
+        ),
+        figures,
+    })
+}
+
+impl Crowd {
+    fn start(program: &Path, count: u64, turn: Duration) -> Result<Self> {
+        let mut target = start(program, count, true)?;
+        let address = target.ask("address")?.trim().to_owned();
+        // The first has the growth of the heap in it.
+        one_turn(&mut target, turn)?;
+        let before = one_turn(&mut target, turn)?;
+        Ok(Self {
+            target,
+            address,
+            before,
+            measured: Default::default(),
+        })
+    }
+
+    /// A turn under one who looks, and one without.
+    fn measure(&mut self, bench: &Bench, index: usize, turn: Duration) -> Result<()> {
+        let look = LOOKS[index];
+        let of = &mut self.measured[index];
+        let with = match command(bench, look, self.target.pid()) {
+            Some(mut command) => {
+                let profiler = Profiler::start(&mut command)?;
+                sleep(LEAD);
+                let with = one_turn(&mut self.target, turn)?;
+                let cost = profiler.stop()?;
+                of.own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
+                with
+            }
+            None if look == Look::OwnEndpoint => {
+                let (with, answer_ms) = asked_turn(&mut self.target, &self.address, turn)?;
+                of.answer_ms.extend(answer_ms);
+                with
+            }
+            None => one_turn(&mut self.target, turn)?,
+        };
+        let (before, after) = (self.before, one_turn(&mut self.target, turn)?);
+        of.by_clock
+            .push(with.by_clock * 2.0 / (before.by_clock + after.by_clock));
+        of.by_cpu
+            .push(with.by_cpu * 2.0 / (before.by_cpu + after.by_cpu));
+        self.before = after;
+        Ok(())
+    }
+
+    fn figures(&self, count: u64) -> Vec<Figure> {
+        let mut figures = Vec::new();
+        let mut add = |look: Look, part: &str, label: &str, unit, runs: &[f64]| {
+            if !runs.is_empty() {
+                let summary = Summary::of(runs.iter().copied());
+                let id = format!("snapshots.{count}.{}.{part}", look.id());
+                let what = format!("{count} goroutines, {}{label}", look.what());
+                figures.push(Figure::new(id, &what, unit, summary));
+            }
+        };
+        for (look, of) in LOOKS.into_iter().zip(&self.measured) {
+            add(
+                look,
+                "throughput",
+                ": work by the clock",
+                "ratio",
+                &of.by_clock,
+            );
+            add(
+                look,
+                "by_cpu",
+                ": work per CPU second of the program",
+                "ratio",
+                &of.by_cpu,
+            );
+            let own = ": goprof's own CPU time a second, start and end included";
+            add(look, "own", own, "ms", &of.own_ms);
+            add(look, "answer", ": time of an answer", "ms", &of.answer_ms);
+        }
+        figures
+    }
+}
+
+fn start(program: &Path, count: u64, is_busy: bool) -> Result<Target> {
+    let mut command = Command::new(program);
+    command.arg(format!("-goroutines={count}"));
+    Target::start(command.arg(format!("-busy={is_busy}")))
+}
+
+fn command(bench: &Bench, look: Look, pid: u32) -> Option<Command> {
+    let pid = pid.to_string();
+    let mut goprof = Command::new(&bench.goprof);
+    match look {
+        Look::Nobody | Look::OwnEndpoint => return None,
+        Look::Stats => goprof.args(["stats", "--every", "1s", "-p", &pid]),
+        Look::Wall => {
+            let output = bench.folder.join("snapshots.pb.gz");
+            goprof
+                .args(["record", "-e", "wall", "-r", "1", "-p", &pid, "-o"])
+                .arg(output)
+        }
+    };
+    Some(goprof)
+}
+
+/// A turn in which its endpoint is asked once a second, and how long that took.
+fn asked_turn(target: &mut Target, address: &str, turn: Duration) -> Result<(Turn, Vec<f64>)> {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut took_ms = Vec::new();
+            let mut next = Instant::now();
+            while !is_over.load(Ordering::Relaxed) {
+                if Instant::now() < next {
+                    sleep(Duration::from_millis(10));
+                    continue;
+                }
+                let begun = Instant::now();
+                ask(address)?;
+                took_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+                next += EVERY;
+            }
+            Ok(took_ms)
+        });
+        let with = one_turn(target, turn);
+        is_over.store(true, Ordering::Relaxed);
+        let took_ms: Result<Vec<f64>> = match asker.join() {
+            Ok(took_ms) => took_ms,
+            Err(_) => bail!("who asks the program panicked"),
+        };
+        Ok((with?, took_ms?))
+    })
+}
+
+/// Has the program write its own goroutine profile.
+fn ask(address: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(address).context("connect to the program")?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.write_all(b"GET /debug/pprof/goroutine HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    if !answer.starts_with(b"HTTP/1.0 200") {
+        bail!("{address} has no goroutine profile");
+    }
+    Ok(())
+}
+
+fn one_turn(target: &mut Target, turn: Duration) -> Result<Turn> {
+    let answer = target.ask(&format!("measure {}ms", turn.as_millis()))?;
+    let numbers: Result<Vec<f64>, _> = answer.split_whitespace().map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok([pieces, clock_ns, cpu_ns]) if *pieces > 0.0 && *clock_ns > 0.0 && *cpu_ns > 0.0 => {
+            Ok(Turn {
+                by_clock: pieces * 1e9 / clock_ns,
+                by_cpu: pieces * 1e9 / cpu_ns,
+            })
+        }
+        _ => bail!("the measured program answered `{}`", answer.trim()),
+    }
+}
+
+/// Lists of a program that only waits.
+fn listing(bench: &Bench, program: &Path, count: u64, words: &str) -> Result<Vec<Figure>> {
+    let target = start(program, count, false)?;
+    let is_large = count > 100_000;
+    let runs = match (bench.quick, is_large) {
+        (true, _) => 2,
+        (false, true) => 3,
+        (false, false) => 11,
+    };
+    let list = || {
+        let mut goprof = Command::new(&bench.goprof);
+        cost(goprof.args(["goroutines", "-p", &target.pid().to_string()]))
+    };
+    // The program's binary is read from disk.
+    list()?;
+    let costs: Vec<Cost> = (0..runs).map(|_| list()).collect::<Result<_>>()?;
+    let figure = |part: &str, label: &str, unit, of: fn(&Cost) -> f64| {
+        let id = format!("snapshots.list.{count}.{part}");
+        let what = format!("goprof goroutines, {words}: {label}");
+        Figure::new(id, &what, unit, Summary::of(costs.iter().map(of)))
+    };
+    let time = figure("time", "start to end", "ms", |cost| cost.wall_s * 1e3);
+    let time = match is_large {
+        true => time,
+        false => time.goal("below 300"),
+    };
+    Ok(vec![
+        time,
+        figure("cpu", "CPU time", "ms", |cost| cost.cpu_s * 1e3),
+        figure("memory", "most resident memory", "MiB", |cost| {
+            cost.peak_mib
+        }),
+    ])
+}
