@@ -38,7 +38,7 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 9] = [
+const MEASUREMENTS: [Measurement; 10] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
