@@ -239,7 +239,8 @@ fn open_descriptors() -> usize {
 fn putting_probes_on_and_off_harms_nobody_and_leaves_nothing() {
     let cycles = std::env::var(CYCLES_VARIABLE)
         .map_or(CYCLES, |number| number.parse().expect("a number of cycles"));
-    let mut target = Talker::start(&go::build("probe_load"), &[]);
+    // For as long as it takes.
+    let mut target = Talker::start_command(&mut Command::new(go::build("probe_load")));
     let kernel = Kernel::load();
     let (set, places) = probe_set(target.pid(), &FUNCTIONS, &kernel.programs);
     kernel
