@@ -23,7 +23,7 @@ pub(super) use args::{parse_duration, parse_label};
 use super::{Failure, printable, raise_file_limit};
 use crate::{
     doctor, profile,
-    session::{Config, Recording, Session, Stopped},
+    session::{Config, Recording, Session, Stopped, takes_probes},
     sink::{self, FileSink, default_name},
     symbolize::Event,
 };
@@ -178,6 +178,11 @@ async fn publish(
     if recording.samples() == 0 && recording.stopped == Stopped::TargetsGone {
         return target.gone_without_samples(plan.quiet);
     }
+    if let Some(why) = unprobed(plan, &recording) {
+        return Err(Failure::Failed(anyhow::anyhow!(
+            "nothing was recorded and nothing written: {why}"
+        )));
+    }
     let mut kept = Vec::new();
     for named in &mut recording.named {
         kept.push(plan.filter.apply(&mut named.window));
@@ -209,6 +214,16 @@ async fn publish(
         }
     }
     Ok(())
+}
+
+/// Why nothing could be probed, where all events take probes.
+fn unprobed<'r>(plan: &Plan, recording: &'r Recording) -> Option<&'r str> {
+    let all_take_probes = plan.written().iter().all(|event| takes_probes(*event));
+    let tally = &recording.tally;
+    if !all_take_probes || !tally.probes.is_empty() || recording.samples() > 0 {
+        return None;
+    }
+    tally.off.iter().next().map(String::as_str)
 }
 
 async fn write(sink: FileSink, bytes: Vec<u8>) -> Result<(), Failure> {
