@@ -7,6 +7,7 @@ mod console;
 mod guest;
 mod kernels;
 mod machine;
+mod modules;
 mod ramdisk;
 mod report;
 
@@ -24,6 +25,7 @@ use crate::workspace::Workspace;
 
 use cases::{CASES, Case};
 use kernels::{Arch, KERNELS};
+use modules::Module;
 use report::{Outcome, Report};
 
 /// Arguments of `cargo xtask vm`.
@@ -68,25 +70,26 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let folder = workspace.target().join("vm").join(args.arch.name());
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let guest = Guest {
-        programs: build_programs(workspace, args.arch, &folder)?,
+        programs: build_programs(workspace, args.arch, &cases, &folder)?,
         goprof: build_goprof(workspace, args.arch, &folder)?,
         busybox: kernels::busybox(workspace, args.arch)?,
     };
+    let modules = wanted_modules(&cases, args.arch);
     let mut report = Report::default();
     for kernel in KERNELS {
         if !args.kernel.is_empty() && !args.kernel.iter().any(|series| series == kernel.series) {
             continue;
         }
-        let image = kernels::provide(workspace, &kernel, args.arch)?;
+        let unpacked = kernels::provide(workspace, &kernel, args.arch, &modules)?;
         eprintln!(
             "xtask: booting Linux {} ({})",
             kernel.series,
             args.arch.name()
         );
         let ramdisk = folder.join(format!("{}.cpio", kernel.series));
-        fs::write(&ramdisk, guest.ramdisk(&cases)?)
+        fs::write(&ramdisk, guest.ramdisk(&cases, &unpacked.modules)?)
             .with_context(|| format!("write {}", ramdisk.display()))?;
-        let console = machine::boot(args.arch, &image, &ramdisk)?;
+        let console = machine::boot(args.arch, &unpacked.image, &ramdisk)?;
         let kept = folder.join(format!("{}.log", kernel.series));
         fs::write(&kept, &console).with_context(|| format!("write {}", kept.display()))?;
         let outcome = Outcome::of(&kernel, args.arch, &cases, &console);
@@ -107,9 +110,9 @@ struct Guest {
 }
 
 impl Guest {
-    fn ramdisk(&self, cases: &[&Case]) -> Result<Vec<u8>> {
+    fn ramdisk(&self, cases: &[&Case], modules: &[Module]) -> Result<Vec<u8>> {
         let mut archive = ramdisk::Archive::default();
-        for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+        for folder in ["bin", "dev", "lib", "proc", "sys", "tmp"] {
             archive.folder(folder);
         }
         archive.program("bin/busybox", &read(&self.busybox)?);
@@ -118,9 +121,19 @@ impl Guest {
         for (name, path) in &self.programs {
             archive.program(&format!("bin/{name}"), &read(path)?);
         }
-        archive.program("init", guest::init(cases).as_bytes());
+        for module in modules {
+            archive.program(&format!("lib/{}.ko", module.name), &module.content);
+        }
+        archive.program("init", guest::init(cases, modules).as_bytes());
         Ok(archive.finish())
     }
+}
+
+/// The modules that cases need of the kernel, by their names.
+fn wanted_modules(cases: &[&Case], arch: Arch) -> Vec<&'static str> {
+    let there = cases.iter().filter(|case| case.lacking != Some(arch));
+    let modules = there.flat_map(|case| case.modules);
+    modules.map(|module| guest::name_of(module)).collect()
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>> {
@@ -131,10 +144,11 @@ fn read(path: &PathBuf) -> Result<Vec<u8>> {
 fn build_programs(
     workspace: &Workspace,
     arch: Arch,
+    cases: &[&Case],
     folder: &std::path::Path,
 ) -> Result<Vec<(String, PathBuf)>> {
     let go = Go::prepare(workspace)?;
-    let mut names: Vec<&str> = CASES.iter().map(|case| case.program).collect();
+    let mut names: Vec<&str> = cases.iter().map(|case| case.program).collect();
     names.sort_unstable();
     names.dedup();
     let build = |name: &str| {
