@@ -89,7 +89,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         let ramdisk = folder.join(format!("{}.cpio", kernel.series));
         fs::write(&ramdisk, guest.ramdisk(&cases, &unpacked.modules)?)
             .with_context(|| format!("write {}", ramdisk.display()))?;
-        let console = machine::boot(args.arch, &unpacked.image, &ramdisk)?;
+        let console = machine::boot(args.arch, &unpacked.image, &ramdisk, cases.len())?;
         let kept = folder.join(format!("{}.log", kernel.series));
         fs::write(&kept, &console).with_context(|| format!("write {}", kept.display()))?;
         let outcome = Outcome::of(&kernel, args.arch, &cases, &console);

@@ -30,6 +30,7 @@ mount -t sysfs sys /sys
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t cgroup2 cgroup /sys/fs/cgroup
 dmesg -n 1
+ifconfig lo 127.0.0.1 up
 ulimit -l unlimited
 section() {
     name=$1
@@ -71,6 +72,7 @@ begin() {
     FEED=$!
     tries=0
     until grep -q ready /tmp/ready || [ $tries = 300 ]; do
+        kill -0 $PID || break
         sleep 0.1
         tries=$((tries + 1))
     done
