@@ -1,5 +1,7 @@
 //! Reads back from a console's text what `guest` had written there.
 
+use anyhow::{Context, Result};
+
 use super::guest::{BEGIN, END, SAID, TOLD};
 
 /// What one command did.
@@ -16,6 +18,20 @@ pub struct Section {
     pub told: String,
     /// What it exited with.
     pub code: i32,
+}
+
+impl Section {
+    /// For how long goprof says that it has recorded, in seconds: on a slow machine that
+    /// is longer than it was told to.
+    pub fn recorded_seconds(&self) -> Result<f64> {
+        let mut words = self.said.split_whitespace();
+        let seconds = std::iter::from_fn(|| {
+            words.find(|word| *word == "in")?;
+            Some(words.clone().next().and_then(|word| word.parse().ok()))
+        });
+        let seconds = seconds.flatten().next();
+        seconds.with_context(|| format!("it does not say how long it recorded: {}", self.said))
+    }
 }
 
 /// A part of a section.
@@ -109,13 +125,14 @@ mod tests {
 
     #[test]
     fn sections_are_read_as_they_were_written() {
-        let console = "BIOS\r\n\x1b[2J@@begin cpu\r\na;main.main 3\r\n@@said\r\n3 samples\r\n\
+        let console = "BIOS\r\n\x1b[2J@@begin cpu\r\na;main.main 3\r\n@@said\r\n3 samples in 2.5 s\r\n\
              @@told\r\nready\r\n@@end 0\r\n@@begin cut\r\nno end";
         let read = sections(console);
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].name.as_str(), read[0].code), ("cpu", 0));
         assert_eq!(read[0].output, "a;main.main 3\n");
-        assert_eq!(read[0].said, "3 samples\n");
+        assert_eq!(read[0].said, "3 samples in 2.5 s\n");
+        assert_eq!(read[0].recorded_seconds().unwrap(), 2.5);
         assert_eq!(read[0].told, "ready\n");
     }
 

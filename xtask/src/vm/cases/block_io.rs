@@ -24,7 +24,7 @@ pub const BUSY: [&str; 2] = [
 /// A disk that takes 2 ms, and does the half of every third request only.
 pub const SHORT: [&str; 2] = [
     "sd_mod",
-    "scsi_debug dev_size_mb=64 ndelay=2000000 every_nth=3 opts=0x80",
+    "scsi_debug dev_size_mb=64 ndelay=2000000 every_nth=3 opts=0x100",
 ];
 /// It is there a moment after its module.
 pub const WAIT_FOR_DISK: &str = "wait_for /dev/sda";
@@ -74,23 +74,50 @@ fn missed(section: &Section) -> u64 {
     counts.sum()
 }
 
+/// How many requests took 16 ms or more: the kernel waits before it asks again.
+fn slow(section: &Section, device: &str) -> Result<u64> {
+    let begin = format!("{device} below ");
+    let mut slow = 0;
+    for line in section.said.lines() {
+        let Some((below, count)) = line
+            .trim()
+            .strip_prefix(&begin)
+            .and_then(|rest| rest.split_once(": "))
+        else {
+            continue;
+        };
+        if below.split_once(" ms").is_some_and(|(ms, _)| ms != "16") {
+            slow += count.parse::<u64>().context("no count of requests")?;
+        }
+    }
+    Ok(slow)
+}
+
 fn of(section: &Section, function: &str) -> u64 {
     sum(&stacks(&section.output), |stack| stack.has(function))
 }
 
-/// Requests and bytes are those that the kernel counts.
+/// Requests and bytes are those that the kernel counts, but for those of which it did not
+/// tell.
 fn as_counted(section: &Section, device: &str) -> Result<String> {
     let [reads, writes] = counted(section, device)?;
     let (count, bytes) = (reads[0] + writes[0], reads[1] + writes[1]);
     let found = requests(section, device)?;
     let found_bytes = sum(&stacks(&section.output), |_| true);
-    ensure!(missed(section) == 0, "the kernel did not tell of all");
+    let missed = missed(section);
     ensure!(
-        found == count && found_bytes == bytes,
+        missed * 20 <= count,
+        "it was not told of {missed} of {count}"
+    );
+    let is_near = |found: u64, all: u64, least: u64| found <= all && found + missed * least >= all;
+    ensure!(
+        is_near(found, count, 1) && is_near(found_bytes, bytes, MOST_BYTES),
         "{found} requests of {count}, {found_bytes} bytes of {bytes}; {}",
         section.said.trim()
     );
-    Ok(format!("{found} requests of {count}, {bytes} bytes"))
+    Ok(format!(
+        "{found} requests of {count} ({missed} times not told), {found_bytes} bytes of {bytes}"
+    ))
 }
 
 /// Each request takes what the device takes.
@@ -100,13 +127,27 @@ pub fn latency(section: &Section) -> Result<String> {
         #[expect(clippy::cast_precision_loss, reason = "some seconds in nanoseconds")]
         let each_ms = of(section, function) as f64 / count as f64 / 1e6;
         ensure!(
-            (DELAY_MS..=DELAY_MS * 1.5).contains(&each_ms),
+            (DELAY_MS..=DELAY_MS * 2.0).contains(&each_ms),
             "{function}: {each_ms:.2} ms each, not {DELAY_MS}; {}",
             section.said.trim()
         );
         seen.push(format!("{function} {each_ms:.2} ms each"));
     }
-    Ok(format!("{}, of {DELAY_MS}", seen.join(", ")))
+    // What the kernel counts has the time before the driver got it, too.
+    let [reads, writes] = counted(section, "nullb0")?;
+    let (found_ms, truth_ms) = (
+        sum(&stacks(&section.output), |_| true) / 1_000_000,
+        reads[2] + writes[2],
+    );
+    ensure!(
+        found_ms <= truth_ms + truth_ms / 20 && found_ms * 4 >= truth_ms * 3,
+        "{found_ms} ms of {truth_ms}; {}",
+        section.said.trim()
+    );
+    Ok(format!(
+        "{}, of {DELAY_MS}; {found_ms} ms of {truth_ms}",
+        seen.join(", ")
+    ))
 }
 
 /// The bytes of each kind are those that were asked for, and in all those that the
@@ -139,16 +180,26 @@ fn known_bytes(section: &Section) -> Result<()> {
 pub fn merged_and_split(section: &Section) -> Result<String> {
     let seen = as_counted(section, "nullb0")?;
     let large = of(section, "main.largeAll");
-    ensure!(large == 8 << 20, "main.largeAll: {large} bytes");
+    let least = (8 << 20) - missed(section) * MOST_BYTES;
+    ensure!(
+        (least..=8 << 20).contains(&large),
+        "main.largeAll: {large} bytes of {}",
+        8 << 20
+    );
     for function in ["main.buffersAll", "main.streamsAll"] {
         let found = of(section, function);
-        ensure!(found >= 4 << 20, "{function}: {found} bytes of {}", 4 << 20);
+        let least = (4 << 20) - missed(section) * MOST_BYTES;
+        ensure!(
+            found >= least * 9 / 10,
+            "{function}: {found} bytes of {}",
+            4 << 20
+        );
     }
     let found = requests(section, "nullb0")?;
-    // As few as can be are full ones; unmerged, pages would be eight times as many.
+    // Unmerged, the pages alone would be 2048.
     let least = (16 << 20) / MOST_BYTES;
     ensure!(
-        (least..least * 2).contains(&found),
+        (least * 9 / 10..least * 2).contains(&found),
         "{found} requests, of which {least} would do"
     );
     Ok(seen)
@@ -157,7 +208,15 @@ pub fn merged_and_split(section: &Section) -> Result<String> {
 /// What came back and was given to the device again is one request.
 pub fn sent_back(section: &Section) -> Result<String> {
     known_bytes(section)?;
-    as_counted(section, "sda")
+    let again = slow(section, "sda")?;
+    ensure!(
+        again >= (READS + WRITES) / 8,
+        "only {again} requests took as long as those that come back"
+    );
+    Ok(format!(
+        "{}, {again} of which came back",
+        as_counted(section, "sda")?
+    ))
 }
 
 /// So is what was done in parts.

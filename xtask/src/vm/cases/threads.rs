@@ -10,8 +10,6 @@ use super::cpu::sum;
 /// and no signals to take a goroutine off its thread.
 pub const ENVIRONMENT: &str = "GOMAXPROCS=16 GODEBUG=asyncpreemptoff=1";
 
-/// How long is recorded of the program that goes on, in seconds.
-const SECONDS: f64 = 4.0;
 /// Its threads that want the one CPU.
 const CONTENDING: f64 = 4.0;
 
@@ -67,7 +65,8 @@ pub fn combined(section: &Section) -> Result<String> {
         })
     };
     let (ran, waited) = (of("[running]"), of("[waiting for a CPU]"));
-    let due = CONTENDING * SECONDS;
+    let elapsed = section.recorded_seconds()?;
+    let due = CONTENDING * elapsed;
     ensure!(
         ((ran + waited) / due - 1.0).abs() < 0.1,
         "{ran:.2} s running and {waited:.2} s waiting of {due} s; {}",
@@ -81,10 +80,10 @@ pub fn combined(section: &Section) -> Result<String> {
         stack.has("main.sleeps") && stack.frames.last() == Some(&"[blocked]")
     });
     ensure!(
-        (SECONDS * 0.8..=SECONDS * 1.05).contains(&slept),
-        "{slept:.2} s asleep of {SECONDS}"
+        (elapsed * 0.8..=elapsed * 1.05).contains(&slept),
+        "{slept:.2} s asleep of {elapsed}"
     );
     Ok(format!(
-        "{ran:.2} s running and {waited:.2} s waiting of {due}, {slept:.2} s asleep of {SECONDS}"
+        "{ran:.2} s running and {waited:.2} s waiting of {due}, {slept:.2} s asleep of {elapsed}"
     ))
 }
