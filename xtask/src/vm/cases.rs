@@ -144,6 +144,7 @@ pub const CASES: [Case; 23] = [
     Case {
         name: "mutex",
         program: "contention",
+        feed: "waited",
         command: "record -e mutex -p $PID -d 5 --probe-budget off -v \
                   --sample-type delay -f folded -o -",
         since: PROBES,
@@ -153,6 +154,7 @@ pub const CASES: [Case; 23] = [
     Case {
         name: "mutex, by who waited",
         program: "contention",
+        feed: "waited",
         command: "record -e mutex -p $PID -d 5 --probe-budget off -v --at waiter \
                   --sample-type delay -f folded -o -",
         since: PROBES,
@@ -162,6 +164,7 @@ pub const CASES: [Case; 23] = [
     Case {
         name: "block",
         program: "contention",
+        feed: "waited",
         command: "record -e block -p $PID -d 5 --probe-budget off -v \
                   --sample-type delay -f folded -o -",
         since: PROBES,
@@ -171,6 +174,7 @@ pub const CASES: [Case; 23] = [
     Case {
         name: "block, under a budget",
         program: "contention",
+        feed: "waited",
         command: "record -e block -p $PID -d 10 --probe-budget 5% -v \
                   --sample-type delay -f folded -o -",
         since: PROBES,
@@ -199,7 +203,7 @@ pub const CASES: [Case; 23] = [
         program: "off_cpu",
         arguments: "-wait 3s -parts sleeps,blocks,contends",
         environment: threads::ENVIRONMENT,
-        command: "record -e offcpu -v --sample-type offcpu -f folded -o -",
+        command: "record -e offcpu -v --sample-type off_cpu -f folded -o -",
         judge: threads::off_cpu,
         ..USUAL
     },

@@ -103,7 +103,7 @@ fn as_counted(section: &Section, device: &str) -> Result<String> {
     let [reads, writes] = counted(section, device)?;
     let (count, bytes) = (reads[0] + writes[0], reads[1] + writes[1]);
     let found = requests(section, device)?;
-    let found_bytes = sum(&stacks(&section.output), |_| true);
+    let found_bytes = of(section, "main.main");
     let missed = missed(section);
     ensure!(
         missed * 20 <= count,
@@ -135,10 +135,7 @@ pub fn latency(section: &Section) -> Result<String> {
     }
     // What the kernel counts has the time before the driver got it, too.
     let [reads, writes] = counted(section, "nullb0")?;
-    let (found_ms, truth_ms) = (
-        sum(&stacks(&section.output), |_| true) / 1_000_000,
-        reads[2] + writes[2],
-    );
+    let (found_ms, truth_ms) = (of(section, "main.main") / 1_000_000, reads[2] + writes[2]);
     ensure!(
         found_ms <= truth_ms + truth_ms / 20 && found_ms * 4 >= truth_ms * 3,
         "{found_ms} ms of {truth_ms}; {}",

@@ -22,6 +22,7 @@ pub fn allocations(section: &Section) -> Result<String> {
     Ok(format!("{} kB in {} stacks", all / 1024, stacks.len()))
 }
 
+const PARKED: u64 = 10_000;
 /// 10,000 parked ones, three busy ones and main.
 const GOROUTINES: u64 = 10_004;
 
@@ -33,6 +34,15 @@ pub fn goroutines(section: &Section) -> Result<String> {
     let counts = groups.iter().filter_map(|group| group["count"].as_u64());
     let count: u64 = counts.sum();
     ensure!(count == GOROUTINES, "{count} goroutines of {GOROUTINES}");
+    // Those that wait were all begun by main's literal, and their stacks go back to it.
+    let is_parked = |group: &&serde_json::Value| {
+        let frames = group["stack"].as_array().into_iter().flatten();
+        let mut functions = frames.filter_map(|frame| frame["function"].as_str());
+        functions.any(|function| function == "main.main.func1")
+    };
+    let parked = groups.iter().filter(is_parked);
+    let parked: u64 = parked.filter_map(|group| group["count"].as_u64()).sum();
+    ensure!(parked == PARKED, "stacks of {parked} parked ones of {PARKED}");
     Ok(format!("{count} goroutines in {} groups", groups.len()))
 }
 
