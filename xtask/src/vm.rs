@@ -130,7 +130,9 @@ impl<'a> Machines<'a> {
         let unpacked = kernels::provide(workspace, kernel, arch, &modules)?;
         eprintln!("xtask: booting Linux {series} ({})", arch.name());
         let ramdisk = self.folder.join(format!("{series}.cpio"));
-        fs::write(&ramdisk, self.ramdisk(cases, &unpacked.modules)?)
+        let tried = cases.iter().filter(|case| case.lacking != Some(arch));
+        let tried: Vec<&Case> = tried.copied().collect();
+        fs::write(&ramdisk, self.ramdisk(&tried, &unpacked.modules)?)
             .with_context(|| format!("write {}", ramdisk.display()))?;
         machine::boot(arch, &unpacked.image, &ramdisk, cases.len())
     }

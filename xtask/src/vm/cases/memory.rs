@@ -42,7 +42,10 @@ pub fn goroutines(section: &Section) -> Result<String> {
     };
     let parked = groups.iter().filter(is_parked);
     let parked: u64 = parked.filter_map(|group| group["count"].as_u64()).sum();
-    ensure!(parked == PARKED, "stacks of {parked} parked ones of {PARKED}");
+    ensure!(
+        parked == PARKED,
+        "stacks of {parked} parked ones of {PARKED}"
+    );
     Ok(format!("{count} goroutines in {} groups", groups.len()))
 }
 
@@ -82,7 +85,9 @@ pub fn mix(section: &Section) -> Result<String> {
         let found = sum(&stacks, at_leaf) as f64 / all * 100.0;
         let due = bytes / known * 100.0;
         let words = format!("{function} {found:.1}% of {due:.1}%");
-        if (found / due - 1.0).abs() > 0.3 {
+        // Of some 1,500 samples a small share has few.
+        let most = if due < 5.0 { 0.5 } else { 0.3 };
+        if (found / due - 1.0).abs() > most {
             wrong.push(words.clone());
         }
         seen.push(words);

