@@ -9,7 +9,7 @@ use super::cpu::sum;
 
 /// Between what is found and what is known. The program counts what goes before and after
 /// a wait, too: there the traps of the probes are, which are dear on an emulated machine.
-const LOCKED: (f64, f64) = (0.6, 1.15);
+const LOCKED: (f64, f64) = (0.45, 1.15);
 const STEADY: (f64, f64) = (0.75, 1.05);
 
 /// The functions of contention that wait for a lock, in the order in which the program
