@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use goprof::gobinary::{GoBinary, NoProbePlace, PlaceInstruction, ProbePlace};
+use goprof::gobinary::{FuncKind, GoBinary, NoProbePlace, PlaceInstruction, ProbePlace};
 use goprof::image::Image;
 use goprof_tests::go::{self, EVERY_VERSION, Variant};
 
@@ -101,6 +101,35 @@ fn deltas(binary: &GoBinary, place: &ProbePlace, length: u64) -> (Option<i32>, O
     (delta(place.vaddr), delta(place.vaddr + length))
 }
 
+/// Where a function has its stack grown.
+fn grows_at(binary: &GoBinary, name: &str) -> u64 {
+    let mut functions = binary.functions_by_name(name);
+    let function = functions.find(|function| function.kind != FuncKind::Wrapper);
+    let function = function.expect("it was found before");
+    binary
+        .stack_grows_at(function)
+        .expect("it checks its stack")
+}
+
+/// The code there puts the arguments onto the stack, and calls `runtime.morestack`.
+fn check_growth(path: &Path, binary: &GoBinary, name: &str, what: &str) {
+    let grow = grows_at(binary, name);
+    let mut objdump = Command::new("objdump");
+    objdump.args(["-d", "--no-show-raw-insn"]);
+    objdump.arg(format!("--start-address={grow:#x}"));
+    objdump.arg(format!("--stop-address={:#x}", grow + 64));
+    let output = objdump.arg(path).output().expect("objdump");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut words = text.split_whitespace().skip_while(|word| *word != "call");
+    let target = words.nth(1).and_then(|target| {
+        let digits = target.strip_prefix("0x").unwrap_or(target);
+        u64::from_str_radix(digits, 16).ok()
+    });
+    let target = target.unwrap_or_else(|| panic!("{what}: no call at {grow:#x}: {text}"));
+    let called = name_at(binary, target);
+    assert!(called.starts_with("runtime.morestack"), "{what}: {called}");
+}
+
 fn check_amd64(version: &str, variant: Variant) {
     let what = format!("go{version} {variant:?}");
     let path = go::build_with("alloc_sites", version, variant);
@@ -111,6 +140,7 @@ fn check_amd64(version: &str, variant: Variant) {
         let entry = binary.function_by_name(&name).expect("it was found before");
         assert!(place.vaddr > entry, "{what}: the first instruction");
         let says = disassemble(&path, place.vaddr);
+        check_growth(&path, &binary, &name, &what);
         if has_push {
             assert_eq!(
                 place.instruction,
@@ -198,6 +228,7 @@ fn check_arm64(version: &str, dir: &Path) {
             .step_by(4)
             .find(|at| word_at(*at) >> 26 == 0x25);
         let call = call.unwrap_or_else(|| panic!("{what}: no call at {grow:#x}"));
+        assert_eq!(grows_at(&binary, &name), grow, "{what}");
         let called = name_at(&binary, arm64_target(call, word_at(call), 0, 26));
         assert!(called.starts_with("runtime.morestack"), "{what}: {called}");
     }

@@ -22,6 +22,8 @@ pub struct Records {
     waiting_bytes: usize,
     /// The most of that.
     peak_bytes: usize,
+    /// Bytes taken so far.
+    taken_bytes: u64,
 }
 
 impl Records {
@@ -38,6 +40,7 @@ impl Records {
             ring,
             waiting_bytes: 0,
             peak_bytes: 0,
+            taken_bytes: 0,
         })
     }
 
@@ -59,7 +62,9 @@ impl Records {
         while taken < limit {
             let Some(record) = ring.next() else { break };
             take(&record);
-            self.waiting_bytes += record.len() + RECORD_HEAD_BYTES;
+            let bytes = record.len() + RECORD_HEAD_BYTES;
+            self.waiting_bytes += bytes;
+            self.taken_bytes += bytes as u64;
             taken += 1;
         }
         self.peak_bytes = self.peak_bytes.max(self.waiting_bytes);
@@ -67,6 +72,12 @@ impl Records {
             self.waiting_bytes = 0;
         }
         taken
+    }
+
+    /// Bytes of the ring that were taken so far. Once these are as many more as the ring
+    /// holds, all that was in it before has been taken.
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
     }
 
     /// The most bytes of the ring that were in use at once since the last call,

@@ -68,9 +68,6 @@ pub use window::Finished;
 const DRAIN_LIMIT: usize = 4096;
 /// How often processes that should be gone are looked for.
 const LIVENESS_EVERY: Duration = Duration::from_millis(500);
-/// Most times that the ring is emptied at once: records may come faster than they
-/// are taken.
-const MAX_DRAINS: usize = 64;
 
 /// The events that a session can record.
 pub const SAMPLED: [symbolize::Event; 6] = [
@@ -331,6 +328,18 @@ impl Session {
         self.recorder.windows.samples()
     }
 
+    /// Fails where the kernel is too old for the probes that an event takes.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn require_probes(&self) -> Result<()> {
+        let probing = self.recorder.probing.as_ref();
+        if probing.is_some_and(|probing| probing.kernel_too_old) {
+            anyhow::bail!("no probes can be put on: it takes Linux 6.6 or later");
+        }
+        Ok(())
+    }
+
     /// Begins to sample.
     ///
     /// # Errors
@@ -543,13 +552,12 @@ impl Session {
         self.recorder.windows.bytes_written() > most
     }
 
-    /// Takes what is in the ring now, and what comes meanwhile, within bounds.
+    /// Takes what is in the ring now, and no more than it holds: records may come faster
+    /// than they are taken.
     fn drain_all(&mut self) {
-        for _ in 0..MAX_DRAINS {
-            if self.drain() < DRAIN_LIMIT {
-                break;
-            }
-        }
+        let ring_bytes = self.config.ring_bytes.next_power_of_two();
+        let enough = self.records.taken_bytes() + u64::from(ring_bytes);
+        while self.drain() == DRAIN_LIMIT && self.records.taken_bytes() < enough {}
     }
 
     fn drain(&mut self) -> usize {

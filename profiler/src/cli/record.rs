@@ -108,6 +108,7 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     };
     let mut stop = StopSignals::new()?;
     let mut session = Session::prepare(config)?;
+    session.require_probes()?;
     session.start()?;
     target.start()?;
 

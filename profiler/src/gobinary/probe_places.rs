@@ -100,6 +100,18 @@ impl GoBinary {
         })
     }
 
+    /// Where a function goes on if its stack is too small: code at its end that has the
+    /// stack grown, or lets another goroutine run where that was asked for, and begins
+    /// the function anew. None where it checks no stack.
+    pub fn stack_grows_at(&self, function: GoFunction) -> Option<u64> {
+        let (code, vaddr) = self.code(function)?;
+        let target = match self.machine() {
+            Machine::X86_64 => amd64_grows_at(code, vaddr),
+            Machine::Aarch64 => arm64_grows_at(code, vaddr),
+        }?;
+        (function.entry < target && target < function.end).then_some(target)
+    }
+
     /// The file offset of an address, where the kernel maps it as code from there.
     fn code_offset(&self, vaddr: u64) -> Option<u64> {
         let mut holders = self.segments().iter().filter(|segment| {
@@ -137,6 +149,18 @@ fn amd64_place(code: &[u8], vaddr: u64) -> Option<(u64, PlaceInstruction)> {
         }
     }
     branch
+}
+
+/// Where the branch of the check of the stack leads, in an amd64 function.
+fn amd64_grows_at(code: &[u8], vaddr: u64) -> Option<u64> {
+    let mut compared = false;
+    for instruction in x86::instructions(code, vaddr).take(MAX_INSTRUCTIONS) {
+        compared |= instruction.mnemonic() == Mnemonic::Cmp && compares_stack_guard(&instruction);
+        if compared && instruction.mnemonic() == Mnemonic::Jbe {
+            return is_plain_branch(&instruction).then(|| instruction.near_branch_target());
+        }
+    }
+    None
 }
 
 /// The one-byte form: with a prefix it may be executed out of line.
@@ -196,6 +220,15 @@ fn arm64_place(code: &[u8]) -> Option<(u64, PlaceInstruction)> {
         }
     }
     None
+}
+
+/// Where the branch of the check of the stack leads, in an arm64 function.
+fn arm64_grows_at(code: &[u8], vaddr: u64) -> Option<u64> {
+    let (distance, _) = arm64_place(code)?;
+    let word = read_u32(code, usize::try_from(distance).ok()?)?;
+    // 19 bits of words, with a sign.
+    let words = i64::from((word << 8) as i32 >> 13);
+    Some(vaddr.wrapping_add(distance).wrapping_add_signed(words << 2))
 }
 
 /// Conditions of branches: unsigned lower or same, and lower.
@@ -337,6 +370,25 @@ mod tests {
             None
         );
         assert_eq!(arm64(&small[..2]), None);
+    }
+
+    #[test]
+    fn the_check_says_where_the_stack_is_grown() {
+        // jbe over 0xdc bytes, from behind its six.
+        let near = b"\x49\x3b\x66\x10\x0f\x86\xdc\0\0\0\x55\x48\x89\xe5";
+        assert_eq!(amd64_grows_at(near, 0x1000), Some(0x1000 + 10 + 0xdc));
+        let short = b"\x49\x3b\x66\x10\x76\x79\x55\x48\x89\xe5";
+        assert_eq!(amd64_grows_at(short, 0x1000), Some(0x1000 + 6 + 0x79));
+        assert_eq!(amd64_grows_at(b"\x55\x48\x89\xe5", 0x1000), None);
+        assert_eq!(amd64_grows_at(b"\x76\x79\x55", 0x1000), None);
+        // b.ls over 50 words, from itself.
+        let words = [0xf940_0b90, 0xeb30_63ff, 0x5400_0649, 0xf81c_0ffe];
+        let code: Vec<u8> = words
+            .iter()
+            .flat_map(|word: &u32| word.to_le_bytes())
+            .collect();
+        assert_eq!(arm64_grows_at(&code, 0x1000), Some(0x1000 + 8 + 50 * 4));
+        assert_eq!(arm64_grows_at(&code[8..], 0x1000), None);
     }
 
     /// Whatever the bytes: an answer, and where there is one, a place at which the

@@ -231,7 +231,7 @@ pub(super) fn parse(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::fake::Words;
+    use super::super::{StackRead, fake::Words};
     use super::*;
     use crate::gobinary::{
         GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
@@ -337,6 +337,22 @@ pub(super) mod tests {
         no_stack.put(G, &[0x8000, 0x7000]);
         assert_eq!(read(&no_stack), None);
         assert!(!read(&memory(0, 6)).unwrap().status.is_alive());
+    }
+
+    /// On arm64 that is where the frame pointer of what called `gopark` is.
+    #[test]
+    fn the_word_below_the_stack_pointer_is_read_too() {
+        let mut memory = memory(18, 4);
+        let words: Vec<u64> = (1..=33).collect();
+        memory.put(0x7ef8, &words);
+        let batch = GoroutineBatch {
+            goroutines: vec![read(&memory).unwrap()],
+            offsets: &OFFSETS,
+        };
+        let stacks = batch.stacks(&memory, 4096);
+        assert_eq!(stacks.outcome(0), StackRead::Read { is_cut: false });
+        let read = [0x7ef0, 0x7ef8, 0x7f00, 0x7ff8, 0x8000].map(|at| stacks.word(0, at));
+        assert_eq!(read, [None, Some(1), Some(2), Some(33), None]);
     }
 
     #[test]

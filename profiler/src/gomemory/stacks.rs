@@ -9,7 +9,8 @@ use super::{Goroutine, GoroutineBatch, Memory, Request, goroutines::Head};
 /// What was read of a goroutine's stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StackRead {
-    /// It is there, from the stack pointer up: whole, or the first part of it.
+    /// It is there, from the word below the stack pointer up: whole, or the first part
+    /// of it.
     Read {
         /// Whether it goes on.
         is_cut: bool,
@@ -182,10 +183,12 @@ fn wanted(goroutine: &Goroutine, max_bytes: usize) -> Piece {
     if !stack.contains(&sp) || !sp.is_multiple_of(8) {
         return none(StackRead::Nonsense);
     }
-    let whole = stack.end - sp;
+    // On arm64 the word below is where a function keeps its caller's frame pointer.
+    let address = if sp - stack.start >= 8 { sp - 8 } else { sp };
+    let whole = stack.end - address;
     let len = usize::try_from(whole).unwrap_or(usize::MAX).min(max_bytes);
     Piece {
-        address: sp,
+        address,
         len,
         ..none(StackRead::Read {
             is_cut: (len as u64) < whole,

@@ -43,7 +43,7 @@ pub use shares::Shares;
 pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
-pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
+pub use uprobes::{Attached, KernelTooOld, ProbeSet, SWITCH_NS_PER_PLACE};
 pub use verify::{Verified, verify};
 pub use wait_layouts::{OpenWaits, WaitLayouts};
 pub use watch::{Watch, Watched, Watcher};

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use aya_obj::generated::{bpf_attach_type::BPF_TRACE_UPROBE_MULTI, bpf_cmd::BPF_LINK_CREATE};
 use profiler_ebpf::wire::cookie;
+use thiserror::Error;
 
 use super::uprobe_programs::{UprobePrograms, bpf, zeroed};
 use crate::{
@@ -24,6 +25,11 @@ use crate::{
 /// place and take it off again: its threads are interrupted to see the new
 /// instruction, and wait where they need the lock of the address space.
 pub const SWITCH_NS_PER_PLACE: u64 = 20_000;
+
+/// The kernel does not know of many probes by one link.
+#[derive(Debug, Error)]
+#[error("it cannot put several probes on at once: run Linux 6.6 or later")]
+pub struct KernelTooOld;
 
 /// What is to be put on a process: programs, each at some places of one file.
 pub struct ProbeSet {
@@ -149,9 +155,8 @@ impl ProbeSet {
         let pid = self.pid;
         match error.raw_os_error() {
             Some(libc::ESRCH) => anyhow!("process {pid} is gone"),
-            Some(libc::EINVAL) => anyhow!(
-                "the kernel refuses probes on process {pid}: it takes Linux 6.6 to put many on at once"
-            ),
+            Some(libc::EINVAL) => anyhow::Error::new(KernelTooOld)
+                .context(format!("the kernel refuses probes on process {pid}")),
             _ => anyhow!("the kernel refuses probes on process {pid}: {error}"),
         }
     }

@@ -340,7 +340,12 @@ impl<W: Watcher> Watching<W> {
                 .charge_ns(trap_ns)
                 .saturating_add(plan.spend_ns),
         };
-        lock(&self.shares).open(pid, &window)?;
+        let told_ns = {
+            let mut shares = lock(&self.shares);
+            let told_ns = monotonic_ns();
+            shares.open(pid, &window)?;
+            told_ns
+        };
         if !plan.whole {
             self.watcher.look(opens_ns);
         }
@@ -351,11 +356,12 @@ impl<W: Watcher> Watching<W> {
         };
         Ok(Open {
             plan,
-            // Not before the kernel side knew of it.
+            // Not before the kernel side knew of it. Hits count from then on: the clock
+            // after that may be much later, where this thread is put aside.
             opened_ns: if goes_on {
                 opens_ns
             } else {
-                monotonic_ns().clamp(opens_ns, closes_ns)
+                told_ns.clamp(opens_ns, closes_ns)
             },
             closes_ns,
             began,

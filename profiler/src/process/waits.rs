@@ -67,6 +67,9 @@ impl Process {
             .functions_by_name("runtime.gopark")
             .next()
             .ok_or("it has no runtime.gopark")?;
+        // One that was to let others run at the entry of gopark has not parked: where it
+        // goes on is in the code that grows stacks, at the end.
+        let park_ends = binary.stack_grows_at(park).unwrap_or(park.end);
         let mut wanted = [0_u64; 2];
         for (number, reason) in reasons.iter().enumerate().take(128) {
             if all || !UNASKED.contains(&reason.as_str()) {
@@ -78,7 +81,7 @@ impl Process {
             min_wait_ns: 0,
             park: Code {
                 start: park.entry.wrapping_add(bias),
-                len: park.end.saturating_sub(park.entry),
+                len: park_ends.saturating_sub(park.entry),
             },
             g_wait_reason: u16::try_from(lists.wait_reason)
                 .map_err(|_| "its offsets are out of range")?,

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     probe::{
-        self, Budget, Controller, Costs, OpenWaits, ProbeSet, Probes, Shares, UprobePrograms,
-        WaitLayouts, Watch, Watched, Watcher, calibrate,
+        self, Budget, Controller, Costs, KernelTooOld, OpenWaits, ProbeSet, Probes, Shares,
+        UprobePrograms, WaitLayouts, Watch, Watched, Watcher, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
@@ -138,6 +138,8 @@ pub(super) struct Probing {
     trap_ns: u64,
     /// Why that could not be measured, for people.
     pub not_measured: Option<String>,
+    /// The kernel lacks what it takes to put probes on.
+    pub kernel_too_old: bool,
     probed: HashMap<u32, Probed>,
     /// Those that are gone, or not wanted any more, with what was seen of them last.
     ended: Vec<(u32, Probed)>,
@@ -177,9 +179,11 @@ impl Probing {
         let mut shares = probes.take_shares()?;
         let exe = Path::new("/proc/self/exe");
         // Where it cannot be measured, it is taken for more than it is.
+        let mut kernel_too_old = false;
         let (trap_ns, not_measured) = match calibrate::measure(exe, &programs, &mut shares) {
             Ok(cost) => (cost.median_ns, None),
             Err(why) => {
+                kernel_too_old = why.is::<KernelTooOld>();
                 let default_ns = calibrate::DEFAULT_TRAP_NS;
                 let line = format!("a hit of a probe is taken for {default_ns} ns: {why:#}");
                 (default_ns, Some(line))
@@ -195,6 +199,7 @@ impl Probing {
             waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
             not_measured,
+            kernel_too_old,
             probed: HashMap::new(),
             ended: Vec::new(),
             allowed: HashSet::new(),

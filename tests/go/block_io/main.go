@@ -1,6 +1,8 @@
 // Command block_io asks a block device for a known number of things, past the cache,
 // each in a function of its own, and says how long it waited for each kind. With
-// -forever it reads on until it is killed.
+// -forever it reads on until it is killed. With -buffered it writes and reads through
+// the cache too, where what is next to each other is merged, and with -large it asks
+// for more at once than a device takes.
 package main
 
 import (
@@ -19,6 +21,8 @@ var (
 	reads   = flag.Int("reads", 2000, "how many reads")
 	writes  = flag.Int("writes", 1000, "how many writes")
 	flushes = flag.Int("flushes", 20, "how many flushes")
+	pages   = flag.Int("buffered", 0, "how many pages to write in the cache, and to read")
+	large   = flag.Int("large", 0, "how many megabytes to write at once each")
 	forever = flag.Bool("forever", false, "read until killed")
 )
 
@@ -26,8 +30,12 @@ const (
 	readBytes  = 4096
 	writeBytes = 16384
 	// Where they go: spread, so that no two are next to each other.
-	stride = 65536
-	places = 256
+	stride     = 65536
+	places     = 256
+	pageBytes  = 4096
+	largeBytes = 1 << 20
+	// Where reads through the cache begin: nothing has been there.
+	untouched = 64 << 20
 )
 
 func check(err error) {
@@ -73,6 +81,35 @@ func flushesAll(fd, count int) {
 	}
 }
 
+// buffersAll writes pages that are next to each other, and has them all written out.
+//
+//go:noinline
+func buffersAll(fd, count int) {
+	for i := 0; i < count; i++ {
+		_, err := syscall.Pwrite(fd, make([]byte, pageBytes), int64(i)*pageBytes)
+		check(err)
+	}
+	check(syscall.Fsync(fd))
+}
+
+//go:noinline
+func streamsAll(fd, count int) {
+	buffer := make([]byte, pageBytes)
+	for i := 0; i < count; i++ {
+		_, err := syscall.Pread(fd, buffer, untouched+int64(i)*pageBytes)
+		check(err)
+	}
+}
+
+//go:noinline
+func largeAll(fd, count int) {
+	buffer := aligned(largeBytes)
+	for i := 0; i < count; i++ {
+		_, err := syscall.Pwrite(fd, buffer, int64(i)*largeBytes)
+		check(err)
+	}
+}
+
 func timed(name string, work func(fd, count int), fd, count int) {
 	began := time.Now()
 	work(fd, count)
@@ -90,4 +127,13 @@ func main() {
 	timed("reads", readsAll, fd, *reads)
 	timed("writes", writesAll, fd, *writes)
 	timed("flushes", flushesAll, fd, *flushes)
+	if *large > 0 {
+		timed("large", largeAll, fd, *large)
+	}
+	if *pages > 0 {
+		cached, err := syscall.Open(*device, syscall.O_RDWR, 0)
+		check(err)
+		timed("buffered", buffersAll, cached, *pages)
+		timed("streams", streamsAll, cached, *pages)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"runtime/pprof"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,10 +21,15 @@ import (
 // for an unlock have waited Go only estimates.
 var long, short sync.Mutex
 
+// How long they have waited for each, in nanoseconds.
+var longNs, shortNs, crowdedNs atomic.Int64
+
 //go:noinline
 func holdLong() {
 	for {
+		begun := time.Now()
 		long.Lock()
+		longNs.Add(time.Since(begun).Nanoseconds())
 		time.Sleep(4 * time.Millisecond)
 		long.Unlock()
 		runtime.Gosched()
@@ -33,7 +39,9 @@ func holdLong() {
 //go:noinline
 func holdShort() {
 	for {
+		begun := time.Now()
 		short.Lock()
+		shortNs.Add(time.Since(begun).Nanoseconds())
 		time.Sleep(time.Millisecond)
 		short.Unlock()
 		runtime.Gosched()
@@ -47,7 +55,9 @@ var crowded sync.Mutex
 //go:noinline
 func holdCrowded() {
 	for {
+		begun := time.Now()
 		crowded.Lock()
+		crowdedNs.Add(time.Since(begun).Nanoseconds())
 		time.Sleep(time.Millisecond)
 		crowded.Unlock()
 		runtime.Gosched()
@@ -218,11 +228,16 @@ func main() {
 	flag.Parse()
 	runtime.SetBlockProfileRate(1)
 	runtime.SetMutexProfileFraction(1)
+	begun := time.Now()
 	start()
 	fmt.Println("ready")
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
+		if words[0] == "waited" {
+			fmt.Println("waited", time.Since(begun).Nanoseconds(), longNs.Load(), shortNs.Load(), crowdedNs.Load())
+			continue
+		}
 		writeProfile(words[0], words[1])
 		fmt.Println("done")
 	}

@@ -1,9 +1,16 @@
 //! What is tried on every kernel: a Go program, a command of goprof's that looks at
 //! it, and what must come out. A new event is one entry of the table.
 
-use anyhow::{Context, Result, bail, ensure};
+mod block_io;
+mod cpu;
+mod memory;
+mod threads;
+mod waits;
 
-use super::console::{Section, Stack, stacks};
+use anyhow::Result;
+
+use super::console::Section;
+use super::kernels::Arch;
 
 /// One thing that is tried.
 #[derive(Debug)]
@@ -14,220 +21,249 @@ pub struct Case {
     pub program: &'static str,
     /// Its arguments.
     pub arguments: &'static str,
+    /// What is in its environment besides, as the shell writes it.
+    pub environment: &'static str,
     /// A line that it is told five times a second, on standard input.
     pub feed: &'static str,
     /// The arguments of goprof; without `$PID` it starts the program itself.
     pub command: &'static str,
     /// The oldest kernel that can do it; on older ones goprof must fail and say why.
     pub since: (u32, u32),
+    /// Modules of the kernel for it, with their parameters. The last makes a device,
+    /// and is gone after it.
+    pub modules: &'static [&'static str],
+    /// What is done to the device before, by the shell.
+    pub setting: &'static str,
+    /// A processor for which Debian's kernels lack the module.
+    pub lacking: Option<Arch>,
     /// What is wrong, or what was seen.
     pub judge: fn(&Section) -> Result<String>,
 }
 
-/// The oldest kernel that goprof runs on.
+/// The oldest kernel that goprof samples on.
 const OLDEST: (u32, u32) = (5, 17);
+/// The oldest on which it sets probes.
+const PROBES: (u32, u32) = (6, 6);
+
+/// What most cases have.
+const USUAL: Case = Case {
+    name: "",
+    program: "",
+    arguments: "",
+    environment: "",
+    feed: "",
+    command: "",
+    since: OLDEST,
+    modules: &[],
+    setting: "",
+    lacking: None,
+    judge: cpu::shares,
+};
 
 /// Every case.
-pub const CASES: [Case; 9] = [
+pub const CASES: [Case; 23] = [
     Case {
         name: "cpu",
         program: "busy_loop",
-        arguments: "",
-        feed: "",
         command: "record -p $PID -d 4 -v -f folded -o -",
-        since: OLDEST,
-        judge: shares,
+        ..USUAL
     },
     Case {
         name: "command",
         program: "busy_loop",
         arguments: "-duration 3s",
-        feed: "",
         command: "record -v -f folded -o -",
-        since: OLDEST,
-        judge: shares,
+        ..USUAL
     },
     Case {
         name: "kernel stacks",
         program: "system_calls",
-        arguments: "",
-        feed: "",
         command: "record -p $PID -d 3 -v -f folded -o -",
-        since: OLDEST,
-        judge: kernel_stacks,
+        judge: cpu::kernel_stacks,
+        ..USUAL
     },
     Case {
         name: "deep stacks",
         program: "stack_depth",
         arguments: "-frames 300",
-        feed: "",
         command: "record -p $PID -d 3 -r 49 -v -f folded -o -",
-        since: OLDEST,
-        judge: deep_stacks,
+        judge: cpu::deep_stacks,
+        ..USUAL
     },
     Case {
         name: "labels",
         program: "stack_depth",
         arguments: "-labels 3",
-        feed: "",
         command: "record -p $PID -d 3 -v --label label2=value -f folded -o -",
-        since: OLDEST,
-        judge: labels,
+        judge: cpu::labels,
+        ..USUAL
     },
     Case {
         name: "heap",
         program: "alloc_sites",
-        arguments: "",
         feed: "round",
         command: "record -e heap -p $PID -v --sample-type alloc_space -f folded -o -",
         since: (0, 0),
-        judge: allocations,
+        judge: memory::allocations,
+        ..USUAL
     },
     Case {
         name: "allocs",
         program: "alloc_sites",
-        arguments: "",
         feed: "round",
         command: "record -e allocs -p $PID -d 3 -v --sample-type alloc_space -f folded -o -",
         since: (0, 0),
-        judge: allocations,
+        judge: memory::allocations,
+        ..USUAL
+    },
+    Case {
+        name: "alloc-events",
+        program: "alloc_mix",
+        command: "record -e alloc-events -p $PID -d 8 --probe-budget 50% -v \
+                  --sample-type alloc_space -f folded -o -",
+        since: PROBES,
+        judge: memory::mix,
+        ..USUAL
     },
     Case {
         name: "goroutines",
         program: "goroutines",
-        arguments: "",
-        feed: "",
         command: "goroutines -p $PID -f json",
         since: (0, 0),
-        judge: goroutines,
+        judge: memory::goroutines,
+        ..USUAL
     },
     Case {
         name: "stats",
         program: "goroutines",
-        arguments: "",
-        feed: "",
         command: "stats -p $PID --json",
         since: (0, 0),
-        judge: stats,
+        judge: memory::stats,
+        ..USUAL
+    },
+    Case {
+        name: "mutex",
+        program: "contention",
+        feed: "waited",
+        command: "record -e mutex -p $PID -d 5 --probe-budget off -v \
+                  --sample-type delay -f folded -o -",
+        since: PROBES,
+        judge: waits::mutex,
+        ..USUAL
+    },
+    Case {
+        name: "mutex, by who waited",
+        program: "contention",
+        feed: "waited",
+        command: "record -e mutex -p $PID -d 5 --probe-budget off -v --at waiter \
+                  --sample-type delay -f folded -o -",
+        since: PROBES,
+        judge: waits::mutex_waiters,
+        ..USUAL
+    },
+    Case {
+        name: "block",
+        program: "contention",
+        feed: "waited",
+        command: "record -e block -p $PID -d 5 --probe-budget off -v \
+                  --sample-type delay -f folded -o -",
+        since: PROBES,
+        judge: waits::block,
+        ..USUAL
+    },
+    Case {
+        name: "block, under a budget",
+        program: "contention",
+        feed: "waited",
+        command: "record -e block -p $PID -d 10 --probe-budget 5% -v \
+                  --sample-type delay -f folded -o -",
+        since: PROBES,
+        judge: waits::block_in_windows,
+        ..USUAL
+    },
+    Case {
+        name: "wall",
+        program: "waiting",
+        feed: "shares",
+        command: "record -e wall -p $PID -d 4 -r 49 -v --sample-type wall -f folded -o -",
+        since: (0, 0),
+        judge: waits::wall,
+        ..USUAL
+    },
+    Case {
+        name: "goroutine",
+        program: "waiting",
+        command: "record -e goroutine -p $PID -v -f folded -o -",
+        since: (0, 0),
+        judge: waits::goroutine,
+        ..USUAL
+    },
+    Case {
+        name: "offcpu",
+        program: "off_cpu",
+        arguments: "-wait 3s -parts sleeps,blocks,contends",
+        environment: threads::ENVIRONMENT,
+        command: "record -e offcpu -v --sample-type off_cpu -f folded -o -",
+        judge: threads::off_cpu,
+        ..USUAL
+    },
+    Case {
+        name: "cpu and offcpu combined",
+        program: "off_cpu",
+        arguments: "-wait 60s -parts sleeps,blocks,contends",
+        environment: threads::ENVIRONMENT,
+        command: "record -e cpu,offcpu --combine -p $PID -d 4 -v -f folded -o -",
+        judge: threads::combined,
+        ..USUAL
+    },
+    Case {
+        name: "io, how long",
+        program: "block_io",
+        arguments: "-device /dev/nullb0 -reads 200 -writes 100 -flushes 20",
+        command: "record -e io -v --sample-type latency -f folded -o -",
+        modules: &block_io::DELAYED,
+        judge: block_io::latency,
+        ..USUAL
+    },
+    Case {
+        name: "io, how much",
+        program: "block_io",
+        arguments: "-device /dev/nullb0 -reads 200 -writes 100 -flushes 20",
+        command: "record -e io -v --sample-type size -f folded -o -",
+        modules: &block_io::DELAYED,
+        judge: block_io::bytes,
+        ..USUAL
+    },
+    Case {
+        name: "io, merged and split",
+        program: "block_io",
+        arguments: "-device /dev/nullb0 -reads 0 -writes 0 -flushes 0 -buffered 1024 -large 8",
+        command: "record -e io -v --sample-type size -f folded -o -",
+        modules: &block_io::DELAYED,
+        setting: block_io::SMALL_REQUESTS,
+        judge: block_io::merged_and_split,
+        ..USUAL
+    },
+    Case {
+        name: "io, sent back by the device",
+        program: "block_io",
+        arguments: "-device /dev/sda -reads 200 -writes 100 -flushes 0",
+        command: "record -e io -v --sample-type size -f folded -o -",
+        modules: &block_io::BUSY,
+        setting: block_io::WAIT_FOR_DISK,
+        lacking: Some(Arch::Aarch64),
+        judge: block_io::sent_back,
+        ..USUAL
+    },
+    Case {
+        name: "io, done in parts",
+        program: "block_io",
+        arguments: "-device /dev/sda -reads 200 -writes 100 -flushes 0",
+        command: "record -e io -v --sample-type size -f folded -o -",
+        modules: &block_io::SHORT,
+        setting: block_io::WAIT_FOR_DISK,
+        lacking: Some(Arch::Aarch64),
+        judge: block_io::in_parts,
+        ..USUAL
     },
 ];
-
-fn sum<'a>(stacks: &'a [Stack<'a>], wanted: impl Fn(&Stack) -> bool) -> u64 {
-    let wanted = stacks.iter().filter(|stack| wanted(stack));
-    wanted.map(|stack| stack.value).sum()
-}
-
-/// The least share of stacks that are whole. On arm64 goroutines that a signal handler
-/// interrupted are not: an emulated machine is often in one.
-const LEAST_WHOLE_PERCENT: f64 = 97.0;
-
-/// What `-v` says of stacks: nearly every one is whole.
-fn whole(section: &Section) -> Result<f64> {
-    let percent = section.said.lines().find_map(|line| {
-        let (before, _) = line.split_once("% of stacks whole")?;
-        before.rsplit(' ').next()?.parse::<f64>().ok()
-    });
-    let percent = percent.context("it does not say how many stacks are whole")?;
-    ensure!(
-        percent >= LEAST_WHOLE_PERCENT,
-        "only {percent}% of stacks are whole"
-    );
-    Ok(percent)
-}
-
-/// busy_loop does three times as much in the one function as in the other.
-fn shares(section: &Section) -> Result<String> {
-    let stacks = stacks(&section.output);
-    let three = sum(&stacks, |stack| stack.has("main.spinThree"));
-    let one = sum(&stacks, |stack| stack.has("main.spinOne"));
-    ensure!(three + one >= 50, "only {} samples", three + one);
-    #[expect(clippy::cast_precision_loss, reason = "some hundred samples")]
-    let ratio = three as f64 / one.max(1) as f64;
-    ensure!(
-        (2.0..=4.5).contains(&ratio),
-        "3 to 1 came out as {ratio:.1} to 1"
-    );
-    let whole = whole(section)?;
-    Ok(format!(
-        "{} samples, {ratio:.1} to 1, {whole}% whole",
-        three + one
-    ))
-}
-
-fn kernel_stacks(section: &Section) -> Result<String> {
-    let stacks = stacks(&section.output);
-    let all = sum(&stacks, |stack| stack.has("main.readAll"));
-    let within = sum(&stacks, |stack| {
-        stack.has("main.readAll") && stack.is_in_kernel() && stack.has("vfs_read_[k]")
-    });
-    ensure!(all >= 30, "only {all} samples");
-    ensure!(
-        within * 2 > all,
-        "only {within} of {all} samples are in the kernel's read"
-    );
-    let whole = whole(section)?;
-    Ok(format!(
-        "{within} of {all} samples in vfs_read, {whole}% whole"
-    ))
-}
-
-/// Without goexit, which folded stacks leave out.
-fn deep_stacks(section: &Section) -> Result<String> {
-    let stacks = stacks(&section.output);
-    let at_leaf = |stack: &Stack| stack.user().last() == Some("main.leaf");
-    let all = sum(&stacks, at_leaf);
-    let deep = sum(&stacks, |stack| {
-        at_leaf(stack) && stack.user().count() == 299
-    });
-    ensure!(all >= 30, "only {all} samples");
-    ensure!(
-        deep * 100 >= all * 99,
-        "only {deep} of {all} stacks have all of their 300 frames"
-    );
-    Ok(format!("{deep} of {all} stacks of 300 frames"))
-}
-
-fn labels(section: &Section) -> Result<String> {
-    let stacks = stacks(&section.output);
-    let labelled = sum(&stacks, |stack| stack.has("main.leaf"));
-    ensure!(labelled >= 30, "only {labelled} samples have the label");
-    Ok(format!("{labelled} samples with a label"))
-}
-
-fn allocations(section: &Section) -> Result<String> {
-    let stacks = stacks(&section.output);
-    let sites = ["main.allocBuffer", "main.allocTable", "main.allocNode"];
-    for site in sites {
-        let bytes = sum(&stacks, |stack| stack.has(site) && stack.has("main.round"));
-        ensure!(bytes > 0, "nothing was allocated in {site}");
-    }
-    let all = sum(&stacks, |_| true);
-    let rounds = sum(&stacks, |stack| stack.has("main.round"));
-    ensure!(
-        rounds * 10 >= all * 9,
-        "main.round has {rounds} of {all} bytes"
-    );
-    Ok(format!("{} kB in {} stacks", all / 1024, stacks.len()))
-}
-
-/// 10,000 parked ones, three busy ones and main.
-const GOROUTINES: u64 = 10_004;
-
-fn goroutines(section: &Section) -> Result<String> {
-    let read: serde_json::Value =
-        serde_json::from_str(&section.output).context("it writes no JSON")?;
-    let groups = read["groups"].as_array().context("it lists no groups")?;
-    let counts = groups.iter().filter_map(|group| group["count"].as_u64());
-    let count: u64 = counts.sum();
-    ensure!(count == GOROUTINES, "{count} goroutines of {GOROUTINES}");
-    Ok(format!("{count} goroutines in {} groups", groups.len()))
-}
-
-fn stats(section: &Section) -> Result<String> {
-    let read: serde_json::Value =
-        serde_json::from_str(&section.output).context("it writes no JSON")?;
-    match read["goroutines"]["alive"].as_u64() {
-        Some(count) if count >= GOROUTINES => Ok(format!("{count} goroutines counted")),
-        other => bail!("{other:?} goroutines counted"),
-    }
-}

@@ -1,6 +1,8 @@
 //! Reads back from a console's text what `guest` had written there.
 
-use super::guest::{BEGIN, END, SAID};
+use anyhow::{Context, Result};
+
+use super::guest::{BEGIN, END, SAID, TOLD};
 
 /// What one command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,35 +13,63 @@ pub struct Section {
     pub output: String,
     /// What it wrote to standard error.
     pub said: String,
+    /// What the program that was there before it wrote so far, and before and after it
+    /// what the kernel had counted of block devices.
+    pub told: String,
     /// What it exited with.
     pub code: i32,
+}
+
+impl Section {
+    /// For how long goprof says that it has recorded, in seconds: on a slow machine that
+    /// is longer than it was told to.
+    pub fn recorded_seconds(&self) -> Result<f64> {
+        let mut words = self.said.split_whitespace();
+        let seconds = std::iter::from_fn(|| {
+            words.find(|word| *word == "in")?;
+            Some(words.clone().next().and_then(|word| word.parse().ok()))
+        });
+        let seconds = seconds.flatten().next();
+        seconds.with_context(|| format!("it does not say how long it recorded: {}", self.said))
+    }
+}
+
+/// A part of a section.
+enum Part {
+    Output,
+    Said,
+    Told,
 }
 
 /// The sections that were written to their end.
 pub fn sections(console: &str) -> Vec<Section> {
     let mut sections = Vec::new();
     let mut open: Option<Section> = None;
-    let mut is_said = false;
+    let mut part = Part::Output;
     for line in console.lines().map(|line| line.trim_end_matches('\r')) {
         if let Some((_, name)) = line.split_once(BEGIN) {
-            is_said = false;
+            part = Part::Output;
             open = Some(Section {
                 name: name.to_owned(),
                 output: String::new(),
                 said: String::new(),
+                told: String::new(),
                 code: -1,
             });
         } else if line == SAID {
-            is_said = true;
+            part = Part::Said;
+        } else if line == TOLD {
+            part = Part::Told;
         } else if let Some(code) = line.strip_prefix(END) {
             if let Some(mut section) = open.take() {
                 section.code = code.parse().unwrap_or(-1);
                 sections.push(section);
             }
         } else if let Some(section) = &mut open {
-            let text = match is_said {
-                true => &mut section.said,
-                false => &mut section.output,
+            let text = match part {
+                Part::Output => &mut section.output,
+                Part::Said => &mut section.said,
+                Part::Told => &mut section.told,
             };
             text.push_str(line);
             text.push('\n');
@@ -95,13 +125,15 @@ mod tests {
 
     #[test]
     fn sections_are_read_as_they_were_written() {
-        let console = "BIOS\r\n\x1b[2J@@begin cpu\r\na;main.main 3\r\n@@said\r\n3 samples\r\n\
-             @@end 0\r\n@@begin cut\r\nno end";
+        let console = "BIOS\r\n\x1b[2J@@begin cpu\r\na;main.main 3\r\n@@said\r\n3 samples in 2.5 s\r\n\
+             @@told\r\nready\r\n@@end 0\r\n@@begin cut\r\nno end";
         let read = sections(console);
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].name.as_str(), read[0].code), ("cpu", 0));
         assert_eq!(read[0].output, "a;main.main 3\n");
-        assert_eq!(read[0].said, "3 samples\n");
+        assert_eq!(read[0].said, "3 samples in 2.5 s\n");
+        assert_eq!(read[0].recorded_seconds().unwrap(), 2.5);
+        assert_eq!(read[0].told, "ready\n");
     }
 
     #[test]

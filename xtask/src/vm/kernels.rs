@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use crate::debian::{self, Package};
 use crate::workspace::Workspace;
 
+use super::modules::{self, Module};
+
 /// A kernel of a Debian release.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
@@ -69,24 +71,57 @@ impl Arch {
     }
 }
 
-/// Downloads the kernel if it is missing, and returns the path of its image.
-pub fn provide(workspace: &Workspace, kernel: &Kernel, arch: Arch) -> Result<PathBuf> {
-    let package = |name| Package {
+/// What a kernel's packages hold.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// What is booted.
+    pub image: PathBuf,
+    /// Modules, and what they need before them.
+    pub modules: Vec<Module>,
+}
+
+/// Downloads the kernel if it is missing, with the modules `wanted`.
+pub fn provide(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    arch: Arch,
+    wanted: &[&str],
+) -> Result<Unpacked> {
+    let all = format!("linux-image-cloud-{}", arch.go());
+    let name = debian::dependency(workspace, &package(kernel, arch, &all), "linux-image-")?;
+    let mut folder = debian::unpack(workspace, &package(kernel, arch, &name))?;
+    // Since Linux 7.2 what is booted and what is loaded later are in two packages that
+    // this one depends on.
+    let beside = |prefix| {
+        let name = name.replacen("linux-image-", prefix, 1);
+        debian::unpack(workspace, &package(kernel, arch, &name))
+    };
+    let image = match find_image(&folder)? {
+        Some(found) => found,
+        None => {
+            if !wanted.is_empty() {
+                folder = beside("linux-modules-")?;
+            }
+            let binary = beside("linux-binary-")?;
+            find_image(&binary)?.with_context(|| format!("{} holds no kernel", binary.display()))?
+        }
+    };
+    let folders = ["lib/modules", "usr/lib/modules"].map(|place| folder.join(place));
+    let mut modules = Vec::new();
+    for name in wanted {
+        modules::add(&mut modules, &folders, name)
+            .with_context(|| format!("get modules of Linux {}", kernel.series))?;
+    }
+    Ok(Unpacked { image, modules })
+}
+
+fn package<'a>(kernel: &Kernel, arch: Arch, name: &'a str) -> Package<'a> {
+    Package {
         name,
         version: None,
         suite: Some(kernel.suite),
         arch: Some(arch.go()),
-    };
-    let all = format!("linux-image-cloud-{}", arch.go());
-    let image = debian::dependency(workspace, &package(&all), "linux-image-")?;
-    let unpacked = debian::unpack(workspace, &package(&image))?;
-    if let Some(found) = find_image(&unpacked)? {
-        return Ok(found);
     }
-    // Since Linux 7.2 what is booted is in a package that this one depends on.
-    let binary = image.replacen("linux-image-", "linux-binary-", 1);
-    let unpacked = debian::unpack(workspace, &package(&binary))?;
-    find_image(&unpacked)?.with_context(|| format!("the package {binary} holds no kernel"))
 }
 
 /// A shell and what else `init` calls, in one program.

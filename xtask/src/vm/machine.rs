@@ -11,8 +11,10 @@ use crate::command;
 
 use super::kernels::Arch;
 
-/// When a machine that has not ended is taken for hanging.
-const LIMIT: Duration = Duration::from_secs(420);
+/// When a machine that has not ended is taken for hanging: so long after its start, and
+/// so much for each case.
+const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT_OF_CASE: Duration = Duration::from_secs(60);
 
 /// Fails unless there is an emulator.
 pub fn require(arch: Arch) -> Result<()> {
@@ -30,8 +32,9 @@ fn emulator(arch: Arch) -> (&'static str, &'static str) {
     }
 }
 
-/// Boots until the machine is off, and returns what it wrote on its console.
-pub fn boot(arch: Arch, kernel: &Path, ramdisk: &Path) -> Result<String> {
+/// Boots until the machine is off, which is to take no longer than so many cases may,
+/// and returns what it wrote on its console.
+pub fn boot(arch: Arch, kernel: &Path, ramdisk: &Path, cases: usize) -> Result<String> {
     let (program, _) = emulator(arch);
     let mut qemu = Command::new(program);
     let console = match arch {
@@ -57,18 +60,20 @@ pub fn boot(arch: Arch, kernel: &Path, ramdisk: &Path) -> Result<String> {
         .spawn()
         .with_context(|| format!("start `{}`", command::line(&qemu)))?;
     let start = Instant::now();
+    let cases = u32::try_from(cases).context("more cases than can be tried")?;
+    let limit = LIMIT + LIMIT_OF_CASE * cases;
     let status = loop {
         if let Some(status) = child.try_wait().context("wait for qemu")? {
             break status;
         }
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             child
                 .kill()
                 .and_then(|()| child.wait())
                 .context("end qemu")?;
             bail!(
                 "the machine was not done after {} s; its console is {}",
-                LIMIT.as_secs(),
+                limit.as_secs(),
                 log.display()
             );
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::cases::Case;
 use super::console::{Section, sections};
-use super::guest::{DOCTOR, RELEASE};
+use super::guest::{DOCTOR, RELEASE, name_of};
 use super::kernels::{Arch, Kernel};
 
 /// A program, and what the verifier made of it.
@@ -49,6 +49,15 @@ impl Outcome {
         let programs = find(DOCTOR).map(programs).unwrap_or_default();
         let judge = |case: &&Case| {
             let verdict = match find(case.name) {
+                _ if case.lacking == Some(arch) => Ok(format!(
+                    "not tried: Debian's kernels for {} have no {}",
+                    arch.go(),
+                    case.modules
+                        .last()
+                        .copied()
+                        .map(name_of)
+                        .unwrap_or_default()
+                )),
                 None => Err("the machine ended before it".to_owned()),
                 Some(section) => judge(case, section, version),
             };
@@ -207,6 +216,7 @@ mod tests {
             name: "doctor".to_owned(),
             output: report.to_string(),
             said: String::new(),
+            told: String::new(),
             code: 0,
         });
         let facts = read
