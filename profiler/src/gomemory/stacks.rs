@@ -20,6 +20,9 @@ pub enum StackRead {
     Changed,
     /// Its registers or the bounds of its stack make no sense.
     Nonsense,
+    /// Its memory cannot be read, though the goroutine is as it was: it is mapped no
+    /// more, or not in the core.
+    Unreadable,
 }
 
 /// The stacks of some goroutines.
@@ -87,7 +90,7 @@ impl GoroutineBatch<'_> {
             if !is_same(0) || !is_same(2) {
                 piece.outcome = StackRead::Changed;
             } else if !triple[1].is_filled {
-                piece.outcome = StackRead::Nonsense;
+                piece.outcome = StackRead::Unreadable;
             }
         }
         Stacks { bytes, pieces }
