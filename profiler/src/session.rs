@@ -395,7 +395,7 @@ impl Session {
             } else {
                 self.drain_all();
             }
-            self.recorder.close_windows(over);
+            self.close_windows(over);
             self.recorder.look_again(Instant::now());
             if is_due {
                 looked = Instant::now();
@@ -425,7 +425,7 @@ impl Session {
         let over = self.recorder.windows_over();
         self.note_missed_io();
         self.drain_all();
-        self.recorder.close_windows(over);
+        self.close_windows(over);
         let finished = self.split_off(&gone, due, None)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
         if self.config.selection.watches_execs() {
@@ -457,12 +457,21 @@ impl Session {
         self.probes.detach()?;
         let over = self.recorder.stop_probing();
         while self.drain() == DRAIN_LIMIT {}
-        self.recorder.close_windows(over);
+        self.close_windows(over);
         let mut finished = self.split_off(&[], due, Some(stopped))?;
         for (taken, _) in &mut finished.windows {
             taken.duration = duration;
         }
         Ok(finished)
+    }
+
+    /// Counts what was seen in windows of probes that are over.
+    fn close_windows(&mut self, over: Vec<parked::Over>) {
+        if !over.is_empty() {
+            let counted = self.probes.counters();
+            let full = counted.map_or(0, |counted| counted.get(Counter::WaitsFull));
+            self.recorder.close_windows(over, full);
+        }
     }
 
     fn note_missed_io(&mut self) {
