@@ -7,18 +7,21 @@
     reason = "test code: a failure is a panic"
 )]
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use goprof::decode::{Event, decode};
+use goprof::gobinary::LabelFormat;
+use goprof::gomemory::{Awaited, Core, Memory as _};
 use goprof::process::code::{Base, Native, Site};
 use goprof_tests::fixture;
 use goprof_tests::fuzzing::{
     BinaryInput, NATIVE_RANGE, UnwindInput, WalkInput, known, mutate_record, native_library,
     native_process, seeds, words,
 };
-use goprof_tests::memory::{Made, MemoryInput, program, variables};
+use goprof_tests::memory::{CHANNEL, LABEL, Made, MemoryInput, program, variables};
 use profiler_ebpf::walk::{Step, UserMemory, step};
-use profiler_ebpf::wire::WalkEnd;
+use profiler_ebpf::wire::{WalkEnd, kind};
 
 #[track_caller]
 fn seeds_of(target: &str) -> Vec<Vec<u8>> {
@@ -40,14 +43,66 @@ impl UserMemory for Memory<'_> {
 }
 
 #[test]
-fn seeds_of_gomemory_have_a_heap_profile() {
+fn seeds_of_gomemory_have_a_heap_profile_and_a_goroutine_that_waits() {
     for seed in seeds_of("gomemory") {
         let words = words(&seed);
         let input = MemoryInput::of(&words).unwrap();
+        let version = input.binary.version();
         let memory = Made::by(|address| Some(input.word(address)));
         let variables = variables();
-        let profile = program(&memory, input.binary, &variables).heap().unwrap();
-        assert_eq!(profile.buckets.len(), 1, "{}", input.binary.version());
+        let program = program(&memory, input.binary, &variables);
+        let profile = program.heap().unwrap();
+        assert_eq!(profile.buckets.len(), 1, "{version}");
+        let offsets = input.binary.runtime_offsets();
+        let offsets = offsets.get().unwrap();
+        let mut seen = Vec::new();
+        let listing = program.for_each_goroutine(offsets, |batch| {
+            let all: Vec<_> = batch.goroutines.iter().collect();
+            let awaited = program.awaited(offsets, &all);
+            let labels = program.labels(LabelFormat::Slice, all.iter().map(|g| g.labels));
+            seen.push((all[0].goid, awaited, format!("{labels:?}")));
+        });
+        assert_eq!(listing.unwrap().alive, 1, "{version}");
+        let (goid, awaited, labels) = &seen[0];
+        assert_eq!((*goid, seen.len()), (18, 1), "{version}");
+        assert_eq!(*awaited, [[Awaited::Channel(CHANNEL)]], "{version}");
+        assert!(labels.contains(LABEL), "{version}: {labels}");
+    }
+}
+
+#[test]
+fn seeds_of_records_are_of_every_kind() {
+    let mut kinds = BTreeMap::new();
+    for seed in seeds_of("records") {
+        let words = words(&seed);
+        decode(fixture::bytes_of(&words)).unwrap();
+        *kinds.entry(words[0] as u32).or_insert(0) += 1;
+    }
+    let expected = [
+        kind::SAMPLE,
+        kind::EXEC,
+        kind::EXIT,
+        kind::THREAD,
+        kind::MEASURED,
+        kind::ENDED,
+        kind::SHARE_SPENT,
+    ];
+    assert_eq!(kinds.keys().copied().collect::<Vec<_>>(), expected);
+    assert!(kinds[&kind::SAMPLE] > known().len(), "{kinds:?}");
+}
+
+#[test]
+fn seeds_of_cores_describe_a_process() {
+    for seed in seeds_of("cores") {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&seed).unwrap();
+        let core = Core::open(file).unwrap();
+        assert_eq!(
+            (core.pid(), core.comm(), core.exe()),
+            (76, "app", "/bin/app")
+        );
+        assert_eq!((core.threads().len(), core.is_cut()), (1, false));
+        assert_eq!(core.word(core.threads()[0].sp), Some(0x1716_1514_1312_1110));
     }
 }
 

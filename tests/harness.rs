@@ -26,8 +26,12 @@ pub mod compare;
 pub mod containerd;
 #[path = "harness/debian.rs"]
 pub mod debian;
+#[path = "harness/disk.rs"]
+pub mod disk;
 #[path = "harness/fixture.rs"]
 pub mod fixture;
+#[path = "harness/full_map.rs"]
+pub mod full_map;
 #[path = "harness/fuzzing.rs"]
 pub mod fuzzing;
 #[path = "harness/go.rs"]
@@ -57,6 +61,8 @@ pub mod receivers;
 pub mod replay;
 #[path = "harness/s3.rs"]
 pub mod s3;
+#[path = "harness/seeds.rs"]
+pub mod seeds;
 #[path = "harness/talker.rs"]
 pub mod talker;
 #[path = "harness/target.rs"]

@@ -10,7 +10,6 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use goprof::process::ProcessTable;
 use goprof::profile::{self, Batch, Format, parquet};
 use goprof::sink::{Failure, Spool, Store, Uploader, key};
 use goprof::symbolize::ProcessId;
+use goprof_tests::disk::Disk;
 use goprof_tests::fixture::{self, Fixture};
 use goprof_tests::pprof::{Profile, Stack};
 use goprof_tests::replay::{Settings, replay};
@@ -467,42 +467,10 @@ fn what_was_put_outlives_a_kill_at_any_moment() {
     assert!(put > 10, "only {put} objects were put");
 }
 
-/// A small disk of its own; unmounted when dropped.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn new(options: &str) -> Disk {
-        let dir = tempfile::tempdir().unwrap();
-        let path = CString::new(dir.path().to_str().unwrap()).unwrap();
-        let options = CString::new(options).unwrap();
-        // SAFETY: all pointers are C strings that outlive the call.
-        let mounted = unsafe {
-            libc::mount(
-                c"tmpfs".as_ptr(),
-                path.as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                options.as_ptr().cast(),
-            )
-        };
-        let error = std::io::Error::last_os_error();
-        assert_eq!(mounted, 0, "mount a tmpfs: {error}; run the tests as root");
-        Disk(dir)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let path = CString::new(self.0.path().to_str().unwrap()).unwrap();
-        // SAFETY: the path is a C string that outlives the call.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-    }
-}
-
 #[test]
 fn on_a_full_disk_the_oldest_goes_and_what_never_fits_is_refused() {
     let disk = Disk::new("size=512k");
-    let spool = Spool::open(&disk.0.path().join("spool"), 1 << 30).unwrap();
+    let spool = Spool::open(&disk.path().join("spool"), 1 << 30).unwrap();
     for i in 0..10 {
         spool.put(&i.to_string(), &[7; 100_000]).unwrap();
     }
@@ -523,7 +491,7 @@ fn on_a_full_disk_the_oldest_goes_and_what_never_fits_is_refused() {
     // Nothing of it is left, and it goes on.
     spool.put("next", &[7; 100_000]).unwrap();
     drop(spool);
-    let spool = Spool::open(&disk.0.path().join("spool"), 1 << 30).unwrap();
+    let spool = Spool::open(&disk.path().join("spool"), 1 << 30).unwrap();
     let mut keys = Vec::new();
     while let Some(entry) = spool.take(None) {
         spool.remove(&entry);

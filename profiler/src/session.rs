@@ -7,6 +7,7 @@ mod begun;
 mod block_io;
 mod breaks;
 mod combine;
+mod config;
 #[cfg(test)]
 mod fake;
 pub mod goroutines;
@@ -42,13 +43,14 @@ use tokio::{process::Child, time::sleep_until};
 use crate::{
     memory::Watch,
     probe::{Clock, Counters, Due, Options, Probes, Targets},
-    process::{Process, Selection},
+    process::Process,
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
 pub use allocated::AllocationFacts;
 use begun::Begun;
 pub use breaks::Break;
+pub use config::{Config, MemoryLimit, SAMPLED};
 pub use heap::{HeapFacts, HeapRecording, HeapSession, WithoutHeap};
 pub use heap_notes::programs;
 pub use idle::Idle;
@@ -68,82 +70,6 @@ pub use window::Finished;
 const DRAIN_LIMIT: usize = 4096;
 /// How often processes that should be gone are looked for.
 const LIVENESS_EVERY: Duration = Duration::from_millis(500);
-
-/// The events that a session can record.
-pub const SAMPLED: [symbolize::Event; 6] = [
-    symbolize::Event::Cpu,
-    symbolize::Event::Mutex,
-    symbolize::Event::Block,
-    symbolize::Event::OffCpu,
-    symbolize::Event::Io,
-    symbolize::Event::AllocEvents,
-];
-
-/// What to record, validated.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Whose stacks.
-    pub selection: Selection,
-    /// Of what: any of [`SAMPLED`].
-    pub events: Vec<symbolize::Event>,
-    /// How often, in samples a second and CPU, where CPU time is sampled.
-    pub rate_hz: u32,
-    /// How long; until stopped where `None`.
-    pub duration: Option<Duration>,
-    /// Whether kernel stacks are wanted.
-    pub kernel_stacks: bool,
-    /// Whether requests to block devices by threads of the kernel are wanted.
-    pub kernel_threads: bool,
-    /// Whether threads are told apart.
-    pub threads: bool,
-    /// Whether goroutines are told apart.
-    pub goroutines: bool,
-    /// Whether the pprof labels of goroutines are told apart.
-    pub labels: bool,
-    /// Whether time off the CPU of threads of the runtime that are merely idle counts.
-    pub idle: bool,
-    /// Whether time on the CPU and off it become one window of the time of threads,
-    /// the idle ones included.
-    pub combine: bool,
-    /// Size of the ring buffer, in bytes; a power of two.
-    pub ring_bytes: u32,
-    /// What probes may do, for the events that take them.
-    pub probes: ProbeConfig,
-}
-
-impl Config {
-    /// With kernel stacks and the labels of goroutines, which with threads are not told
-    /// apart; until stopped, CPU time at 99 Hz, a ring buffer of 8 MB.
-    pub fn of(selection: Selection, events: Vec<symbolize::Event>) -> Self {
-        Self {
-            selection,
-            events,
-            rate_hz: 99,
-            duration: None,
-            kernel_stacks: true,
-            kernel_threads: false,
-            threads: false,
-            goroutines: false,
-            labels: true,
-            idle: false,
-            combine: false,
-            ring_bytes: 8 << 20,
-            probes: ProbeConfig::default(),
-        }
-    }
-}
-
-/// How much memory a session may take.
-#[derive(Debug, Clone, Copy)]
-pub struct MemoryLimit {
-    /// What the process may have resident: when it comes near, the session lets go
-    /// of what can be had again.
-    pub process_bytes: u64,
-    /// What a window may take while it is named and written. One that would take
-    /// more ends [`Session::run`] with [`Stopped::Full`]; so does one of a quarter of
-    /// it where letting go was not enough.
-    pub window_bytes: usize,
-}
 
 /// Why a recording ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -404,7 +330,7 @@ impl Session {
             } else {
                 self.drain_all();
             }
-            self.recorder.close_windows(over);
+            self.close_windows(over);
             self.recorder.look_again(Instant::now());
             if is_due {
                 looked = Instant::now();
@@ -434,7 +360,7 @@ impl Session {
         let over = self.recorder.windows_over();
         self.note_missed_io();
         self.drain_all();
-        self.recorder.close_windows(over);
+        self.close_windows(over);
         let finished = self.split_off(&gone, due, None)?;
         let told = finished.tally.kernel.get(Counter::EventsRingFull) == 0;
         if self.config.selection.watches_execs() {
@@ -466,12 +392,21 @@ impl Session {
         self.probes.detach()?;
         let over = self.recorder.stop_probing();
         while self.drain() == DRAIN_LIMIT {}
-        self.recorder.close_windows(over);
+        self.close_windows(over);
         let mut finished = self.split_off(&[], due, Some(stopped))?;
         for (taken, _) in &mut finished.windows {
             taken.duration = duration;
         }
         Ok(finished)
+    }
+
+    /// Counts what was seen in windows of probes that are over.
+    fn close_windows(&mut self, over: Vec<parked::Over>) {
+        if !over.is_empty() {
+            let counted = self.probes.counters();
+            let full = counted.map_or(0, |counted| counted.get(Counter::WaitsFull));
+            self.recorder.close_windows(over, full);
+        }
     }
 
     fn note_missed_io(&mut self) {

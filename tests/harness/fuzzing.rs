@@ -17,6 +17,7 @@ use zerocopy::IntoBytes as _;
 use crate::command;
 use crate::fixture::{self, Fixture};
 use crate::memory;
+use crate::seeds;
 
 /// What is known of a case.
 pub struct Known {
@@ -294,7 +295,8 @@ pub fn native_process(file: &File) -> Process {
     Process::from_maps(identity, maps.as_bytes(), &mut Objects::default(), open)
 }
 
-/// Inputs to begin with, by target: made of the fixtures' records and binaries.
+/// Inputs to begin with, by target: most are made of the fixtures' records and
+/// binaries.
 pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let mut walk = Vec::new();
     let mut unwind = Vec::new();
@@ -307,13 +309,15 @@ pub fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         gobinary.extend(binary_seeds(case as u64 + 1, known));
     }
     let gomemory = (0..known().len()).map(|case| bytes(memory::seed(case as u64)));
-    vec![
+    let mut all = vec![
         ("walk", walk),
         ("unwind", unwind),
         ("gobinary", gobinary),
         ("call_frames", vec![native_library()]),
         ("gomemory", gomemory.collect()),
-    ]
+    ];
+    all.extend(seeds::all());
+    all
 }
 
 /// The chain of a record as frames of two words each, one behind the other.

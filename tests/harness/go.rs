@@ -45,9 +45,10 @@ macro_rules! test_each_version {
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 
 /// The programs that need a C compiler.
-const CGO_PROGRAMS: [&str; 5] = [
+const CGO_PROGRAMS: [&str; 6] = [
     "cgo_call",
     "cgo_callback",
+    "forks",
     "hard_cases",
     "hostile",
     "nested_callback",

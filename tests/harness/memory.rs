@@ -121,16 +121,58 @@ impl<'a> MemoryInput<'a> {
 /// The upper byte of words that stand for addresses of code.
 const CODE_MARK: u64 = 0xc0;
 
-/// An input with a heap profile of one bucket.
+/// The channel that the goroutine of [`seed`] waits for.
+pub const CHANNEL: u64 = 0x40_0000_0000;
+/// Its label's key and value.
+pub const LABEL: &str = "key";
+
+/// Words of the pattern of [`seed`], and the address of one, in steps of the pattern.
+const PATTERN: usize = 256;
+const fn at_word(index: usize) -> u64 {
+    0x10_0000 + 8 * index as u64
+}
+
+/// An input with a heap profile of one bucket, and with a goroutine that has a label
+/// and waits for a channel.
 pub fn seed(case: u64) -> Vec<u64> {
-    let mut words = [0; 65];
-    words[0] = case;
-    let pattern = &mut words[1..];
-    // Where the variable is, and where it leads, in steps of the pattern.
-    pattern[(at::BUCKETS / 8 % 64) as usize] = 0x10_0040;
-    let bucket = [0, 0, 1, 0, 64, 1, CODE_MARK << 56, 5, 2, 320, 128];
-    pattern[8..8 + bucket.len()].copy_from_slice(&bucket);
-    words.to_vec()
+    let mut pattern = [0; PATTERN];
+    let mut put = |at: usize, words: &[u64]| pattern[at..at + words.len()].copy_from_slice(words);
+    let variable = |address: u64| (address / 8) as usize % PATTERN;
+    put(variable(at::BUCKETS), &[at_word(208)]);
+    put(208, &[0, 0, 1, 0, 64, 1, CODE_MARK << 56, 5, 2, 320, 128]);
+    put(variable(at::ARRAY), &[at_word(8), 1]);
+    let (g, sudog, labels) = (16, 128, 160);
+    put(8, &[at_word(g)]);
+    let word = u64::from_le_bytes(*b"key\0\0\0\0\0");
+    let (text, length) = (at_word(labels + 8), LABEL.len() as u64);
+    put(labels, &[at_word(labels + 4), 1, 1]);
+    put(labels + 4, &[text, length, text, length, word]);
+    let known = &known()[case as usize];
+    let binary = known.process.go_object().and_then(|object| object.go());
+    let offsets = binary.map(|binary| binary.runtime_offsets());
+    let offsets = offsets.as_ref().and_then(|offsets| offsets.get());
+    let lists = offsets.and_then(|offsets| offsets.lists.as_ref().ok());
+    if let Some((offsets, lists)) = offsets.zip(lists) {
+        let (of_g, of_sudog) = (&offsets.g, &lists.sudog);
+        for (offset, word) in [
+            (of_g.stack.lo, at_word(0)),
+            (of_g.stack.hi, at_word(PATTERN)),
+            (of_g.sched.sp, at_word(PATTERN / 2)),
+            (of_g.sched.pc, CODE_MARK << 56),
+            (of_g.atomic_status, 4),
+            (of_g.goid, 18),
+            (lists.wait_reason & !7, 0x0e0e_0e0e_0e0e_0e0e),
+            (lists.go_pc, CODE_MARK << 56 | 16),
+            (of_g.start_pc, CODE_MARK << 56 | 32),
+            (lists.waiting, at_word(sudog)),
+            (of_g.labels, at_word(labels)),
+        ] {
+            put(g + offset as usize / 8, &[word]);
+        }
+        put(sudog + of_sudog.g as usize / 8, &[at_word(g)]);
+        put(sudog + of_sudog.c as usize / 8, &[CHANNEL]);
+    }
+    [case].into_iter().chain(pattern).collect()
 }
 
 /// Variables at places of our own choice.

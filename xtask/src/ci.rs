@@ -80,6 +80,7 @@ fn lint_host(workspace: &Workspace) -> Result<()> {
     deny_warnings(clippy.args(["clippy", "--workspace", "--all-targets"]))?;
     let mut clippy = workspace.cargo();
     clippy.args(["clippy", "--locked", "--manifest-path", &fuzz_manifest()]);
+    clippy.arg("--all-features");
     deny_warnings(clippy.arg("--target-dir").arg(workspace.target()))
 }
 

@@ -15,7 +15,22 @@ use crate::workspace::Workspace;
 /// Where the package of the fuzz targets lies.
 pub const PACKAGE: &str = "profiler/fuzz";
 
-const TARGETS: [&str; 5] = ["walk", "unwind", "call_frames", "gobinary", "gomemory"];
+const TARGETS: [&str; 11] = [
+    "walk",
+    "unwind",
+    "call_frames",
+    "gobinary",
+    "gomemory",
+    "records",
+    "cores",
+    "texts",
+    "config",
+    "queries",
+    "spool",
+];
+/// Of these, how many go without the agent, which takes minutes to build: all that
+/// the tests fuzz. The inputs of the others run as tests (`tests/fuzzing_agent.rs`).
+const WITHOUT_AGENT: usize = 7;
 
 /// Provided in the cache, as bpf-linker is.
 const CARGO_FUZZ_VERSION: &str = "0.13.1";
@@ -41,11 +56,18 @@ pub struct Args {
 
 /// Fuzzes the target asked for, or each.
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    let targets: Vec<&str> = match &args.target {
-        Some(target) => vec![target],
-        None => TARGETS.to_vec(),
+    let targets = match &args.target {
+        Some(target) => &[target.as_str()][..],
+        None => &TARGETS,
     };
-    let fuzzer = Fuzzer::prepare(workspace)?;
+    run_targets(workspace, args, targets)
+}
+
+fn run_targets(workspace: &Workspace, args: &Args, targets: &[&str]) -> Result<()> {
+    let agent = targets
+        .iter()
+        .any(|target| !TARGETS[..WITHOUT_AGENT].contains(target));
+    let fuzzer = Fuzzer::prepare(workspace, agent)?;
     if let Some(input) = &args.input {
         return targets.iter().try_for_each(|target| {
             let mut run = fuzzer.command(target)?;
@@ -64,16 +86,14 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     }
 }
 
-/// Fuzzes every target for a minute in all.
-pub fn run_all_for_a_minute(workspace: &Workspace) -> Result<()> {
-    run(
-        workspace,
-        &Args {
-            target: None,
-            seconds: 60,
-            input: None,
-        },
-    )
+/// Fuzzes every target that goes without the agent, for a minute in all.
+pub fn run_for_a_minute(workspace: &Workspace) -> Result<()> {
+    let args = Args {
+        target: None,
+        seconds: 60,
+        input: None,
+    };
+    run_targets(workspace, &args, &TARGETS[..WITHOUT_AGENT])
 }
 
 /// The targets, built.
@@ -86,7 +106,7 @@ struct Fuzzer<'a> {
 }
 
 impl<'a> Fuzzer<'a> {
-    fn prepare(workspace: &'a Workspace) -> Result<Self> {
+    fn prepare(workspace: &'a Workspace, agent: bool) -> Result<Self> {
         if command::find("c++").is_none() {
             bail!("libFuzzer is built from C++: run `apt-get install g++`");
         }
@@ -112,6 +132,7 @@ impl<'a> Fuzzer<'a> {
             // need an unstable compiler and run at half the speed.
             .args(["--sanitizer", "none", "--target", &host, "--target-dir"])
             .arg(&folder)
+            .args(agent.then_some("--features=agent"))
             .current_dir(&workspace.root)
             // For this compiler and these flags alone.
             .env_remove("RUSTFLAGS")

@@ -58,7 +58,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         Ok(test)
     };
     if args.arguments.is_empty() {
-        fuzz::run_all_for_a_minute(workspace)?;
+        fuzz::run_for_a_minute(workspace)?;
         command::run(&mut cargo_test(&["--doc", "--quiet"])?).context("documentation tests")?;
         return command::run(&mut cargo_test(&["--all-targets"])?);
     }

@@ -75,6 +75,12 @@ fn ask(file: &File, addresses: &[u64]) {
     binary.runtime_offsets();
     binary.variables();
     binary.wait_reasons();
+    binary.dependencies();
+    binary.label_format();
+    binary.all_goroutines();
+    binary.has_cgo();
+    let places = binary.probe_places(&["runtime.gopark", "runtime.mallocgc", "main.main"]);
+    assert_eq!(places.len(), 3);
     let sites = binary.allocation_sites();
     let mut frames = Vec::new();
     let text = binary.text();

@@ -44,18 +44,18 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
     }
     for (reason, count) in [
         ("events_ring_full", kernel(Counter::EventsRingFull)),
-        (
-            "targets_full",
-            kernel(Counter::TargetsFull) + tally.not_added,
-        ),
+        ("targets_full", tally.not_added),
+        ("targets_full_at_start", kernel(Counter::TargetsFull)),
         ("no_kernel_stack", kernel(Counter::NoKernelStack)),
         ("process_vanished", tally.vanished),
         ("sample_of_vanished", tally.unseen),
         ("ticks_missed", tally.ticks_missed),
         ("threads_full", kernel(Counter::ThreadsFull)),
+        ("threads_full_at_start", tally.threads_left_out),
         ("ends_ring_full", kernel(Counter::EndsRingFull)),
         ("ends_missed", tally.ends_missed),
         ("waits_full", kernel(Counter::WaitsFull)),
+        ("waits_doubtful", tally.waits_doubtful),
         ("probes_nested", kernel(Counter::ProbesNested)),
         ("stacks_not_taken", tally.stacks_not_taken),
         ("cpu_late", tally.cpus_late),

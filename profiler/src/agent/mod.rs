@@ -41,6 +41,7 @@ use kind::Kind;
 use publisher::Samplers;
 use push::Push;
 use sampler::{MAX_WAITING, Prepared, Sampler, Window};
+pub use server::{Asked, MAX_SECONDS, understand};
 use server::{Refresher, Server};
 use state::{State, lock};
 

@@ -22,6 +22,7 @@ use super::state::{State, lock};
 use access::Access;
 pub(super) use listen::{Refresher, Server};
 use profile::Profiles;
+pub use profile::{Asked, MAX_SECONDS, understand};
 
 /// The format of the metrics, as Prometheus names it.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

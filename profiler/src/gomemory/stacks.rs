@@ -21,6 +21,9 @@ pub enum StackRead {
     Changed,
     /// Its registers or the bounds of its stack make no sense.
     Nonsense,
+    /// Its memory cannot be read, though the goroutine is as it was: it is mapped no
+    /// more, or not in the core.
+    Unreadable,
 }
 
 /// The stacks of some goroutines.
@@ -79,7 +82,7 @@ impl GoroutineBatch<'_> {
             if !is_same(around.before) || !is_same(around.after) {
                 piece.outcome = StackRead::Changed;
             } else if !is_filled[around.stack] {
-                piece.outcome = StackRead::Nonsense;
+                piece.outcome = StackRead::Unreadable;
             }
         }
         Stacks { bytes, pieces }

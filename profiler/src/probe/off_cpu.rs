@@ -69,11 +69,15 @@ impl Threads {
         })
     }
 
-    /// Adds a thread unless it is there, and says whether it was added.
-    pub fn add(&mut self, tid: u32, thread: &Thread) -> bool {
+    /// Adds a thread unless it is there, and says whether it was added; None where the
+    /// table is full.
+    pub fn add(&mut self, tid: u32, thread: &Thread) -> Option<bool> {
         let mut value = [0; size_of::<Thread>()];
         value.copy_from_slice(thread.as_bytes());
-        self.map.insert(tid, value, NOT_THERE).is_ok()
+        match self.map.insert(tid, value, NOT_THERE) {
+            Ok(()) => Some(true),
+            Err(_) => self.has(tid).then_some(false),
+        }
     }
 
     /// Whether the kernel side knows a thread.

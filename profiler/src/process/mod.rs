@@ -22,7 +22,7 @@ use std::{
 
 pub use descriptors::open_by_kind;
 pub use goroutines::{Layout, NoLayout};
-pub use maps::{MapsLine, parse as parse_maps};
+pub use maps::{MAX_MAPPINGS, MapsLine, parse as parse_maps};
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};
 

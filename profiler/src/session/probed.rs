@@ -185,6 +185,13 @@ impl Probed {
         }
     }
 
+    /// Leaves out the waits of a window that began before anybody watched, and says how
+    /// many there were.
+    pub(super) fn leave_out_begun_before(&mut self, number: u64) -> u64 {
+        let seen = self.open.get_mut(&number);
+        seen.map_or(0, |seen| std::mem::take(&mut seen.begun_before).samples())
+    }
+
     pub(super) fn close(&mut self, watched: &Watched) {
         let is_whole = watched.closed.plan.whole;
         let watched_ns = watched.closed.watched_ns();

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
@@ -29,6 +29,10 @@ use crate::{
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
 };
+
+/// How long it is doubted when waits began, once there was no room to note it: most
+/// of those that were not noted are over by then.
+const DOUBTS: Duration = Duration::from_secs(60);
 
 /// What probes may do.
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +154,10 @@ pub(super) struct Probing {
     waits: Arc<Mutex<OpenWaits>>,
     sender: Sender<Over>,
     windows: Receiver<Over>,
+    /// Waits that the kernel side had no room for so far.
+    full: u64,
+    /// Until when others may be among those that seem to have begun before.
+    doubts_until: Option<Instant>,
 }
 
 impl Probing {
@@ -206,6 +214,8 @@ impl Probing {
             refused: HashMap::new(),
             sender,
             windows,
+            full: 0,
+            doubts_until: None,
         }))
     }
 
@@ -248,6 +258,7 @@ impl Probing {
                 Ok(None) => {}
                 Err(error) => {
                     self.refused.insert(pid, index);
+                    self.layouts.remove(pid);
                     refuse(process, format!("{error:#}"));
                 }
             }
@@ -359,8 +370,20 @@ impl Probing {
         self.windows.try_iter().collect()
     }
 
-    /// Counts what was seen in a window that is over.
-    pub(super) fn close(&mut self, over: &Over) {
+    /// The kernel side had no room for so many waits by now.
+    pub(super) fn note_full(&mut self, waits: u64) {
+        if waits > self.full {
+            self.doubts_until = Some(Instant::now() + DOUBTS);
+        }
+        self.full = waits;
+    }
+
+    /// Counts what was seen in a window that is over. Returns how many waits are left
+    /// out: they seem to have begun before it, but there was no room to note when.
+    pub(super) fn close(&mut self, over: &Over) -> u64 {
+        let in_doubt = self
+            .doubts_until
+            .is_some_and(|until| Instant::now() < until);
         let events = &self.events;
         let ended = self.ended.iter_mut().rev();
         let mut ended = ended.filter(|(pid, _)| *pid == over.pid);
@@ -368,10 +391,16 @@ impl Probing {
             Some(probed) => Some(probed),
             None => ended.next().map(|(_, probed)| probed),
         };
-        if let Some(probed) = probed {
-            probed.wait_through(over, events);
-            probed.close(&over.watched);
-        }
+        let Some(probed) = probed else {
+            return 0;
+        };
+        probed.wait_through(over, events);
+        let left_out = match in_doubt {
+            true => probed.leave_out_begun_before(over.watched.closed.plan.number),
+            false => 0,
+        };
+        probed.close(&over.watched);
+        left_out
     }
 
     /// Takes all probes off, and gives the windows that end by that. Calls `refuse` with

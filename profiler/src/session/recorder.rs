@@ -243,8 +243,21 @@ impl<T: Sampled> Recorder<T> {
             }
         }
         if self.targets.insert(pid, layout).is_err() {
+            self.leave_out(pid);
+        } else {
+            self.rejected.remove(&pid);
+        }
+    }
+
+    /// Does without a process that the kernel side has no room for. It is tried again
+    /// when the process starts threads, and counts once.
+    fn leave_out(&mut self, pid: u32) {
+        self.table.forget(pid);
+        self.to_prove.remove(&pid);
+        let why = Some("the table of processes is full".to_owned());
+        if self.rejected.get(&pid) != Some(&why) {
             self.tally.not_added += 1;
-            self.table.forget(pid);
+            self.rejected.insert(pid, why);
         }
     }
 
@@ -284,7 +297,6 @@ impl<T: Sampled> Recorder<T> {
             match self.table.consider(pid, &self.selection, Depth::Libraries) {
                 Considered::Wanted => {
                     self.looks.forget(pid);
-                    self.rejected.remove(&pid);
                     self.sample_goroutines(pid, None);
                 }
                 Considered::Gone => self.looks.forget(pid),

@@ -48,6 +48,11 @@ pub struct Tally {
     /// Ends of waits that were not told of, so that how long they lasted is not
     /// known.
     pub ends_missed: u64,
+    /// Threads that were there at the start and are not followed until they leave the
+    /// CPU: there were too many.
+    pub threads_left_out: u64,
+    /// Waits left out as they may have begun when there was no room to note it.
+    pub waits_doubtful: u64,
     /// Long times off the CPU, counted in full, whose stack was not taken.
     pub stacks_not_taken: u64,
     /// How long these were, in nanoseconds.
@@ -123,8 +128,12 @@ impl Tally {
                 "starts and exits of processes and threads not seen: ring buffer full",
             ),
             (
-                self.kernel.get(Counter::TargetsFull) + self.not_added,
+                self.not_added,
                 "processes not sampled: target table full",
+            ),
+            (
+                self.kernel.get(Counter::TargetsFull),
+                "programs not sampled from their start: target table full",
             ),
             (
                 self.kernel.get(Counter::NoKernelStack),
@@ -140,6 +149,10 @@ impl Tally {
                 "times that threads left the CPU not followed: table of threads full",
             ),
             (
+                self.threads_left_out,
+                "threads not followed from the start: table of threads full",
+            ),
+            (
                 self.kernel.get(Counter::EndsRingFull),
                 "ends of waits lost: ring buffer full",
             ),
@@ -150,6 +163,10 @@ impl Tally {
             (
                 self.kernel.get(Counter::WaitsFull),
                 "waits not followed: table of waits full",
+            ),
+            (
+                self.waits_doubtful,
+                "waits left out whose beginning is not known: table of waits full",
             ),
             (
                 self.kernel.get(Counter::ProbesNested),

@@ -17,8 +17,8 @@ use crate::{
     unwind::{GAP, unwind_thread},
 };
 
-/// Most threads of a process looked at.
-const MAX_THREADS: usize = 16 * 1024;
+/// Most threads of a process looked at: as many as the kernel side has room for.
+const MAX_THREADS: usize = 64 * 1024;
 
 /// `TASK_INTERRUPTIBLE` (`include/linux/sched.h`): what it waits in the kernel says
 /// in other ways, so that one state does for all that is not runnable.
@@ -36,15 +36,17 @@ struct Seen {
 impl<T: Sampled> Recorder<T> {
     /// Begins a wait of each thread of the processes that are sampled, where the
     /// kernel side does not follow it yet. `add` tells the kernel side, and says
-    /// whether that was so.
-    pub(super) fn follow_threads(&mut self, mut add: impl FnMut(u32, &Thread) -> bool) {
+    /// whether that was so; None where that has no room.
+    pub(super) fn follow_threads(&mut self, mut add: impl FnMut(u32, &Thread) -> Option<bool>) {
         let pids: Vec<u32> = self.table.pids().collect();
         for pid in pids {
             let Some(process) = self.table.current(pid) else {
                 continue;
             };
             let memory = Live::open(pid).ok();
-            for tid in thread_ids(pid) {
+            let (tids, more) = thread_ids(pid);
+            self.tally.threads_left_out += more;
+            for tid in tids {
                 let now_ns = monotonic_ns();
                 let Some(seen) = look_at(pid, tid) else {
                     continue;
@@ -62,8 +64,13 @@ impl<T: Sampled> Recorder<T> {
                     pid,
                     ..Thread::default()
                 };
-                if !add(tid, &thread) {
-                    continue;
+                match add(tid, &thread) {
+                    Some(true) => {}
+                    Some(false) => continue,
+                    None => {
+                        self.tally.threads_left_out += 1;
+                        continue;
+                    }
                 }
                 let wait = Wait {
                     owner: Owner {
@@ -100,12 +107,13 @@ impl<T: Sampled> Recorder<T> {
     }
 }
 
-/// The ids of a process's threads.
-fn thread_ids(pid: u32) -> Vec<u32> {
+/// The ids of a process's threads, and how many more there are than are looked at.
+fn thread_ids(pid: u32) -> (Vec<u32>, u64) {
     let folder = fs::read_dir(format!("/proc/{pid}/task"));
     let names = folder.into_iter().flatten().flatten();
-    let ids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    ids.take(MAX_THREADS).collect()
+    let mut ids = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let first = ids.by_ref().take(MAX_THREADS).collect();
+    (first, ids.count() as u64)
 }
 
 fn look_at(pid: u32, tid: u32) -> Option<Seen> {
@@ -182,7 +190,7 @@ mod tests {
         let pid = std::process::id();
         // SAFETY: has no arguments and cannot fail.
         let tid = unsafe { libc::gettid() }.unsigned_abs();
-        assert!(thread_ids(pid).contains(&tid));
+        assert!(thread_ids(pid).0.contains(&tid));
         let seen = look_at(pid, tid).unwrap();
         assert!(seen.is_runnable, "{seen:?}");
         // The kernel counts a thread that runs at its ticks.

@@ -203,10 +203,11 @@ impl<T: Sampled> Recorder<T> {
     }
 
     /// See [`Probing::close`].
-    pub(super) fn close_windows(&mut self, over: Vec<Over>) {
+    pub(super) fn close_windows(&mut self, over: Vec<Over>, waits_full: u64) {
         if let Some(probing) = &mut self.probing {
+            probing.note_full(waits_full);
             for over in over {
-                probing.close(&over);
+                self.tally.waits_doubtful += probing.close(&over);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use axum::{
     extract::{Query, State as Shared, rejection::QueryRejection},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Uri, header},
     response::Response,
 };
 use serde::Deserialize;
@@ -20,9 +20,9 @@ use crate::{
     agent::{
         memory::Shares,
         snapshots::MAX_GOROUTINES,
-        state::{View, lock},
+        state::{ProcessView, View, lock},
     },
-    identity::label,
+    identity::{label, text::clean},
     process::Selection,
     profile::{self, Format},
     session::{self, HeapSession, Session, SnapshotConfig, SnapshotSession, Stopped},
@@ -32,7 +32,7 @@ use crate::{
 /// Most profiles taken at a time, beside the agent's own sampling.
 const MAX_PROFILES: usize = 2;
 /// Longest profile.
-pub(super) const MAX_SECONDS: u64 = 300;
+pub const MAX_SECONDS: u64 = 300;
 /// How long where it is not said, as of Go's own endpoint.
 const DEFAULT_SECONDS: u64 = 30;
 const RATE_HZ: u32 = 99;
@@ -105,11 +105,11 @@ async fn take(
     served: &Served,
     request: Result<Query<Request>, QueryRejection>,
 ) -> Result<Vec<u8>, Refusal> {
-    let bad = |why: String| (StatusCode::BAD_REQUEST, why);
-    let Query(request) = request.map_err(|why| bad(why.body_text()))?;
-    let event = event(&request).map_err(bad)?;
-    let duration = duration(event, request.seconds).map_err(bad)?;
-    let pids = wanted(&lock(&served.state.view), &request)?;
+    let Asked {
+        pids,
+        event,
+        duration,
+    } = asked(request, &lock(&served.state.view))?;
     let Ok(permit) = Arc::clone(&served.profiles.0).try_acquire_owned() else {
         let why = format!("{MAX_PROFILES} profiles are being taken already: try again later");
         return Err((StatusCode::TOO_MANY_REQUESTS, why));
@@ -142,6 +142,56 @@ async fn take(
         Ok(recorded) => recorded,
         Err(_) => Err(failed(anyhow::anyhow!("the recording ended by itself"))),
     }
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Of which processes.
+    pub pids: Vec<u32>,
+    /// What.
+    pub event: Event,
+    /// For how long; zero of what is as it is.
+    pub duration: Duration,
+}
+
+fn asked(request: Result<Query<Request>, QueryRejection>, view: &View) -> Result<Asked, Refusal> {
+    let bad = |why: String| (StatusCode::BAD_REQUEST, why);
+    let Query(request) = request.map_err(|why| bad(clean(why.body_text())))?;
+    let event = event(&request).map_err(bad)?;
+    let duration = duration(event, request.seconds).map_err(bad)?;
+    let pids = wanted(view, &request)?;
+    Ok(Asked {
+        pids,
+        event,
+        duration,
+    })
+}
+
+/// What a query of `/debug/goprof/profile` asks for where some Go processes run, the
+/// first in the pod `pod-1` and of the service `service-1`, and so on.
+///
+/// # Errors
+/// The status of the answer and what it says.
+pub fn understand(query: &str, pids: &[u32]) -> Result<Asked, (u16, String)> {
+    let processes = pids.iter().zip(1..).map(|(pid, number)| ProcessView {
+        pid: *pid,
+        labels: [
+            (label::SERVICE_NAME, format!("service-{number}")),
+            (label::POD, format!("pod-{number}")),
+            (label::GO_VERSION, "go1.26".to_owned()),
+        ]
+        .into(),
+        ..ProcessView::default()
+    });
+    let view = View {
+        processes: processes.collect(),
+        ..View::default()
+    };
+    let refused = |(status, why): Refusal| (status.as_u16(), why);
+    let uri = Uri::builder().path_and_query(format!("/?{query}")).build();
+    let uri = uri.map_err(|error| refused((StatusCode::BAD_REQUEST, error.to_string())))?;
+    asked(Query::try_from_uri(&uri), &view).map_err(refused)
 }
 
 fn failed(error: anyhow::Error) -> Refusal {
@@ -366,7 +416,6 @@ fn record_goroutines(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::state::ProcessView;
 
     fn view() -> View {
         let process = |pid, service: &str, pod: &str| ProcessView {

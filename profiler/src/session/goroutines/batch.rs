@@ -65,6 +65,8 @@ impl Taking<'_, '_> {
                         let whole = batch.stack(index, memory, MAX_STACK_BYTES);
                         match whole.outcome(0) {
                             StackRead::Read { .. } => Some(self.walk(goroutine, &whole, 0)),
+                            // What was read at first stays.
+                            StackRead::Unreadable => Some(StackEnd::Unreadable),
                             _ => None,
                         }
                     } else {
@@ -73,7 +75,12 @@ impl Taking<'_, '_> {
                 }
                 StackRead::Runs => {
                     self.snapshot.running += 1;
-                    Some(self.running(goroutine))
+                    self.beginning(goroutine);
+                    Some(StackEnd::NoRegisters)
+                }
+                StackRead::Unreadable => {
+                    self.beginning(goroutine);
+                    Some(StackEnd::Unreadable)
                 }
                 StackRead::Changed => None,
                 StackRead::Nonsense => {
@@ -99,14 +106,14 @@ impl Taking<'_, '_> {
         unwind_parked(registers, process, word, &mut self.frames).end
     }
 
-    /// What is known of the stack of one that runs: where it begins.
-    fn running(&mut self, goroutine: &Goroutine) -> StackEnd {
+    /// What is known of a stack that cannot be read, of one that runs say: where it
+    /// begins.
+    fn beginning(&mut self, goroutine: &Goroutine) {
         self.frames.clear();
         self.frames.push(GAP);
         if goroutine.start_pc != 0 {
             self.frames.push(goroutine.start_pc);
         }
-        StackEnd::NoRegisters
     }
 
     /// Walks the stack of one that is on a thread of a core.
