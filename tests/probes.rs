@@ -240,7 +240,8 @@ fn putting_probes_on_and_off_harms_nobody_and_leaves_nothing() {
     let cycles = std::env::var(CYCLES_VARIABLE)
         .map_or(CYCLES, |number| number.parse().expect("a number of cycles"));
     // For as long as it takes.
-    let mut target = Talker::start_command(&mut Command::new(go::build("probe_load")));
+    let mut command = Command::new(go::build("probe_load"));
+    let mut target = Talker::start_command(command.args(["-duration", "2h"]));
     let kernel = Kernel::load();
     let (set, places) = probe_set(target.pid(), &FUNCTIONS, &kernel.programs);
     kernel

@@ -22,8 +22,10 @@ impl Talker {
     /// The same for a command with more than arguments.
     #[track_caller]
     pub fn start_command(command: &mut Command) -> Self {
+        if !command.get_args().any(|argument| argument == "-duration") {
+            command.args(["-duration", "5m"]);
+        }
         let mut child = command
-            .args(["-duration", "5m"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
