@@ -5,6 +5,7 @@ mod agent;
 mod agent_cpu;
 mod agent_memory;
 mod cost;
+mod followed;
 mod large;
 mod machine;
 mod probe;
@@ -14,7 +15,6 @@ mod process;
 mod report;
 mod snapshots;
 mod stats;
-mod switches;
 mod symbols;
 mod throughput;
 
@@ -38,14 +38,15 @@ const QUIET_LOAD: f64 = 0.3;
 
 type Measurement = (&'static str, fn(&Bench) -> Result<Section>);
 
-const MEASUREMENTS: [Measurement; 10] = [
+const MEASUREMENTS: [Measurement; 11] = [
     ("throughput", throughput::measure),
     ("cost", cost::measure),
     ("probe", probe::measure),
     ("probe-budget", probe_budget::measure),
     ("probe-events", probe_events::measure),
     ("symbols", symbols::measure),
-    ("switches", switches::measure),
+    ("switches", followed::switches),
+    ("requests", followed::requests),
     ("snapshots", snapshots::measure),
     ("agent-cpu", agent_cpu::measure),
     ("agent-memory", agent_memory::measure),

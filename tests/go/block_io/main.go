@@ -1,14 +1,17 @@
 // Command block_io asks a block device for a known number of things, past the cache,
 // each in a function of its own, and says how long it waited for each kind. With
-// -forever it reads on until it is killed. With -buffered it writes and reads through
+// -forever it reads on until it is killed, and says how often it has read for each line
+// on standard input. With -buffered it writes and reads through
 // the cache too, where what is next to each other is merged, and with -large it asks
 // for more at once than a device takes.
 package main
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -110,6 +113,15 @@ func largeAll(fd, count int) {
 	}
 }
 
+var done atomic.Int64
+
+func answers() {
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		fmt.Println(done.Load())
+	}
+}
+
 func timed(name string, work func(fd, count int), fd, count int) {
 	began := time.Now()
 	work(fd, count)
@@ -121,8 +133,12 @@ func main() {
 	fd, err := syscall.Open(*device, syscall.O_RDWR|syscall.O_DIRECT, 0)
 	check(err)
 	workload.Start()
+	if *forever {
+		go answers()
+	}
 	for *forever && workload.Running() {
 		readsAll(fd, 100)
+		done.Add(100)
 	}
 	timed("reads", readsAll, fd, *reads)
 	timed("writes", writesAll, fd, *writes)
