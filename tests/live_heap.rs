@@ -176,7 +176,10 @@ fn check_allocs(program: &mut Talker, dir: &Path, what: &str) {
         let new = after.get(site).copied().unwrap_or_default();
         for index in 0..4 {
             let own = new[index] - old[index];
-            if (values[index] - own).abs() > own.abs() / 100 + 2 {
+            // Objects are scaled by their mean size, and that of what came since is not that
+            // of all: the difference of two profiles of Go's is off by it.
+            let share = if index % 2 == 0 { 25 } else { 100 };
+            if (values[index] - own).abs() > own.abs() / share + 2 {
                 wrong.push(format!("{site}: {values:?} for {old:?} to {new:?}"));
             }
         }

@@ -115,13 +115,17 @@ pub fn takes_probes(event: Event) -> bool {
 /// Who is told of a process's windows.
 struct Watching {
     parked: Parked,
+    /// Whether anybody asks who waits.
+    are_waits_wanted: bool,
     /// Where allocations are seen.
     totals: Option<AllocationTotals>,
 }
 
 impl Watcher for Watching {
     fn look(&mut self, opens_ns: u64) {
-        self.parked.look(opens_ns);
+        if self.are_waits_wanted {
+            self.parked.look(opens_ns);
+        }
     }
 
     fn over(&mut self, watched: &Watched) {
@@ -341,7 +345,12 @@ impl Probing {
         let waits = Arc::clone(&self.waits);
         let sender = self.sender.clone();
         let parked = Parked::new(process, offsets, layout, waits, sender)?;
-        let watcher = Watching { parked, totals };
+        let are_waits_wanted = PARTS.iter().any(|(event, _)| self.events.contains(event));
+        let watcher = Watching {
+            parked,
+            are_waits_wanted,
+            totals,
+        };
         let watch = Watch::start(set, Arc::clone(&self.shares), controller, watcher)?;
         let mut probed = Probed::new(index, process, watch, now_ns);
         probed.reasons = reasons;

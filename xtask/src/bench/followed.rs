@@ -106,7 +106,7 @@ pub fn requests(bench: &Bench) -> Result<Section> {
 fn measure(bench: &Bench, followed: &Followed) -> Result<Section> {
     let (rounds, time) = match bench.quick {
         true => (2, Duration::from_secs(3)),
-        false => (7, Duration::from_secs(10)),
+        false => (5, Duration::from_secs(8)),
     };
     let program = bench.build_go(followed.program)?;
     let mut target = Target::start(Command::new(program).args(&followed.arguments))?;

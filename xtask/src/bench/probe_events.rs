@@ -57,7 +57,7 @@ struct Said {
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
     let program = bench.build_go("probe_load")?;
-    let rounds = if bench.quick { 1 } else { 5 };
+    let rounds = if bench.quick { 1 } else { 3 };
     let mut figures = Vec::new();
     for (does, event) in PROGRAMS {
         let mut target = Target::start(Command::new(&program).args(["-do", does]))?;
