@@ -3,13 +3,16 @@
 
 #![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
 
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use ::goprof::process::Selection;
 use ::goprof::session::{Config, Recording, Session, Stopped};
 use ::goprof::symbolize::Event;
+use goprof_tests::command::send_signal;
 use goprof_tests::loop_device::Loop;
 use goprof_tests::pprof::{Profile, Stack};
 use goprof_tests::target::Target;
@@ -65,14 +68,75 @@ fn missed(said: &str) -> u64 {
     count.sum()
 }
 
+/// What bcc's `biolatency` does, for one device: requests and nanoseconds from when the
+/// device got them, by operation.
+const BIOLATENCY: &str = "\
+BEGIN { printf(\"ready\\n\"); }
+tracepoint:block:block_rq_issue /args->dev == DEVICE/ { @issued[args->sector] = nsecs; }
+tracepoint:block:block_rq_complete /args->dev == DEVICE && @issued[args->sector]/ {
+  @requests[args->rwbs] = count();
+  @ns[args->rwbs] = sum(nsecs - @issued[args->sector]);
+  delete(@issued[args->sector]);
+}
+END { clear(@issued); }";
+
+/// bpftrace, at work until it is asked.
+struct Bpftrace {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Bpftrace {
+    fn start(device: &Loop) -> Self {
+        let about = std::fs::metadata(&device.path).expect("the device");
+        let (major, minor) = (libc::major(about.rdev()), libc::minor(about.rdev()));
+        // As the kernel numbers devices, include/linux/kdev_t.h.
+        let number = (major << 20 | minor).to_string();
+        let mut command = Command::new("bpftrace");
+        command.args(["-e", &BIOLATENCY.replace("DEVICE", &number)]);
+        let child = command.stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("bpftrace is missing: install it");
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("ready") {
+            line.clear();
+            assert!(output.read_line(&mut line).expect("its output") > 0);
+        }
+        // It says so before all of its probes are on.
+        std::thread::sleep(Duration::from_secs(1));
+        Self { child, output }
+    }
+
+    /// Mean nanoseconds of the requests whose operation begins like this.
+    fn mean_ns(said: &str, operation: &str) -> f64 {
+        let of = |map: &str| -> f64 {
+            let lines = said.lines().filter_map(|line| line.split_once("]: "));
+            let begins = format!("@{map}[{operation}");
+            let values = lines.filter(|(key, _)| key.starts_with(&begins));
+            values.filter_map(|(_, value)| value.trim().parse::<f64>().ok()).sum()
+        };
+        of("ns") / of("requests")
+    }
+
+    fn stop(mut self) -> String {
+        send_signal(self.child.id(), libc::SIGINT);
+        let mut said = String::new();
+        self.output.read_to_string(&mut said).expect("its output");
+        self.child.wait().expect("its end");
+        said
+    }
+}
+
 #[test]
-fn requests_are_as_the_kernel_counts_them() {
+fn requests_are_as_the_kernel_counts_them_and_bpftrace_measures_them() {
     go::build("block_io");
     let device = Loop::make();
     let _turn = quiet::measuring();
+    let bpftrace = Bpftrace::start(&device);
     let before = device.counted();
     let (profile, said) = record(&device, &["-v"]);
     let after = device.counted();
+    let traced = bpftrace.stop();
     let of_device = |stack: &Stack| label(stack, "device") == device.name();
     // What other requests on the machine kept the kernel from telling.
     let missed = missed(&said);
@@ -103,6 +167,12 @@ fn requests_are_as_the_kernel_counts_them() {
         assert!(requests <= counted[0] && requests + missed >= counted[0]);
         assert!(missed > 0 || bytes == counted[1] * 512, "{bytes}");
         // A request's two moments are a few microseconds apart from the kernel's own.
+        let mean_ns = ns as f64 / requests as f64;
+        let traced_ns = Bpftrace::mean_ns(&traced, operation);
+        println!("{operation}: {mean_ns:.0} ns each, {traced_ns:.0} by bpftrace");
+        // Whoever is asked first sees a request a few microseconds longer.
+        let off_ns = (mean_ns - traced_ns).abs();
+        assert!(off_ns <= traced_ns * 0.05 + 6000.0, "{traced}");
         let error = (found_ms - truth_ms).abs();
         let most = truth_ms * 0.05 + requests as f64 * 0.004 + 1.0;
         assert!(error <= most, "{found_ms} ms of {truth_ms}");
