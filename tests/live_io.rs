@@ -113,7 +113,9 @@ impl Bpftrace {
             let lines = said.lines().filter_map(|line| line.split_once("]: "));
             let begins = format!("@{map}[{operation}");
             let values = lines.filter(|(key, _)| key.starts_with(&begins));
-            values.filter_map(|(_, value)| value.trim().parse::<f64>().ok()).sum()
+            values
+                .filter_map(|(_, value)| value.trim().parse::<f64>().ok())
+                .sum()
         };
         of("ns") / of("requests")
     }
