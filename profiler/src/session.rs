@@ -70,6 +70,9 @@ pub use window::Finished;
 const DRAIN_LIMIT: usize = 4096;
 /// How often processes that should be gone are looked for.
 const LIVENESS_EVERY: Duration = Duration::from_millis(500);
+/// How long probes that stay on may take to be put on until the recording begins all the
+/// same: on a busy machine it is some tenths of a second.
+const LONGEST_START: Duration = Duration::from_secs(5);
 
 /// Why a recording ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +286,7 @@ impl Session {
             }
         }
         self.recorder.follow();
+        self.recorder.wait_open(LONGEST_START);
         // Not before every CPU is sampled: a short recording would be over.
         self.begun = Begun::now();
         self.recorder.span.begin_ns = monotonic_ns();
@@ -386,6 +390,7 @@ impl Session {
         let duration = self.begun.at.elapsed();
         self.follow_cpus();
         self.recorder.span.end_ns = monotonic_ns();
+        self.recorder.end_probing();
         let due = self.probes.ticks_due();
         // Before they are detached, which forgets it.
         self.note_missed_io();

@@ -56,6 +56,8 @@ pub(super) fn add(metrics: &Metrics, recording: &Recording) {
         ("ends_missed", tally.ends_missed),
         ("waits_full", kernel(Counter::WaitsFull)),
         ("waits_doubtful", tally.waits_doubtful),
+        ("windows_left_out", tally.windows_left_out),
+        ("looks_missed", tally.looks_missed),
         ("probes_nested", kernel(Counter::ProbesNested)),
         ("stacks_not_taken", tally.stacks_not_taken),
         ("cpu_late", tally.cpus_late),

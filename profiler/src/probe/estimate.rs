@@ -40,6 +40,17 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The same of a window whose values are left out: the others stand for its slot.
+    #[must_use]
+    pub fn left_out(self) -> Self {
+        Self {
+            slot_ns: 0,
+            watched_ns: 0,
+            own_ns: 0.0,
+            ..self
+        }
+    }
+
     /// What a value in the window stands for.
     fn scale(&self) -> f64 {
         self.slot_ns as f64 / self.watched_ns.max(1) as f64
@@ -221,6 +232,19 @@ mod tests {
     fn slots_count_alike_however_much_of_them_was_watched() {
         let estimate = windows(&[500, 10]).estimate(&[(0, 5.0), (1, 1.0)]);
         assert!((estimate.value - (10.0 + 100.0)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_others_stand_for_a_window_that_is_left_out() {
+        let values = [(0, 5.0), (1, 7.0), (2, 3.0)];
+        let all = windows(&[10; 3]).estimate_time(&values);
+        let mut some = windows(&[10; 4]);
+        some.weights[1] = some.weights[1].left_out();
+        let values = [(0, 5.0), (2, 7.0), (3, 3.0)];
+        let of = some.estimate_time(&values);
+        assert!((of.value / all.value - 4.0 / 3.0).abs() < 1e-9);
+        assert!(of.standard_error > all.standard_error, "{of:?} {all:?}");
+        assert!((some.estimate(&values).value - of.value).abs() < 1e-6);
     }
 
     #[test]

@@ -60,10 +60,12 @@ pub struct Watched {
 
 /// What is told of windows, on the thread that watches: it must not wait for long.
 pub trait Watcher: Send + 'static {
-    /// A window that is not a whole slot opens at `opens_ns`, or the last of those that
-    /// are is about to end: whatever waits then, and is not seen to begin or end, waits
-    /// through.
+    /// A window that is not a whole slot opens at `opens_ns`: whatever waits while it is
+    /// open, and is not seen to begin or end, waits through.
     fn look(&mut self, _opens_ns: u64) {}
+
+    /// The last of those that are whole slots ends when this returns.
+    fn look_now(&mut self) {}
 
     /// A window is over.
     fn over(&mut self, watched: &Watched);
@@ -79,6 +81,8 @@ impl<F: FnMut(&Watched) + Send + 'static> Watcher for F {
 pub struct Watch {
     orders: Option<Sender<Spent>>,
     thread: Option<JoinHandle<Result<Controller>>>,
+    /// Closed once the first window is open, or none can be.
+    opened: Receiver<()>,
 }
 
 /// The share of a window is spent.
@@ -101,12 +105,14 @@ impl Watch {
         lock(&shares).insert(set.pid())?;
         let ticks = lock(&shares).ticks();
         let (orders, received) = mpsc::channel();
+        let (until_open, opened) = mpsc::channel();
         let watching = Watching {
             set,
             shares,
             ticks,
             controller,
             received,
+            until_open: Some(until_open),
             watcher,
             attached: None,
             attached_ns: 0,
@@ -122,7 +128,14 @@ impl Watch {
         Ok(Self {
             orders: Some(orders),
             thread: Some(thread),
+            opened,
         })
+    }
+
+    /// Waits for the first window to open, but not for longer than this.
+    pub fn wait_open(&self, most: Duration) {
+        // It fails where it takes longer, or where none will.
+        let _ = self.opened.recv_timeout(most);
     }
 
     /// The kernel side tells that the share of a window is spent.
@@ -186,6 +199,8 @@ struct Watching<W> {
     ticks: WindowTicks,
     controller: Controller,
     received: Receiver<Spent>,
+    /// For who waits for the first window to open.
+    until_open: Option<Sender<()>>,
     watcher: W,
     attached: Option<Attached>,
     /// Since when they are on, on the monotonic clock.
@@ -243,12 +258,15 @@ impl<W: Watcher> Watching<W> {
         let mut told_later: Option<Watched> = None;
         loop {
             if let Wait::Stop = self.wait_until(plan.opens_ns, 0) {
-                told_later
-                    .iter()
-                    .for_each(|watched| self.watcher.over(watched));
+                if let Some(mut watched) = told_later {
+                    self.watcher.look_now();
+                    watched.is_last = true;
+                    self.watcher.over(&watched);
+                }
                 return Ok(());
             }
             let mut open = self.open(plan)?;
+            self.until_open = None;
             told_later
                 .take()
                 .iter()
@@ -259,7 +277,7 @@ impl<W: Watcher> Watching<W> {
                 Wait::Spent(time_ns) => (time_ns, false),
                 Wait::Stop => {
                     if plan.whole {
-                        self.watcher.look(open.opened_ns);
+                        self.watcher.look_now();
                     }
                     (self.close_now(&open)?, true)
                 }

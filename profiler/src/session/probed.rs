@@ -4,17 +4,18 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
     allocated::{self, AllocationFacts, Allocations},
     measured::{OPEN, REASON},
-    parked::Over,
+    parked::Through,
     windows::Windows,
 };
 use crate::{
     aggregate::Owner,
-    probe::{self, Estimate, Watch, Watched, Weight},
+    probe::{self, Closed, Estimate, Watch, Watched, Weight},
     process::{Process, ProcessIndex},
     symbolize::Event,
     unwind::GAP,
@@ -61,6 +62,8 @@ pub(super) struct Probed {
     since_ns: u64,
     facts: Counts,
     weights: probe::Windows,
+    /// The same where waits count: of windows that are left out, no part.
+    wait_weights: probe::Windows,
     totals: BTreeMap<Event, Totals>,
     /// Where allocations are recorded.
     pub allocations: Option<Allocations>,
@@ -116,9 +119,17 @@ impl Probed {
             since_ns: now_ns,
             facts: Counts::default(),
             weights: probe::Windows::default(),
+            wait_weights: probe::Windows::default(),
             totals: BTreeMap::new(),
             allocations: None,
         }
+    }
+
+    /// Waits for its first window to open; what it comes to is out of the time from
+    /// then on.
+    pub(super) fn wait_open(&mut self, most: Duration) {
+        self.watch.wait_open(most);
+        self.since_ns = probe::monotonic_ns();
     }
 
     /// Its executable.
@@ -147,11 +158,10 @@ impl Probed {
 
     /// Counts those that waited through a window. Of a mutex nobody knows yet who will
     /// wake them.
-    pub(super) fn wait_through(&mut self, over: &Over, events: &[Event]) {
-        let closed = &over.watched.closed;
+    pub(super) fn wait_through(&mut self, closed: &Closed, of: &[Through], events: &[Event]) {
         let seen = self.open.entry(closed.plan.number).or_default();
         let mut carry = Carry::default();
-        for through in &over.through {
+        for through in of {
             // It has not waited all the while, whatever it does now.
             if through.is_all && seen.ended.contains(&through.goid) {
                 continue;
@@ -192,7 +202,9 @@ impl Probed {
         seen.map_or(0, |seen| std::mem::take(&mut seen.begun_before).samples())
     }
 
-    pub(super) fn close(&mut self, watched: &Watched) {
+    /// A window is over. Its waits are left out where those are not known that waited
+    /// through it.
+    pub(super) fn close(&mut self, watched: &Watched, are_waits_seen: bool) {
         let is_whole = watched.closed.plan.whole;
         let watched_ns = watched.closed.watched_ns();
         let weight = Weight {
@@ -205,6 +217,10 @@ impl Probed {
         };
         let place = self.weights.len();
         self.weights.push(weight);
+        self.wait_weights.push(match are_waits_seen {
+            true => weight,
+            false => weight.left_out(),
+        });
         self.facts.hits += watched.share.hits;
         self.facts.charged_ns += watched.closed.charged_ns;
         self.facts.watched_ns += watched_ns;
@@ -225,7 +241,10 @@ impl Probed {
         // stands for both. A window that follows on another has neither.
         let twice = if is_whole { 1.0 } else { 2.0 };
         for (windows, times) in [(seen.whole, 1.0), (seen.begun_before, twice)] {
-            for (event, window) in windows {
+            let windows = windows.into_iter();
+            for (event, window) in
+                windows.filter(|(event, _)| are_waits_seen || *event == Event::AllocEvents)
+            {
                 let unit = allocated::unit(event);
                 let scale = scale * unit;
                 let totals = self.totals.entry(event).or_default();
@@ -254,20 +273,24 @@ impl Probed {
     pub(super) fn split_off(
         &mut self,
         pid: u32,
-        now_ns: u64,
+        end_ns: u64,
         is_exact: bool,
         into: &mut Windows,
     ) -> ProbeFacts {
         let facts = std::mem::take(&mut self.facts);
         let weights = std::mem::take(&mut self.weights);
-        let elapsed_ns = now_ns.saturating_sub(self.since_ns);
-        self.since_ns = now_ns;
+        let wait_weights = std::mem::take(&mut self.wait_weights);
+        // The first window opens a moment before, the last ends a moment after.
+        let elapsed_ns = end_ns.saturating_sub(self.since_ns).max(facts.watched_ns);
+        self.since_ns = end_ns;
         let (mut totals, mut allocations) = (BTreeMap::new(), None);
         for (event, of) in std::mem::take(&mut self.totals) {
-            let mut counts = weights.estimate(&of.counts);
-            let mut delays = match event {
-                Event::AllocEvents => weights.estimate(&of.delays),
-                _ => weights.estimate_time(&of.delays),
+            let (mut counts, mut delays) = match event {
+                Event::AllocEvents => (weights.estimate(&of.counts), weights.estimate(&of.delays)),
+                _ => (
+                    wait_weights.estimate(&of.counts),
+                    wait_weights.estimate_time(&of.delays),
+                ),
             };
             if is_exact {
                 counts.value = of.seen.0;

@@ -17,7 +17,7 @@ use profiler_ebpf::wire::at;
 use super::{
     allocated::{self, Allocations},
     allocation_totals::Totals as AllocationTotals,
-    parked::{Over, Parked},
+    parked::{NotSeen, Over, Parked},
     probed::{ProbeFacts, Probed},
     windows::Windows,
 };
@@ -128,12 +128,29 @@ impl Watcher for Watching {
         }
     }
 
+    fn look_now(&mut self) {
+        if self.are_waits_wanted {
+            self.parked.look_now();
+        }
+    }
+
     fn over(&mut self, watched: &Watched) {
         if let Some(totals) = &self.totals {
             totals.note(watched.closed.plan.number);
         }
         self.parked.over(watched);
     }
+}
+
+/// What is missing of a window.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    /// Waits that seem to have begun before it, when there was no room to note that.
+    pub waits: u64,
+    /// 1 where its waits are left out, as who waited through it was looked at too late.
+    pub windows: u64,
+    /// 1 where only those are missing that waited through it.
+    pub looks: u64,
 }
 
 /// Probes at work.
@@ -361,6 +378,19 @@ impl Probing {
         Ok(Some(probed))
     }
 
+    /// Waits until all who are watched all the time are watched, but no longer than
+    /// `most`: what is counted begins then.
+    pub(super) fn wait_open(&mut self, most: Duration) {
+        if self.config.budget != Budget::Unlimited {
+            return;
+        }
+        let until = Instant::now() + most;
+        for probed in self.probed.values_mut() {
+            let left = until.saturating_duration_since(Instant::now());
+            probed.wait_open(left);
+        }
+    }
+
     /// The process, if it is probed.
     pub(super) fn get(&mut self, pid: u32) -> Option<&mut Probed> {
         self.probed.get_mut(&pid)
@@ -387,9 +417,8 @@ impl Probing {
         self.full = waits;
     }
 
-    /// Counts what was seen in a window that is over. Returns how many waits are left
-    /// out: they seem to have begun before it, but there was no room to note when.
-    pub(super) fn close(&mut self, over: &Over) -> u64 {
+    /// Counts what was seen in a window that is over, and says what is missing.
+    pub(super) fn close(&mut self, over: &Over) -> Missing {
         let in_doubt = self
             .doubts_until
             .is_some_and(|until| Instant::now() < until);
@@ -401,24 +430,38 @@ impl Probing {
             None => ended.next().map(|(_, probed)| probed),
         };
         let Some(probed) = probed else {
-            return 0;
+            return Missing::default();
         };
-        probed.wait_through(over, events);
-        let left_out = match in_doubt {
-            true => probed.leave_out_begun_before(over.watched.closed.plan.number),
-            false => 0,
-        };
-        probed.close(&over.watched);
-        left_out
+        let mut missing = Missing::default();
+        let closed = &over.watched.closed;
+        let mut are_waits_seen = true;
+        match &over.through {
+            // Where beginnings were not noted nobody knows since when these wait.
+            Ok(through) if !in_doubt => probed.wait_through(closed, through, events),
+            Err(NotSeen::Late) if !closed.plan.whole => {
+                are_waits_seen = false;
+                missing.windows = 1;
+            }
+            _ => missing.looks = 1,
+        }
+        if in_doubt {
+            missing.waits = probed.leave_out_begun_before(closed.plan.number);
+        }
+        probed.close(&over.watched, are_waits_seen);
+        missing
+    }
+
+    /// Begins to take all probes off, all at once: each takes some tens of milliseconds.
+    pub(super) fn end(&mut self) {
+        self.probed
+            .values_mut()
+            .for_each(|probed| probed.watch.end());
     }
 
     /// Takes all probes off, and gives the windows that end by that. Calls `refuse` with
     /// each process whose probes could not be put on at some time, and why.
     pub(super) fn stop(&mut self, mut refuse: impl FnMut(u32, String)) -> Vec<Over> {
-        // All at once: each takes some tens of milliseconds.
-        self.probed
-            .values_mut()
-            .for_each(|probed| probed.watch.end());
+        self.end();
         for (pid, probed) in &mut self.probed {
             if let Err(why) = probed.watch.wait()
                 && is_alive(*pid)
@@ -429,14 +472,14 @@ impl Probing {
         self.over()
     }
 
-    /// Takes out what was seen since the last call, as what it stands for, of processes
-    /// that the window `is_of`; and says how much was seen of others.
+    /// Takes out what was seen since the last call and until `end_ns`, as what it stands
+    /// for, of processes that the window `is_of`; and says how much was seen of others.
     pub(super) fn split_off(
         &mut self,
         into: &mut Windows,
+        end_ns: u64,
         is_of: impl Fn(ProcessIndex) -> bool,
     ) -> (Vec<ProbeFacts>, u64) {
-        let now_ns = probe::monotonic_ns();
         let is_exact = self.config.budget == Budget::Unlimited;
         let (mut facts, mut late) = (Vec::new(), Windows::default());
         let mut ended = std::mem::take(&mut self.ended);
@@ -444,9 +487,9 @@ impl Probing {
         let probed = self.probed.iter_mut().map(|(pid, probed)| (*pid, probed));
         for (pid, probed) in ended.chain(probed) {
             match is_of(probed.index) {
-                true => facts.push(probed.split_off(pid, now_ns, is_exact, into)),
+                true => facts.push(probed.split_off(pid, end_ns, is_exact, into)),
                 // It was gone before the window began.
-                false => drop(probed.split_off(pid, now_ns, is_exact, &mut late)),
+                false => drop(probed.split_off(pid, end_ns, is_exact, &mut late)),
             }
         }
         (facts, late.samples())

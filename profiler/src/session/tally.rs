@@ -53,6 +53,12 @@ pub struct Tally {
     pub threads_left_out: u64,
     /// Waits left out as they may have begun when there was no room to note it.
     pub waits_doubtful: u64,
+    /// Windows whose waits are left out, as who waited through them was looked at too
+    /// late.
+    pub windows_left_out: u64,
+    /// Windows of which those are missing that waited through them, or still waited at
+    /// the end: the program's goroutines could not be looked at.
+    pub looks_missed: u64,
     /// Long times off the CPU, counted in full, whose stack was not taken.
     pub stacks_not_taken: u64,
     /// How long these were, in nanoseconds.
@@ -167,6 +173,14 @@ impl Tally {
             (
                 self.waits_doubtful,
                 "waits left out whose beginning is not known: table of waits full",
+            ),
+            (
+                self.windows_left_out,
+                "windows left out, as who waited through them was looked at too late",
+            ),
+            (
+                self.looks_missed,
+                "windows without what waited through them, as goroutines could not be looked at",
             ),
             (
                 self.kernel.get(Counter::ProbesNested),

@@ -2,7 +2,7 @@
 //! it is named elsewhere. Also what a session forgets between two of them, so
 //! that its memory is bounded by what runs.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     Idle, Named, Recorder, Recording, Stopped, Tally, breaks::Breaks, combine::combine,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     aggregate::Window,
-    probe::Clock,
+    probe::{self, Clock},
     process::{Depth, Process, ProcessTable, all_pids, is_alive},
     symbolize::{Event, Symbolizer, Taken},
 };
@@ -128,7 +128,8 @@ impl<T: Sampled> Recorder<T> {
         if let Some(probing) = &mut self.probing {
             let table = &self.table;
             let is_held = |index| table.contains(index);
-            let (facts, late) = probing.split_off(&mut self.windows, is_held);
+            let end_ns = self.span.end_ns.min(probe::monotonic_ns());
+            let (facts, late) = probing.split_off(&mut self.windows, end_ns, is_held);
             self.tally.probes = facts;
             self.tally.unknown_process += late;
         }
@@ -207,8 +208,18 @@ impl<T: Sampled> Recorder<T> {
         if let Some(probing) = &mut self.probing {
             probing.note_full(waits_full);
             for over in over {
-                self.tally.waits_doubtful += probing.close(&over);
+                let missing = probing.close(&over);
+                self.tally.waits_doubtful += missing.waits;
+                self.tally.windows_left_out += missing.windows;
+                self.tally.looks_missed += missing.looks;
             }
+        }
+    }
+
+    /// See [`Probing::end`].
+    pub(super) fn end_probing(&mut self) {
+        if let Some(probing) = &mut self.probing {
+            probing.end();
         }
     }
 
@@ -222,6 +233,13 @@ impl<T: Sampled> Recorder<T> {
             off.insert(pid, why.clone());
             tally.off.insert(why);
         })
+    }
+
+    /// See [`Probing::wait_open`].
+    pub(super) fn wait_open(&mut self, most: Duration) {
+        if let Some(probing) = &mut self.probing {
+            probing.wait_open(most);
+        }
     }
 
     /// Looks again at the processes that were excluded.
