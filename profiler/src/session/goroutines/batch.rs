@@ -31,10 +31,13 @@ impl Taking<'_, '_> {
                 break;
             }
             let source = self.source;
-            // Those that have ended meanwhile are not among them any more.
             let (again, listing) = source.program.goroutines_at(&changed, &source.offsets);
-            self.snapshot.left_out.nonsense += listing.nonsense;
-            self.snapshot.left_out.unreadable += listing.unreadable;
+            let left_out = &mut self.snapshot.left_out;
+            left_out.nonsense += listing.nonsense;
+            left_out.unreadable += listing.unreadable;
+            // The others are not among them any more.
+            let there = listing.alive + listing.nonsense + listing.unreadable;
+            left_out.ended += (changed.len() as u64).saturating_sub(there);
             changed = self.add_stacks(&again, &mut read);
         }
         self.snapshot.left_out.changed += changed.len() as u64;
