@@ -16,7 +16,9 @@ pub const MAX_GOROUTINES: u64 = 1 << 22;
 const MAX_COUNT: u64 = 1 << 32;
 /// Goroutines of a batch: few, so that what is read of one is of nearly one moment, and
 /// all of it near in the processor's caches.
-const BATCH: u64 = 256;
+const BATCH: usize = 256;
+/// Places of the list that are read at once.
+const PLACES: u64 = 1024;
 /// Goroutines that may make no sense before it is asked whether most do.
 const TOLERATED: u64 = 64;
 /// How often a part of the list is read before it is taken to make no sense: it
@@ -134,8 +136,8 @@ impl Program<'_> {
         reading.listing.cut = reading.listing.listed - end;
         while reading.listing.looked_at < end {
             let first = reading.listing.looked_at;
-            let places: Vec<u64> = (first..end.min(first + BATCH)).collect();
-            each(&self.next_batch(&mut reading, &places)?);
+            let places: Vec<u64> = (first..end.min(first + PLACES)).collect();
+            self.read_next(&mut reading, &places, &mut |batch| each(&batch))?;
         }
         Ok(reading.listing)
     }
@@ -163,13 +165,11 @@ impl Program<'_> {
         let mut draw = Draw::of(listed);
         while reading.listing.looked_at < end && (is_all || reading.listing.alive < few.alive) {
             let first = reading.listing.looked_at;
-            let count = BATCH.min(end - first);
             let places = match is_all {
-                // Those side by side are read together.
-                true => (first..first + count).collect(),
-                false => draw.next(count, &mut below),
+                true => (first..end.min(first + PLACES)).collect(),
+                false => draw.next((BATCH as u64).min(end - first), &mut below),
             };
-            each(self.next_batch(&mut reading, &places)?);
+            self.read_next(&mut reading, &places, &mut each)?;
         }
         Ok(reading.listing)
     }
@@ -192,32 +192,36 @@ impl Program<'_> {
         })
     }
 
-    /// Those of some places that are alive.
-    fn next_batch<'o>(
+    /// Calls `each` with those at some places that are alive.
+    fn read_next<'o>(
         &self,
         reading: &mut Reading<'o>,
         places: &[u64],
-    ) -> Result<GoroutineBatch<'o>, String> {
+        each: &mut impl FnMut(GoroutineBatch<'o>),
+    ) -> Result<(), String> {
         let Some(pointers) = self.pointers(reading.array, places) else {
             return Err("the list of its goroutines cannot be read".to_owned());
         };
-        // Each has its place for ever. One struct again and again would cost as
-        // much as a list without an end.
-        let places_once = &mut reading.places_once;
-        if !pointers.iter().all(|pointer| places_once.is_new(*pointer)) {
-            return Err(NO_SENSE.to_owned());
+        for pointers in pointers.chunks(BATCH) {
+            // Each has its place for ever. One struct again and again would cost as
+            // much as a list without an end.
+            let places_once = &mut reading.places_once;
+            if !pointers.iter().all(|pointer| places_once.is_new(*pointer)) {
+                return Err(NO_SENSE.to_owned());
+            }
+            let of = (reading.offsets, reading.lists);
+            let batch = self.read_goroutines(pointers, of, &mut reading.listing);
+            reading.listing.looked_at += pointers.len() as u64;
+            let bad = reading.listing.nonsense + reading.listing.unreadable;
+            let mostly_bad = bad > TOLERATED && bad * 2 > reading.listing.looked_at;
+            let mut ids = batch.goroutines.iter().map(|goroutine| goroutine.goid);
+            // The same memory may be mapped many times.
+            if mostly_bad || !ids.all(|id| reading.ids_once.is_new(id)) {
+                return Err(NO_SENSE.to_owned());
+            }
+            each(batch);
         }
-        let of = (reading.offsets, reading.lists);
-        let batch = self.read_goroutines(&pointers, of, &mut reading.listing);
-        reading.listing.looked_at += places.len() as u64;
-        let bad = reading.listing.nonsense + reading.listing.unreadable;
-        let mostly_bad = bad > TOLERATED && bad * 2 > reading.listing.looked_at;
-        let mut ids = batch.goroutines.iter().map(|goroutine| goroutine.goid);
-        // The same memory may be mapped many times.
-        if mostly_bad || !ids.all(|id| reading.ids_once.is_new(id)) {
-            return Err(NO_SENSE.to_owned());
-        }
-        Ok(batch)
+        Ok(())
     }
 
     /// Some of the pointers of an array whose address is at `array`, by their places,
