@@ -250,7 +250,7 @@ fn some(listed: u64, one_in: u64, few: Few) -> (Listing, Vec<u64>) {
     let mut memory = Made::by(|address| {
         let at = address.checked_sub(STRUCTS);
         let is_status = |at: u64| at % STRUCT_BYTES == u64::from(offsets.g.atomic_status);
-        let ended = at.filter(|at| is_status(*at) && at / STRUCT_BYTES % one_in != 0);
+        let ended = at.filter(|at| is_status(*at) && !(at / STRUCT_BYTES).is_multiple_of(one_in));
         let word = waiting(&offsets.g, address, u64::MAX, u64::MAX);
         ended.map(|_| DEAD).or(word)
     });

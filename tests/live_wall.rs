@@ -141,7 +141,7 @@ fn of_many_goroutines_some_stand_for_all() {
     let time = goroutines(&profile, |_| true);
     assert!((time - all).abs() < bound * 2.0, "{time} of {all}");
     let is_of = |stack: &Stack, function: &str, state: &str| {
-        stack.has(function) && leaf(stack) == state && stack.labels.get("path").is_none()
+        stack.has(function) && leaf(stack) == state && !stack.labels.contains_key("path")
     };
     for (function, state) in [
         ("main.receives", "[chan receive]"),
