@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use goprof::gobinary::{GOffsets, GoBinary, StructOffsets};
-use goprof::gomemory::{HeapProfile, MAX_GOROUTINES, NoHeap};
+use goprof::gomemory::{Few, HeapProfile, Listing, MAX_GOROUTINES, NoHeap};
 use goprof_tests::fuzzing::known;
 use goprof_tests::memory::{Made, ask_all, at, program, variables};
 
@@ -241,6 +241,73 @@ fn count(listed: u64, places: u64, ids: u64) -> (Result<u64, String>, u64) {
     let program = program(&memory, binary(), &variables);
     let listing = program.for_each_goroutine(&offsets, |_| {});
     (listing.map(|listing| listing.alive), memory.read.get())
+}
+
+/// What becomes of a list of which some are looked at and one in so many is alive; and
+/// the ids of those.
+fn some(listed: u64, one_in: u64, few: Few) -> (Listing, Vec<u64>) {
+    let offsets = offsets();
+    let mut memory = Made::by(|address| {
+        let at = address.checked_sub(STRUCTS);
+        let is_status = |at: u64| at % STRUCT_BYTES == u64::from(offsets.g.atomic_status);
+        let ended = at.filter(|at| is_status(*at) && !(at / STRUCT_BYTES).is_multiple_of(one_in));
+        let word = waiting(&offsets.g, address, u64::MAX, u64::MAX);
+        ended.map(|_| DEAD).or(word)
+    });
+    memory.set.extend([(at::ARRAY, LIST), (at::COUNT, listed)]);
+    let variables = variables();
+    let program = program(&memory, binary(), &variables);
+    let (mut dice, mut ids) = (listed << 8 | one_in | 1, Vec::new());
+    let below = |bound: u64| {
+        // xorshift64*, by Vigna.
+        dice ^= dice >> 12;
+        dice ^= dice << 25;
+        dice ^= dice >> 27;
+        let random = dice.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        ((u128::from(random) * u128::from(bound)) >> 64) as u64
+    };
+    let listing = program.for_some_goroutines(few, &offsets, below, |batch| {
+        ids.extend(batch.goroutines.iter().map(|goroutine| goroutine.goid));
+    });
+    ids.sort_unstable();
+    (listing.expect("a list"), ids)
+}
+
+/// `_Gdead` of Go's runtime.
+const DEAD: u64 = 6;
+
+#[test]
+fn those_looked_at_stand_for_all_whoever_has_ended() {
+    let few = Few {
+        alive: 4096,
+        places: 32_768,
+    };
+    // How many are listed, and one in how many is alive.
+    for (listed, one_in) in [(100_003, 1), (100_003, 2), (100_003, 50), (40_000, 50)] {
+        let (listing, ids) = some(listed, one_in, few);
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "one twice");
+        assert_eq!(listing.alive, ids.len() as u64);
+        let is_enough = (4096..4096 + 256).contains(&listing.alive);
+        let is_most = listing.looked_at == few.places;
+        assert!(is_enough || is_most, "{listing:?}");
+        let (share, looked_at) = (1.0 / one_in as f64, listing.looked_at as f64);
+        let found = listing.alive as f64 * listing.stands_for();
+        let error = listed as f64 * (share * (1.0 - share) / looked_at).sqrt();
+        let off = (found - (listed as f64 * share).ceil()).abs();
+        assert!(off <= 5.0 * error + 1e-6, "{found} for one in {one_in}");
+        // From the whole of the list.
+        let mean = ids.iter().sum::<u64>() as f64 / ids.len() as f64;
+        let error = listed as f64 / (12.0 * ids.len() as f64).sqrt();
+        let off = (mean - listed as f64 / 2.0).abs();
+        assert!(off < 5.0 * error, "{mean} of {listed}");
+    }
+    // No more than are looked at anyway: each stands for itself.
+    for (listed, one_in) in [(4096, 1), (4095, 3), (32_768, 10), (1, 1), (0, 1)] {
+        let (listing, ids) = some(listed, one_in, few);
+        assert_eq!((listing.looked_at, listing.cut), (listed, 0));
+        assert_eq!(listing.stands_for(), 1.0);
+        assert_eq!(ids.len() as u64, listed.div_ceil(one_in));
+    }
 }
 
 #[test]

@@ -104,6 +104,68 @@ fn each_version_has_every_goroutine_all_the_time() {
     has_all_the_time(NEWEST, Variant::Stripped, "6");
 }
 
+/// Goroutines of the program below, the same number of each of fifteen kinds, and how
+/// many a snapshot looks at.
+const CROWD: f64 = 30_000.0;
+const LOOKED_AT: f64 = 4096.0;
+
+#[test]
+fn of_many_goroutines_some_stand_for_all() {
+    let mut program = Talker::start(&go::build("parked"), &[]);
+    let own = goprof::record(&["-e", "goroutine", "-p", &program.pid_arg()]).profile;
+    let own: u64 = own.stacks.iter().map(|stack| stack.count).sum();
+    program.tell(&format!("crowd {CROWD}"));
+    let pid = program.pid_arg();
+    let recorded = goprof::record(&["-e", "wall", "-p", &pid, "-d", "4", "-r", "10"]);
+    let (profile, stderr) = (recorded.profile, recorded.outcome.stderr);
+    let is_told = |text: &str| text.contains("looked at 4") && text.contains(" of 300");
+    assert!(is_told(&stderr), "{stderr}");
+    let comments = profile.raw.comment.iter();
+    assert!(comments.map(|c| profile.text(*c)).any(is_told), "{stderr}");
+    let words: Vec<&str> = stderr.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "snapshots");
+    let snapshots: f64 = words[at.expect("how many") - 1].parse().expect("a number");
+    let mean = |wanted: &dyn Fn(&Stack) -> bool| {
+        let stacks = profile.stacks.iter().filter(|stack| wanted(stack));
+        stacks.map(|stack| stack.count).sum::<u64>() as f64 / snapshots
+    };
+    // What chance makes of a share by so many looks, of a list that ends.
+    let error = |share: f64| {
+        let left = 1.0 - LOOKED_AT / CROWD;
+        CROWD * (share * (1.0 - share) * left / (LOOKED_AT * snapshots)).sqrt()
+    };
+    // The runtime's own, eight at most, are looked at as seldom as any other.
+    let (all, bound) = (CROWD + own as f64, 8.0 + 5.0 * error(8.0 / CROWD));
+    let found = mean(&|_| true);
+    assert!((found - all).abs() < bound, "{found} of {all}: {stderr}");
+    let time = goroutines(&profile, |_| true);
+    assert!((time - all).abs() < bound * 2.0, "{time} of {all}");
+    let is_of = |stack: &Stack, function: &str, state: &str| {
+        stack.has(function) && leaf(stack) == state && !stack.labels.contains_key("path")
+    };
+    for (function, state) in [
+        ("main.receives", "[chan receive]"),
+        ("main.sends", "[chan send]"),
+        ("main.selects", "[select]"),
+        ("main.sleeps", "[sleep]"),
+        ("main.locks", "[sync.Mutex.Lock]"),
+        ("main.waitsForCond", "[sync.Cond.Wait]"),
+    ] {
+        let found = mean(&|stack| is_of(stack, function, state));
+        let (kind, bound) = (CROWD / 15.0, 3.0 + 5.0 * error(1.0 / 15.0));
+        assert!(
+            (found - kind).abs() < bound,
+            "{function}: {found}, {bound} at most"
+        );
+    }
+    let labelled = mean(&|stack| stack.labels.get("path").is_some_and(|path| path == "/api"));
+    let bound = 3.0 + 5.0 * error(1.0 / 15.0);
+    assert!(
+        (labelled - CROWD / 15.0).abs() < bound,
+        "{labelled}, {bound} at most"
+    );
+}
+
 #[test]
 fn processes_are_chosen_by_name_and_by_command() {
     let program = Talker::start(&go::build("waiting"), &[]);

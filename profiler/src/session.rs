@@ -6,6 +6,7 @@ mod allocation_totals;
 mod begun;
 mod block_io;
 mod breaks;
+mod carry;
 mod combine;
 mod config;
 #[cfg(test)]

@@ -166,7 +166,12 @@ pub(super) fn add_snapshots(metrics: &Metrics, recording: &SnapshotRecording) {
     let left_out = facts.left_out;
     for (reason, count) in [
         ("goroutine_running", facts.running),
+        (
+            "goroutine_stood_for",
+            facts.stand_for.saturating_sub(facts.goroutines),
+        ),
         ("goroutine_changed", left_out.changed),
+        ("goroutine_ended", left_out.ended),
         (
             "goroutine_unreadable",
             left_out.unreadable + left_out.nonsense,

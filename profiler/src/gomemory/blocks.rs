@@ -7,7 +7,8 @@ use super::{Memory, Request};
 
 /// Bytes of a block, and its alignment: a page, which is mapped as a whole.
 const BLOCK_BYTES: usize = 4096;
-/// Blocks read at once, from the one that is wanted on.
+/// Most blocks read at once, from the one that is wanted on: twice as many as before
+/// where that follows on those, else it alone.
 const BLOCKS_AT_ONCE: u64 = 16;
 
 /// Memory, with what was read of it. What is read of a block twice is of the
@@ -17,6 +18,8 @@ pub(super) struct Blocks<'m> {
     blocks: HashMap<u64, Option<Box<[u8]>>>,
     /// Blocks that may still be read.
     left: usize,
+    /// How many were read at once the last time, and where the next one begins.
+    last: (u64, u64),
 }
 
 impl<'m> Blocks<'m> {
@@ -26,6 +29,7 @@ impl<'m> Blocks<'m> {
             memory,
             blocks: HashMap::new(),
             left: max_bytes / BLOCK_BYTES,
+            last: (0, 0),
         }
     }
 
@@ -59,7 +63,12 @@ impl<'m> Blocks<'m> {
     }
 
     fn fetch(&mut self, start: u64) {
-        let starts = (0..BLOCKS_AT_ONCE)
+        let at_once = match self.last {
+            (before, next) if next == start => (before * 2).clamp(1, BLOCKS_AT_ONCE),
+            _ => 1,
+        };
+        self.last = (at_once, start.wrapping_add(at_once * BLOCK_BYTES as u64));
+        let starts = (0..at_once)
             .map_while(|index| start.checked_add(index * BLOCK_BYTES as u64))
             .filter(|start| !self.blocks.contains_key(start));
         let starts: Vec<u64> = starts.take(self.left).collect();

@@ -2,6 +2,7 @@
 //! list that cannot be one is left as soon as that shows.
 
 use super::{
+    draw::Draw,
     goroutines::{GoroutineBatch, parse, struct_bytes},
     once::Once,
     pieces::Pieces,
@@ -13,8 +14,11 @@ use crate::gobinary::{AllGoroutines, ListOffsets, StructOffsets};
 pub const MAX_GOROUTINES: u64 = 1 << 22;
 /// More goroutines than a program can have.
 const MAX_COUNT: u64 = 1 << 32;
-/// Goroutines of a batch.
-const BATCH: u64 = 1024;
+/// Goroutines of a batch: few, so that what is read of one is of nearly one moment, and
+/// all of it near in the processor's caches.
+const BATCH: usize = 256;
+/// Places of the list that are read at once.
+const PLACES: u64 = 1024;
 /// Goroutines that may make no sense before it is asked whether most do.
 const TOLERATED: u64 = 64;
 /// How often a part of the list is read before it is taken to make no sense: it
@@ -35,8 +39,41 @@ pub struct Listing {
     pub unreadable: u64,
     /// Goroutines that make no sense.
     pub nonsense: u64,
-    /// Places that were not looked at: there are more than goprof reads.
+    /// Places that were not looked at, and that no other stands for: there are more
+    /// than goprof reads.
     pub cut: u64,
+    /// Places that were looked at.
+    pub looked_at: u64,
+}
+
+/// How many goroutines are looked at where there are many.
+#[derive(Debug, Clone, Copy)]
+pub struct Few {
+    /// Those that are alive, as many as this or some more.
+    pub alive: u64,
+    /// Places of the list at most: others may have ended in most of them.
+    pub places: u64,
+}
+
+/// A list that is being read.
+struct Reading<'o> {
+    offsets: &'o StructOffsets,
+    lists: &'o ListOffsets,
+    /// Where the list's array is.
+    array: u64,
+    places_once: Once,
+    ids_once: Once,
+    listing: Listing,
+}
+
+impl Listing {
+    /// How many goroutines each of those that were looked at stands for.
+    pub fn stands_for(&self) -> f64 {
+        match self.looked_at {
+            0 => 1.0,
+            looked_at => self.listed.saturating_sub(self.cut) as f64 / looked_at as f64,
+        }
+    }
 }
 
 impl Program<'_> {
@@ -94,100 +131,111 @@ impl Program<'_> {
         offsets: &StructOffsets,
         mut each: impl FnMut(&GoroutineBatch<'_>),
     ) -> Result<Listing, String> {
-        let most = most.min(MAX_GOROUTINES);
+        let mut reading = self.begin_reading(offsets)?;
+        let end = reading.listing.listed.min(most).min(MAX_GOROUTINES);
+        reading.listing.cut = reading.listing.listed - end;
+        while reading.listing.looked_at < end {
+            let first = reading.listing.looked_at;
+            let places: Vec<u64> = (first..end.min(first + PLACES)).collect();
+            self.read_next(&mut reading, &places, &mut |batch| each(&batch))?;
+        }
+        Ok(reading.listing)
+    }
+
+    /// Calls `each` with goroutines at random places of the list, or with all where no
+    /// more are listed than it takes; each stands for [`Listing::stands_for`]. `below`
+    /// gives a random number below another.
+    ///
+    /// That it goes on until enough are alive has them stand for too many, by less than
+    /// one in a thousand.
+    ///
+    /// # Errors
+    /// As for [`Program::for_each_goroutine`].
+    pub fn for_some_goroutines<'o>(
+        &self,
+        few: Few,
+        offsets: &'o StructOffsets,
+        mut below: impl FnMut(u64) -> u64,
+        mut each: impl FnMut(GoroutineBatch<'o>),
+    ) -> Result<Listing, String> {
+        let mut reading = self.begin_reading(offsets)?;
+        let listed = reading.listing.listed;
+        let is_all = listed <= few.alive.min(few.places);
+        let end = listed.min(few.places);
+        let mut draw = Draw::of(listed);
+        while reading.listing.looked_at < end && (is_all || reading.listing.alive < few.alive) {
+            let first = reading.listing.looked_at;
+            let places = match is_all {
+                true => (first..end.min(first + PLACES)).collect(),
+                false => draw.next((BATCH as u64).min(end - first), &mut below),
+            };
+            self.read_next(&mut reading, &places, &mut each)?;
+        }
+        Ok(reading.listing)
+    }
+
+    fn begin_reading<'o>(&self, offsets: &'o StructOffsets) -> Result<Reading<'o>, String> {
         let lists = self.lists(offsets)?;
         let array = self.list_of_goroutines()?.array;
         // The count first: the array never has room for fewer.
         let listed = self.goroutines_listed()?;
-        let (mut places_once, mut ids_once) = (Once::default(), Once::default());
-        let mut listing = Listing {
-            listed,
-            cut: listed.saturating_sub(most),
-            ..Listing::default()
+        Ok(Reading {
+            offsets,
+            lists,
+            array,
+            places_once: Once::default(),
+            ids_once: Once::default(),
+            listing: Listing {
+                listed,
+                ..Listing::default()
+            },
+        })
+    }
+
+    /// Calls `each` with those at some places that are alive.
+    fn read_next<'o>(
+        &self,
+        reading: &mut Reading<'o>,
+        places: &[u64],
+        each: &mut impl FnMut(GoroutineBatch<'o>),
+    ) -> Result<(), String> {
+        let Some(pointers) = self.pointers(reading.array, places) else {
+            return Err("the list of its goroutines cannot be read".to_owned());
         };
-        let end = listed.min(most);
-        let mut first = 0;
-        while first < end {
-            let places = (end - first).min(BATCH);
-            let Some(pointers) = self.pointers(array, first, places) else {
-                return Err("the list of its goroutines cannot be read".to_owned());
-            };
+        for pointers in pointers.chunks(BATCH) {
             // Each has its place for ever. One struct again and again would cost as
             // much as a list without an end.
+            let places_once = &mut reading.places_once;
             if !pointers.iter().all(|pointer| places_once.is_new(*pointer)) {
                 return Err(NO_SENSE.to_owned());
             }
-            let batch = self.read_goroutines(&pointers, (offsets, lists), &mut listing);
-            let bad = listing.nonsense + listing.unreadable;
+            let of = (reading.offsets, reading.lists);
+            let batch = self.read_goroutines(pointers, of, &mut reading.listing);
+            reading.listing.looked_at += pointers.len() as u64;
+            let bad = reading.listing.nonsense + reading.listing.unreadable;
+            let mostly_bad = bad > TOLERATED && bad * 2 > reading.listing.looked_at;
             let mut ids = batch.goroutines.iter().map(|goroutine| goroutine.goid);
-            let mostly_bad = bad > TOLERATED && bad * 2 > first + places;
             // The same memory may be mapped many times.
-            if mostly_bad || !ids.all(|id| ids_once.is_new(id)) {
+            if mostly_bad || !ids.all(|id| reading.ids_once.is_new(id)) {
                 return Err(NO_SENSE.to_owned());
             }
-            each(&batch);
-            first += places;
+            each(batch);
         }
-        Ok(listing)
+        Ok(())
     }
 
-    /// Goroutines at random places of the list, as many as `most`, or all where there
-    /// are no more; and how many of the list each stands for. `below` gives a random number
-    /// below another.
-    ///
-    /// # Errors
-    /// As for [`Program::for_each_goroutine`].
-    pub fn some_goroutines<'o>(
-        &self,
-        offsets: &'o StructOffsets,
-        most: u64,
-        mut below: impl FnMut(u64) -> u64,
-    ) -> Result<(GoroutineBatch<'o>, f64), String> {
-        let unreadable = || "the list of its goroutines cannot be read".to_owned();
-        let lists = self.lists(offsets)?;
-        let array = self.list_of_goroutines()?.array;
-        let listed = self.goroutines_listed()?;
-        let places: Vec<u64> = match listed <= most {
-            true => (0..listed).collect(),
-            false => {
-                let mut chosen = std::collections::BTreeSet::new();
-                // Some come twice.
-                for _ in 0..most {
-                    chosen.insert(below(listed));
-                }
-                chosen.into_iter().collect()
-            }
-        };
-        for _ in 0..ATTEMPTS {
-            let before = self.memory.word(array).ok_or_else(unreadable)?;
-            let at = places.iter().map(|place| before.wrapping_add(place * 8));
-            let pieces = Pieces::read(self.memory, &at.collect::<Vec<_>>(), 8);
-            // An array that the list has left behind may be used for other things.
-            if self.memory.word(array) != Some(before) {
-                continue;
-            }
-            let words = (0..places.len()).filter_map(|index| pieces.get(index));
-            let words = words.filter_map(|bytes| bytes.first_chunk().copied());
-            let pointers: Vec<u64> = words.map(u64::from_le_bytes).collect();
-            let of = (offsets, lists);
-            let batch = self.read_goroutines(&pointers, of, &mut Listing::default());
-            // What each that was looked at stands for.
-            let share = listed as f64 / places.len().max(1) as f64;
-            return Ok((batch, share));
-        }
-        Err(unreadable())
-    }
-
-    /// Some of the pointers of an array whose address is at `array`.
-    fn pointers(&self, array: u64, first: u64, places: u64) -> Option<Vec<u64>> {
-        let mut bytes = vec![0; usize::try_from(places * 8).ok()?];
+    /// Some of the pointers of an array whose address is at `array`, by their places,
+    /// from the lowest up.
+    fn pointers(&self, array: u64, places: &[u64]) -> Option<Vec<u64>> {
         for _ in 0..ATTEMPTS {
             let before = self.memory.word(array)?;
-            let read = self.memory.read(before.wrapping_add(first * 8), &mut bytes);
+            let at = places.iter().map(|place| before.wrapping_add(place * 8));
+            let pieces = Pieces::read(self.memory, &at.collect::<Vec<_>>(), 8);
+            let words = (0..places.len()).map(|index| pieces.get(index)?.first_chunk().copied());
+            let pointers: Option<Vec<u64>> = words.map(|w| w.map(u64::from_le_bytes)).collect();
             // An array that the list has left behind may be used for other things.
-            if read && self.memory.word(array) == Some(before) {
-                let words = bytes.as_chunks().0.iter();
-                return Some(words.map(|word| u64::from_le_bytes(*word)).collect());
+            if pointers.is_some() && self.memory.word(array) == Some(before) {
+                return pointers;
             }
         }
         None

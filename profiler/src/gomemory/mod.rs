@@ -4,6 +4,7 @@
 
 mod blocks;
 mod core_file;
+mod draw;
 mod goroutines;
 mod heap;
 mod labels;
@@ -23,7 +24,7 @@ pub use core_file::{Core, CoreError, CoreFile, CoreThread, open_backing};
 pub use goroutines::{Goroutine, GoroutineBatch, Registers};
 pub use heap::{Bucket, HeapProfile, NoHeap};
 pub use latency::{Latency, LatencyRange};
-pub use list::{Listing, MAX_GOROUTINES};
+pub use list::{Few, Listing, MAX_GOROUTINES};
 pub use live::Live;
 pub use program::{GcController, Program};
 pub use stacks::{StackRead, Stacks};

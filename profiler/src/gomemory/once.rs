@@ -6,8 +6,8 @@ use std::hash::BuildHasher as _;
 
 use foldhash::{HashSet, fast::RandomState};
 
-/// Numbers that are remembered.
-const MOST: usize = 1 << 16;
+/// Numbers that are remembered: as many as a cache near the processor holds.
+const MOST: usize = 1 << 13;
 
 /// Numbers that came.
 #[derive(Default)]

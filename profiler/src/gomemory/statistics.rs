@@ -2,8 +2,9 @@
 //! collections and their pauses, the scheduler. A moment's reading of memory; what
 //! cannot be found or makes no sense is left out and told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use foldhash::{HashMap, HashMapExt as _};
 use serde::Serialize;
 
 use super::latency::{Latency, MAX_SUM};
@@ -233,11 +234,12 @@ impl Program<'_> {
         reasons: &[String],
     ) -> Result<GoroutineCounts, String> {
         let mut counts = GoroutineCounts::default();
+        let mut by_status: HashMap<GoroutineStatus, u64> = HashMap::new();
         let mut waiting = [0_u64; 256];
         let mut starts: HashMap<u64, bool> = HashMap::new();
         let listing = self.for_each_goroutine(offsets, |batch| {
             for goroutine in &batch.goroutines {
-                *counts.by_status.entry(goroutine.status.name()).or_default() += 1;
+                *by_status.entry(goroutine.status).or_default() += 1;
                 if goroutine.status == GoroutineStatus::Waiting {
                     waiting[usize::from(goroutine.wait_reason)] += 1;
                 }
@@ -252,6 +254,8 @@ impl Program<'_> {
                 counts.system += u64::from(is_system);
             }
         })?;
+        let by_status = by_status.into_iter();
+        counts.by_status = by_status.map(|(s, count)| (s.name(), count)).collect();
         counts.alive = listing.alive;
         counts.unread = listing.unreadable + listing.nonsense;
         let waiting = waiting.iter().enumerate().filter(|(_, count)| **count > 0);

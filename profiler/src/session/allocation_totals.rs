@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{allocated::PARTS, probed::Carry};
+use super::{allocated::PARTS, carry::Carry};
 use crate::{
     aggregate::Window,
     gomemory::{Live, Memory as _},

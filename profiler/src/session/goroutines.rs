@@ -14,7 +14,7 @@ use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     gobinary::{GoroutineStatus, StructOffsets},
-    gomemory::{CoreThread, Listing, Program},
+    gomemory::{CoreThread, Few, Listing, Program},
     process::Process,
     symbolize::Labels,
     unwind::StackEnd,
@@ -49,8 +49,17 @@ pub struct Wanted {
     pub runtimes_own: bool,
     /// What they wait for, by address.
     pub places: bool,
-    /// Most places of the list that are looked at.
-    pub most: u64,
+    /// Which of them.
+    pub which: Which,
+}
+
+/// Which goroutines are looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Which {
+    /// Those at the first places of the list, so many at most.
+    First(u64),
+    /// Some at random, anew each time: each stands for [`Listing::stands_for`].
+    Some(Few),
 }
 
 /// A goroutine of a snapshot.
@@ -86,8 +95,10 @@ pub struct Record {
 pub struct LeftOut {
     /// The runtime's own, where they were not asked for.
     pub runtimes_own: u64,
-    /// They ran or ended again and again while they were read.
+    /// They ran again and again while they were read.
     pub changed: u64,
+    /// They ended while they were read.
+    pub ended: u64,
     /// They make no sense.
     pub nonsense: u64,
     /// They could not be read.
@@ -111,6 +122,8 @@ pub struct Snapshot {
     pub places: Vec<Place>,
     /// What ended the program, of a core.
     pub crash: Option<Crash>,
+    /// How many places the list has, and how many were looked at.
+    pub listing: Listing,
     /// What is not in it.
     pub left_out: LeftOut,
     /// Of those in it, how many ran, so that nothing is known of their stack but
@@ -151,9 +164,16 @@ pub fn snapshot(source: &Source<'_>, wanted: Wanted) -> Result<Snapshot, String>
         labels: HashMap::from_iter([(Labels::new(), 0)]),
         frames: Vec::new(),
     };
-    let listing = source
-        .program
-        .for_first_goroutines(wanted.most, &source.offsets, |batch| taking.add(batch))?;
+    let (program, offsets) = (&source.program, &source.offsets);
+    let listing = match wanted.which {
+        Which::First(most) => {
+            program.for_first_goroutines(most, offsets, |batch| taking.add(batch))
+        }
+        Which::Some(few) => {
+            let below = |bound| fastrand::u64(..bound);
+            program.for_some_goroutines(few, offsets, below, |batch| taking.add(&batch))
+        }
+    }?;
     taking.add_semaphores();
     let mut snapshot = taking.snapshot;
     snapshot.finish(listing, source.now_ns);
@@ -183,6 +203,7 @@ impl Snapshot {
         self.left_out.nonsense += listing.nonsense;
         self.left_out.unreadable += listing.unreadable;
         self.left_out.cut += listing.cut;
+        self.listing = listing;
         // A list that grows moves, but keeps the order: none is there twice.
         self.goroutines.sort_by_key(|goroutine| goroutine.goid);
     }

@@ -16,7 +16,7 @@ use profiler_ebpf::wire::WaitLayout;
 
 use crate::{
     gobinary::{GoroutineStatus, StructOffsets},
-    gomemory::{Goroutine, GoroutineBatch, Live, Program, StackRead},
+    gomemory::{Few, Goroutine, GoroutineBatch, Live, Program, StackRead},
     probe::{OpenWaits, Watched, Watcher, hurry, monotonic_ns},
     process::Process,
     symbolize::Labels,
@@ -24,7 +24,10 @@ use crate::{
 };
 
 /// Goroutines that are looked at in each window.
-const MOST: u64 = 512;
+const FEW: Few = Few {
+    alive: 512,
+    places: 512,
+};
 /// Bytes that are read of a stack: most that wait have no more.
 const STACK_BYTES: usize = 4096;
 
@@ -222,16 +225,30 @@ impl Looker {
             dice ^= dice << 17;
             ((u128::from(dice) * u128::from(bound)) >> 64) as u64
         };
-        let found = program.some_goroutines(&self.offsets, MOST, below);
+        let mut looked = Looked {
+            waiting: Vec::new(),
+            time_ns: monotonic_ns(),
+        };
+        let listing = program.for_some_goroutines(FEW, &self.offsets, below, |mut batch| {
+            batch.goroutines.retain(|goroutine| self.waits(goroutine));
+            self.add(&program, &batch, &mut looked);
+        });
         self.dice = dice;
-        let (mut batch, stands_for) = found.map_err(|_| NotSeen::Unreadable)?;
-        batch.goroutines.retain(|goroutine| self.waits(goroutine));
+        let listing = listing.map_err(|_| NotSeen::Unreadable)?;
+        for (through, _) in &mut looked.waiting {
+            through.stands_for = listing.stands_for();
+        }
+        Ok(looked)
+    }
+
+    /// Adds goroutines that wait.
+    fn add(&self, program: &Program<'_>, batch: &GoroutineBatch<'_>, looked: &mut Looked) {
         let since = batch.goroutines.iter().map(|g| self.since(g.address));
         let since: Vec<_> = since.collect();
-        let time_ns = monotonic_ns();
+        looked.time_ns = monotonic_ns();
         let stacks = batch.stacks(&self.memory, STACK_BYTES);
-        let labels = self.labels(&program, &batch);
-        let (mut waiting, mut frames) = (Vec::new(), Vec::new());
+        let labels = self.labels(program, batch);
+        let mut frames = Vec::new();
         for (index, goroutine) in batch.goroutines.iter().enumerate() {
             let is_read = matches!(stacks.outcome(index), StackRead::Read { .. });
             let Some(registers) = goroutine.saved().filter(|_| is_read) else {
@@ -246,11 +263,10 @@ impl Looker {
                 labels: labels(goroutine.labels),
                 waited_ns: 0,
                 is_all: true,
-                stands_for,
+                stands_for: 1.0,
             };
-            waiting.push((through, since[index]));
+            looked.waiting.push((through, since[index]));
         }
-        Ok(Looked { waiting, time_ns })
     }
 
     /// Whether it waits for something that is wanted, or did and has not gone on yet.

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     allocated::{self, AllocationFacts, Allocations},
+    carry::Carry,
     measured::{OPEN, REASON},
     parked::Through,
     windows::Windows,
@@ -337,22 +338,5 @@ impl Probed {
                 .collect(),
             allocations: allocations.map(|(_, facts)| facts),
         }
-    }
-}
-
-/// Scales values to whole numbers; what is cut off one is added to the next.
-#[derive(Default)]
-pub(super) struct Carry([f64; 4]);
-
-impl Carry {
-    pub(super) fn scaled(&mut self, values: [i64; 4], scales: [f64; 4]) -> [i64; 4] {
-        let mut scaled = [0; 4];
-        for (index, to) in scaled.iter_mut().enumerate() {
-            let exact = values[index] as f64 * scales[index] + self.0[index];
-            let whole = exact.round();
-            self.0[index] = exact - whole;
-            *to = whole as i64;
-        }
-        scaled
     }
 }

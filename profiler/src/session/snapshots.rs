@@ -9,15 +9,26 @@ mod slices;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::goroutines::{LeftOut, Snapshot};
+use super::{
+    carry::Carry,
+    goroutines::{LeftOut, Snapshot, Which},
+};
 use crate::{
     aggregate::Window,
+    gomemory::Few,
     process::{Process, ProcessIndex, ProcessTable, Selection},
     symbolize::{Event, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
 use fold::Kept;
 use programs::Programs;
 use slices::{Slice, Slices};
+
+/// What a snapshot of [`Event::Wall`] looks at of a program: with so many it takes some
+/// hundredths of a second however many there are.
+const FEW: Few = Few {
+    alive: 4096,
+    places: 32_768,
+};
 
 /// What of a recording, validated.
 #[derive(Debug, Clone)]
@@ -34,8 +45,8 @@ pub struct SnapshotConfig {
     pub goroutines: bool,
     /// Whether their labels are.
     pub labels: bool,
-    /// Most goroutines of a program that a snapshot has room for; those beyond are
-    /// counted.
+    /// Most goroutines of a program that a snapshot of [`Event::Goroutine`] has room
+    /// for; those beyond are counted.
     pub most_goroutines: u64,
 }
 
@@ -49,6 +60,7 @@ pub struct SnapshotSession {
     next: Slice,
     /// The last snapshot: it stands for its slice once that is over.
     open: Option<(Slice, Vec<(ProcessIndex, Snapshot)>)>,
+    carry: Carry,
     facts: SnapshotFacts,
     start: SystemTime,
     /// What slices count from.
@@ -66,6 +78,8 @@ pub struct SnapshotFacts {
     pub late: u64,
     /// Goroutines that were seen, each as often as it was.
     pub goroutines: u64,
+    /// What these stand for, as of programs of many only some are looked at.
+    pub stand_for: u64,
     /// Of these, those that ran: where in their code is not known.
     pub running: u64,
     /// Of these, those whose stack is not whole.
@@ -133,6 +147,7 @@ impl SnapshotSession {
             slices,
             next,
             open: None,
+            carry: Carry::default(),
             facts: SnapshotFacts::default(),
             start: SystemTime::now(),
             started: Instant::now(),
@@ -247,7 +262,10 @@ impl SnapshotSession {
     /// Takes a snapshot of all programs, which stands for a slice.
     fn snapshot(&mut self, slice: Slice) {
         let (began, cpu_began) = (Instant::now(), thread_cpu());
-        let taken = self.programs.take(self.config.most_goroutines);
+        let taken = self.programs.take(match self.config.event {
+            Event::Wall => Which::Some(FEW),
+            _ => Which::First(self.config.most_goroutines),
+        });
         let (took, cpu) = (began.elapsed(), thread_cpu().saturating_sub(cpu_began));
         let facts = &mut self.facts;
         facts.snapshots += 1;
@@ -258,7 +276,7 @@ impl SnapshotSession {
         facts.cpu += cpu;
         facts.longest = facts.longest.max(took);
         for (_, snapshot) in &taken.snapshots {
-            facts.add(snapshot);
+            facts.add(snapshot, self.config.event == Event::Wall);
         }
         self.open = Some((slice, taken.snapshots));
         self.slices.cpu = cpu;
@@ -281,7 +299,8 @@ impl SnapshotSession {
             weight_ns,
         };
         for (process, snapshot) in snapshots {
-            fold::add(&mut self.window, process, &snapshot, kept);
+            let of = (process, &snapshot);
+            fold::add(&mut self.window, of, kept, &mut self.carry);
         }
     }
 }
@@ -300,15 +319,20 @@ fn thread_cpu() -> Duration {
 }
 
 impl SnapshotFacts {
-    fn add(&mut self, snapshot: &Snapshot) {
-        let left_out = snapshot.left_out;
-        self.goroutines += snapshot.goroutines.len() as u64 + left_out.changed;
+    fn add(&mut self, snapshot: &Snapshot, is_wall: bool) {
+        let mut left_out = snapshot.left_out;
+        // What has ended was there, and has its time; among those there are it has no place.
+        left_out.ended *= u64::from(is_wall);
+        let seen = snapshot.goroutines.len() as u64 + left_out.changed + left_out.ended;
+        self.goroutines += seen;
+        self.stand_for += (seen as f64 * snapshot.listing.stands_for()).round() as u64;
         self.running += snapshot.running;
         self.broken += snapshot.broken;
         self.labels_damaged += snapshot.labels_damaged;
         let sum = &mut self.left_out;
         sum.runtimes_own += left_out.runtimes_own;
         sum.changed += left_out.changed;
+        sum.ended += left_out.ended;
         sum.nonsense += left_out.nonsense;
         sum.unreadable += left_out.unreadable;
         sum.cut += left_out.cut;

@@ -1,6 +1,8 @@
 //! What it costs a busy program that its goroutines are looked at once a second, from
-//! outside and by its own endpoint; and how long goprof takes to list them.
+//! outside and by its own endpoint, where it wants every CPU and where one is free; and
+//! how long goprof takes to list them.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -77,8 +79,18 @@ struct Measured {
     answer_ms: Vec<f64>,
 }
 
+/// Two CPUs: one for the program, and one for goprof.
+#[derive(Debug, Clone)]
+struct Apart {
+    program: String,
+    goprof: String,
+}
+
 /// A busy program, and what was measured of it.
 struct Crowd {
+    count: u64,
+    /// Where it has room beside it; else it wants every CPU.
+    apart: Option<Apart>,
     target: Target,
     address: String,
     before: Turn,
@@ -92,52 +104,82 @@ pub fn measure(bench: &Bench) -> Result<Section> {
         true => (1, Duration::from_secs(3)),
         false => (4, Duration::from_secs(4)),
     };
-    let mut figures = Vec::new();
-    let mut rates = Vec::new();
-    for count in CROWDS {
-        let mut crowd = Crowd::start(&program, count, turn)?;
-        let mut shuffle = Shuffle::default();
-        for round in 0..rounds {
-            bench.progress(&format!(
-                "snapshots: {count} goroutines, round {} of {rounds}",
-                round + 1
-            ));
-            for index in shuffle.order(LOOKS.len()) {
-                crowd.measure(bench, index, turn)?;
-            }
+    let apart = Apart::of_this_machine()?;
+    if apart.is_none() {
+        bench.progress("snapshots: there is one CPU alone, and none that could be free");
+    }
+    let (mut figures, mut rates) = (Vec::new(), Vec::new());
+    for place in [None].into_iter().chain(apart.map(Some)) {
+        for count in CROWDS {
+            let crowd = Crowd::start(&program, count, place.clone(), turn)?;
+            let crowd = crowd.measure_rounds(bench, rounds, turn)?;
+            rates.push(format!("{:.0}", crowd.before.by_clock / 1000.0));
+            figures.extend(crowd.figures());
         }
-        rates.push(format!("{:.0}", crowd.before.by_clock / 1000.0));
-        figures.extend(crowd.figures(count));
     }
     for (count, words) in LISTED {
         bench.progress(&format!("snapshots: a list of {count}"));
         figures.extend(listing(bench, &program, count, words)?);
     }
     Ok(Section {
-        title: "A look at every goroutine once a second",
+        title: "A look at goroutines once a second",
         method: format!(
-            "A program that is busy on every CPU ({} thousand pieces of work a second) beside \
+            "A program that is busy on every CPU beside \
              1,000 and 100,000 goroutines that wait for channels, in select, for a mutex and \
              sleeping, at 8 depths, one in ten with labels. {rounds} turns of {} s of each kind, \
              in an order drawn anew each round, each over the mean of the turns right before \
              and after it in which nobody looks. By the clock what goprof itself takes is in it, \
-             as it takes it of the CPUs that the program wants. Lists: `goprof goroutines` of a program that does \
+             as it takes it of the CPUs that the program wants. With a CPU free the program \
+             has one, with `GOMAXPROCS=1`, and goprof another (`taskset`). In the order of the rows, \
+             {} thousand pieces of work a second. Lists: `goprof goroutines` of a program that does \
              nothing but wait, start to end.",
-            rates.join(" and "),
-            turn.as_secs()
+            turn.as_secs(),
+            rates.join(", ")
         ),
         figures,
     })
 }
 
+impl Apart {
+    /// The first and the last CPU that we may use; None where that is one.
+    fn of_this_machine() -> Result<Option<Self>> {
+        let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let list = list.context("/proc/self/status has no Cpus_allowed_list")?;
+        let mut numbers = list.trim().split(['-', ',']).map(str::to_owned);
+        let first = numbers.next().context("no CPU is allowed")?;
+        Ok(numbers.next_back().map(|last| Self {
+            program: first,
+            goprof: last,
+        }))
+    }
+}
+
+/// A program, on one CPU alone if that is said.
+fn on(cpu: Option<&str>, program: &Path) -> Command {
+    let Some(cpu) = cpu else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("taskset");
+    command.args(["-c", cpu]).arg(program);
+    command
+}
+
 impl Crowd {
-    fn start(program: &Path, count: u64, turn: Duration) -> Result<Self> {
-        let mut target = start(program, count, true)?;
+    fn start(program: &Path, count: u64, apart: Option<Apart>, turn: Duration) -> Result<Self> {
+        let mut command = on(apart.as_ref().map(|apart| apart.program.as_str()), program);
+        if apart.is_some() {
+            command.env("GOMAXPROCS", "1");
+        }
+        let mut target = start(command, count, true)?;
         let address = target.ask("address")?.trim().to_owned();
         // The first has the growth of the heap in it.
         one_turn(&mut target, turn)?;
         let before = one_turn(&mut target, turn)?;
         Ok(Self {
+            count,
+            apart,
             target,
             address,
             before,
@@ -145,11 +187,35 @@ impl Crowd {
         })
     }
 
+    /// Measures each so many times.
+    fn measure_rounds(mut self, bench: &Bench, rounds: usize, turn: Duration) -> Result<Self> {
+        let mut shuffle = Shuffle::default();
+        for round in 1..=rounds {
+            bench.progress(&format!(
+                "snapshots: {} goroutines{}, round {round} of {rounds}",
+                self.count,
+                self.place_words()
+            ));
+            for index in shuffle.order(LOOKS.len()) {
+                self.measure(bench, index, turn)?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn place_words(&self) -> &'static str {
+        match self.apart {
+            None => "",
+            Some(_) => ", a CPU free",
+        }
+    }
+
     /// A turn under one who looks, and one without.
     fn measure(&mut self, bench: &Bench, index: usize, turn: Duration) -> Result<()> {
         let look = LOOKS[index];
         let of = &mut self.measured[index];
-        let with = match command(bench, look, self.target.pid()) {
+        let cpu = self.apart.as_ref().map(|apart| apart.goprof.as_str());
+        let with = match command(bench, on(cpu, &bench.goprof), look, self.target.pid()) {
             Some(mut command) => {
                 let profiler = Profiler::start(&mut command)?;
                 sleep(LEAD);
@@ -174,13 +240,18 @@ impl Crowd {
         Ok(())
     }
 
-    fn figures(&self, count: u64) -> Vec<Figure> {
+    fn figures(&self) -> Vec<Figure> {
+        let count = self.count;
+        let (place, words) = (
+            if self.apart.is_some() { ".apart" } else { "" },
+            self.place_words(),
+        );
         let mut figures = Vec::new();
         let mut add = |look: Look, part: &str, label: &str, unit, runs: &[f64]| {
             if !runs.is_empty() {
                 let summary = Summary::of(runs.iter().copied());
-                let id = format!("snapshots.{count}.{}.{part}", look.id());
-                let what = format!("{count} goroutines, {}{label}", look.what());
+                let id = format!("snapshots.{count}{place}.{}.{part}", look.id());
+                let what = format!("{count} goroutines{words}, {}{label}", look.what());
                 figures.push(Figure::new(id, &what, unit, summary));
             }
         };
@@ -192,13 +263,10 @@ impl Crowd {
                 "ratio",
                 &of.by_clock,
             );
-            add(
-                look,
-                "by_cpu",
-                ": work per CPU second of the program",
-                "ratio",
-                &of.by_cpu,
-            );
+            if self.apart.is_none() {
+                let label = ": work per CPU second of the program";
+                add(look, "by_cpu", label, "ratio", &of.by_cpu);
+            }
             let own = ": goprof's own CPU time a second, start and end included";
             add(look, "own", own, "ms", &of.own_ms);
             add(look, "answer", ": time of an answer", "ms", &of.answer_ms);
@@ -207,15 +275,13 @@ impl Crowd {
     }
 }
 
-fn start(program: &Path, count: u64, is_busy: bool) -> Result<Target> {
-    let mut command = Command::new(program);
+fn start(mut command: Command, count: u64, is_busy: bool) -> Result<Target> {
     command.arg(format!("-goroutines={count}"));
     Target::start(command.arg(format!("-busy={is_busy}")))
 }
 
-fn command(bench: &Bench, look: Look, pid: u32) -> Option<Command> {
+fn command(bench: &Bench, mut goprof: Command, look: Look, pid: u32) -> Option<Command> {
     let pid = pid.to_string();
-    let mut goprof = Command::new(&bench.goprof);
     match look {
         Look::Nobody | Look::OwnEndpoint => return None,
         Look::Stats => goprof.args(["stats", "--every", "1s", "-p", &pid]),
@@ -287,7 +353,7 @@ fn one_turn(target: &mut Target, turn: Duration) -> Result<Turn> {
 
 /// Lists of a program that only waits.
 fn listing(bench: &Bench, program: &Path, count: u64, words: &str) -> Result<Vec<Figure>> {
-    let target = start(program, count, false)?;
+    let target = start(Command::new(program), count, false)?;
     let is_large = count > 100_000;
     let runs = match (bench.quick, is_large) {
         (true, _) => 2,

@@ -12,7 +12,7 @@ use crate::{
     gomemory::{Core, CoreThread, Live, MAX_GOROUTINES, Memory, open_backing},
     image::Image,
     process::{Identity, MapsLine, NoLayout, Process, ProcessIndex, ProcessTable},
-    session::goroutines::{Snapshot, Source, Wanted, snapshot},
+    session::goroutines::{Snapshot, Source, Wanted, Which, snapshot},
 };
 
 /// A program and its memory.
@@ -149,7 +149,7 @@ impl Target {
         let wanted = Wanted {
             runtimes_own,
             places: true,
-            most: MAX_GOROUTINES,
+            which: Which::First(MAX_GOROUTINES),
         };
         snapshot(&source, wanted)
     }

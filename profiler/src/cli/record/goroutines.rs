@@ -177,7 +177,7 @@ fn print(plan: &Plan, recording: &SnapshotRecording, dropped: usize) {
         Event::Wall => eprintln!(
             "{:.1} goroutines on average of {read} in {seconds:.1} s, by {} snapshots of {:.1} ms, \
              the longest {:.1} ms",
-            facts.goroutines as f64 / facts.snapshots.max(1) as f64,
+            facts.stand_for as f64 / facts.snapshots.max(1) as f64,
             facts.snapshots,
             facts.took.as_secs_f64() * 1e3 / facts.snapshots.max(1) as f64,
             facts.longest.as_secs_f64() * 1e3,

@@ -14,6 +14,9 @@ const FIRST_BYTES: usize = 1536;
 const MAX_STACK_BYTES: usize = 1 << 20;
 /// How often a goroutine is read before it is left out because it changes.
 const ATTEMPTS: usize = 4;
+/// In how many parts those are read again at most that changed: the fewer at once, the
+/// less time they have to change again, and the less those count that wait for short.
+const PARTS: usize = 64;
 
 /// A goroutine whose stack was read.
 pub(super) struct Read {
@@ -30,16 +33,28 @@ impl Taking<'_, '_> {
             if changed.is_empty() {
                 break;
             }
-            let source = self.source;
-            // Those that have ended meanwhile are not among them any more.
-            let (again, listing) = source.program.goroutines_at(&changed, &source.offsets);
-            self.snapshot.left_out.nonsense += listing.nonsense;
-            self.snapshot.left_out.unreadable += listing.unreadable;
-            changed = self.add_stacks(&again, &mut read);
+            let before = std::mem::take(&mut changed);
+            for part in before.chunks(before.len().div_ceil(PARTS)) {
+                changed.extend(self.add_again(part, &mut read));
+            }
         }
         self.snapshot.left_out.changed += changed.len() as u64;
         self.add_labels(&mut read);
         self.add_places(read);
+    }
+
+    /// Reads goroutines once more, by where they are. Returns where those are that
+    /// changed again.
+    fn add_again(&mut self, addresses: &[u64], read: &mut Vec<Read>) -> Vec<u64> {
+        let source = self.source;
+        let (again, listing) = source.program.goroutines_at(addresses, &source.offsets);
+        let left_out = &mut self.snapshot.left_out;
+        left_out.nonsense += listing.nonsense;
+        left_out.unreadable += listing.unreadable;
+        // The others are not among them any more.
+        let there = listing.alive + listing.nonsense + listing.unreadable;
+        left_out.ended += (addresses.len() as u64).saturating_sub(there);
+        self.add_stacks(&again, read)
     }
 
     /// Reads and walks the stacks of a batch. Returns where those are that changed

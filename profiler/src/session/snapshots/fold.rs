@@ -1,5 +1,6 @@
 //! From a snapshot to the values of a window: goroutines with the same stack, state
-//! and labels together, each as often as it was seen and for the time that stands for.
+//! and labels together, each as often as it was seen and for the time that stands for,
+//! times the goroutines that it stands for where only some were looked at.
 
 use foldhash::{HashMap, HashMapExt as _};
 
@@ -7,10 +8,10 @@ use crate::{
     aggregate::{Owner, Window},
     gobinary::GoroutineStatus,
     process::ProcessIndex,
-    session::goroutines::Snapshot,
+    session::{carry::Carry, goroutines::Snapshot},
 };
 
-/// What stands for the stack of one that changed each time it was read.
+/// What stands for the stack of one that changed each time it was read, or ended.
 const CHANGED: &str = "[changed while it was read]";
 
 /// What of a snapshot is kept.
@@ -34,7 +35,12 @@ struct Key {
 }
 
 /// Adds the goroutines of a snapshot.
-pub(super) fn add(window: &mut Window, process: ProcessIndex, snapshot: &Snapshot, kept: Kept) {
+pub(super) fn add(
+    window: &mut Window,
+    (process, snapshot): (ProcessIndex, &Snapshot),
+    kept: Kept,
+    carry: &mut Carry,
+) {
     let is_wall = kept.weight_ns.is_some();
     let mut counts: HashMap<Key, i64> = HashMap::new();
     for goroutine in &snapshot.goroutines {
@@ -46,9 +52,10 @@ pub(super) fn add(window: &mut Window, process: ProcessIndex, snapshot: &Snapsho
         };
         *counts.entry(key).or_default() += 1;
     }
-    let values = |count: i64| {
+    let stands_for = snapshot.listing.stands_for();
+    let mut values = |count: i64| {
         let time_ns = kept.weight_ns.map(|weight| weight.saturating_mul(count));
-        [count, time_ns.unwrap_or(0), 0, 0]
+        carry.scaled([count, time_ns.unwrap_or(0), 0, 0], [stands_for; 4])
     };
     let mut stack = Vec::new();
     for (key, count) in counts {
@@ -67,7 +74,8 @@ pub(super) fn add(window: &mut Window, process: ProcessIndex, snapshot: &Snapsho
         };
         window.add_values(owner, &stack, 0, values(count));
     }
-    let changed = i64::try_from(snapshot.left_out.changed).unwrap_or(i64::MAX);
+    let changed = snapshot.left_out.changed + snapshot.left_out.ended;
+    let changed = i64::try_from(changed).unwrap_or(i64::MAX);
     if changed > 0 && is_wall {
         let owner = Owner {
             process,

@@ -24,6 +24,19 @@ impl SnapshotRecording {
 }
 
 impl SnapshotFacts {
+    /// How many of the goroutines were looked at, unless all were.
+    fn looked_at(&self) -> Option<String> {
+        let mean = |count: u64| count as f64 / self.snapshots.max(1) as f64;
+        (self.stand_for > self.goroutines).then(|| {
+            format!(
+                "each snapshot looked at {:.0} of {:.0} goroutines, chosen at random: each \
+                 counts for those that it stands for",
+                mean(self.goroutines),
+                mean(self.stand_for)
+            )
+        })
+    }
+
     fn notes(&self) -> Vec<String> {
         let left_out = self.left_out;
         let counts = [
@@ -34,6 +47,10 @@ impl SnapshotFacts {
             (
                 left_out.changed,
                 "times a goroutine went on again and again while it was read: it counts without a stack",
+            ),
+            (
+                left_out.ended,
+                "times a goroutine ended while it was read: it counts without a stack",
             ),
             (
                 left_out.nonsense + left_out.unreadable,
@@ -55,9 +72,8 @@ impl SnapshotFacts {
             ),
         ];
         let counts = counts.iter().filter(|(count, _)| *count > 0);
-        let mut notes: Vec<String> = counts
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
+        let counts = counts.map(|(count, what)| format!("{count} {what}"));
+        let mut notes: Vec<String> = self.looked_at().into_iter().chain(counts).collect();
         if self.gone > 0 {
             notes.push(format!("{} exited meanwhile", programs(self.gone)));
         }

@@ -15,7 +15,7 @@ use crate::{
     process::{
         Considered, Depth, NoLayout, Process, ProcessIndex, ProcessTable, Selection, all_pids,
     },
-    session::goroutines::{Snapshot, Source, Wanted, snapshot},
+    session::goroutines::{Snapshot, Source, Wanted, Which, snapshot},
 };
 
 /// How often programs are looked for that have begun, among all processes and among
@@ -155,8 +155,8 @@ impl Programs {
         watched.any(|watched| watched.memory.is_there())
     }
 
-    /// Takes a snapshot of each, of at most so many goroutines.
-    pub(super) fn take(&mut self, most: u64) -> TakenOfAll {
+    /// Takes a snapshot of each.
+    pub(super) fn take(&mut self, which: Which) -> TakenOfAll {
         let mut all = TakenOfAll::default();
         let mut running: Vec<u32> = self.table.pids().collect();
         running.sort_unstable();
@@ -170,7 +170,7 @@ impl Programs {
             if watched.why_not.is_some() {
                 continue;
             }
-            match watched.take(self.table.get(index), most) {
+            match watched.take(self.table.get(index), which) {
                 Ok(snapshot) => all.snapshots.push((index, snapshot)),
                 Err(_) if !watched.memory.is_there() => {
                     all.gone += 1;
@@ -241,7 +241,7 @@ impl Watched {
         Ok(())
     }
 
-    fn take(&mut self, process: &Process, most: u64) -> Result<Snapshot, NoLayout> {
+    fn take(&mut self, process: &Process, which: Which) -> Result<Snapshot, NoLayout> {
         self.learn(process)?;
         let program = process.go_program(&self.memory);
         let (Some(program), Some(layout)) = (program, &self.layout) else {
@@ -258,7 +258,7 @@ impl Watched {
         let wanted = Wanted {
             runtimes_own: false,
             places: false,
-            most,
+            which,
         };
         let taken = snapshot(&source, wanted).map_err(NoLayout::Unknown)?;
         self.failed = None;
