@@ -15,6 +15,7 @@ use super::Bench;
 use super::process::{Cost, Profiler, Target, cost};
 use super::report::{Figure, Section};
 use super::stats::{Shuffle, Summary};
+use super::turns::{Interleaved, Ratios, Turn};
 
 /// How many goroutines wait in the busy programs.
 const CROWDS: [u64; 2] = [1_000, 100_000];
@@ -59,18 +60,10 @@ impl Look {
     }
 }
 
-/// What a turn came to.
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    by_clock: f64,
-    by_cpu: f64,
-}
-
 /// Turns under one who looks, over the turns right before and after.
 #[derive(Debug, Default)]
 struct Measured {
-    by_clock: Vec<f64>,
-    by_cpu: Vec<f64>,
+    ratios: Ratios,
     /// CPU time of goprof a second, in milliseconds.
     own_ms: Vec<f64>,
     /// How long the program took to answer, in milliseconds.
@@ -79,9 +72,8 @@ struct Measured {
 
 /// A busy program, and what was measured of it.
 struct Crowd {
-    target: Target,
+    load: Interleaved,
     address: String,
-    before: Turn,
     measured: [Measured; LOOKS.len()],
 }
 
@@ -106,7 +98,7 @@ pub fn measure(bench: &Bench) -> Result<Section> {
                 crowd.measure(bench, index, turn)?;
             }
         }
-        rates.push(format!("{:.0}", crowd.before.by_clock / 1000.0));
+        rates.push(format!("{:.0}", crowd.load.latest().by_clock() / 1000.0));
         figures.extend(crowd.figures(count));
     }
     for (count, words) in LISTED {
@@ -132,46 +124,43 @@ pub fn measure(bench: &Bench) -> Result<Section> {
 
 impl Crowd {
     fn start(program: &Path, count: u64, turn: Duration) -> Result<Self> {
-        let mut target = start(program, count, true)?;
-        let address = target.ask("address")?.trim().to_owned();
-        // The first has the growth of the heap in it.
-        one_turn(&mut target, turn)?;
-        let before = one_turn(&mut target, turn)?;
+        let mut load = Interleaved::start(&mut command(program, count, true), turn)?;
+        let address = load.target().ask("address")?;
+        let address = address.trim().trim_start_matches("done ").to_owned();
         Ok(Self {
-            target,
+            load,
             address,
-            before,
             measured: Default::default(),
         })
     }
 
     /// A turn under one who looks, and one without.
     fn measure(&mut self, bench: &Bench, index: usize, turn: Duration) -> Result<()> {
-        let look = LOOKS[index];
-        let of = &mut self.measured[index];
-        let with = match command(bench, look, self.target.pid()) {
-            Some(mut command) => {
-                let profiler = Profiler::start(&mut command)?;
-                sleep(LEAD);
-                let with = one_turn(&mut self.target, turn)?;
-                let cost = profiler.stop()?;
-                of.own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
-                with
-            }
-            None if look == Look::OwnEndpoint => {
-                let (with, answer_ms) = asked_turn(&mut self.target, &self.address, turn)?;
-                of.answer_ms.extend(answer_ms);
-                with
-            }
-            None => one_turn(&mut self.target, turn)?,
-        };
-        let (before, after) = (self.before, one_turn(&mut self.target, turn)?);
-        of.by_clock
-            .push(with.by_clock * 2.0 / (before.by_clock + after.by_clock));
-        of.by_cpu
-            .push(with.by_cpu * 2.0 / (before.by_cpu + after.by_cpu));
-        self.before = after;
-        Ok(())
+        let (look, address) = (LOOKS[index], self.address.as_str());
+        let Measured {
+            ratios,
+            own_ms,
+            answer_ms,
+        } = &mut self.measured[index];
+        self.load.beside(ratios, |target| {
+            let with = match looking(bench, look, target.pid()) {
+                Some(mut goprof) => {
+                    let profiler = Profiler::start(&mut goprof)?;
+                    sleep(LEAD);
+                    let with = Turn::of(target, turn)?;
+                    let cost = profiler.stop()?;
+                    own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
+                    with
+                }
+                None if look == Look::OwnEndpoint => {
+                    let (with, took_ms) = asked_turn(target, address, turn)?;
+                    answer_ms.extend(took_ms);
+                    with
+                }
+                None => Turn::of(target, turn)?,
+            };
+            Ok((with, ()))
+        })
     }
 
     fn figures(&self, count: u64) -> Vec<Figure> {
@@ -190,14 +179,14 @@ impl Crowd {
                 "throughput",
                 ": work by the clock",
                 "ratio",
-                &of.by_clock,
+                &of.ratios.by_clock,
             );
             add(
                 look,
                 "by_cpu",
                 ": work per CPU second of the program",
                 "ratio",
-                &of.by_cpu,
+                &of.ratios.by_cpu,
             );
             let own = ": goprof's own CPU time a second, start and end included";
             add(look, "own", own, "ms", &of.own_ms);
@@ -207,13 +196,15 @@ impl Crowd {
     }
 }
 
-fn start(program: &Path, count: u64, is_busy: bool) -> Result<Target> {
+fn command(program: &Path, count: u64, is_busy: bool) -> Command {
     let mut command = Command::new(program);
-    command.arg(format!("-goroutines={count}"));
-    Target::start(command.arg(format!("-busy={is_busy}")))
+    command
+        .arg(format!("-goroutines={count}"))
+        .arg(format!("-busy={is_busy}"));
+    command
 }
 
-fn command(bench: &Bench, look: Look, pid: u32) -> Option<Command> {
+fn looking(bench: &Bench, look: Look, pid: u32) -> Option<Command> {
     let pid = pid.to_string();
     let mut goprof = Command::new(&bench.goprof);
     match look {
@@ -248,7 +239,7 @@ fn asked_turn(target: &mut Target, address: &str, turn: Duration) -> Result<(Tur
             }
             Ok(took_ms)
         });
-        let with = one_turn(target, turn);
+        let with = Turn::of(target, turn);
         is_over.store(true, Ordering::Relaxed);
         let took_ms: Result<Vec<f64>> = match asker.join() {
             Ok(took_ms) => took_ms,
@@ -271,23 +262,9 @@ fn ask(address: &str) -> Result<()> {
     Ok(())
 }
 
-fn one_turn(target: &mut Target, turn: Duration) -> Result<Turn> {
-    let answer = target.ask(&format!("measure {}ms", turn.as_millis()))?;
-    let numbers: Result<Vec<f64>, _> = answer.split_whitespace().map(str::parse).collect();
-    match numbers.as_deref() {
-        Ok([pieces, clock_ns, cpu_ns]) if *pieces > 0.0 && *clock_ns > 0.0 && *cpu_ns > 0.0 => {
-            Ok(Turn {
-                by_clock: pieces * 1e9 / clock_ns,
-                by_cpu: pieces * 1e9 / cpu_ns,
-            })
-        }
-        _ => bail!("the measured program answered `{}`", answer.trim()),
-    }
-}
-
 /// Lists of a program that only waits.
 fn listing(bench: &Bench, program: &Path, count: u64, words: &str) -> Result<Vec<Figure>> {
-    let target = start(program, count, false)?;
+    let target = Target::start(&mut command(program, count, false))?;
     let is_large = count > 100_000;
     let runs = match (bench.quick, is_large) {
         (true, _) => 2,

@@ -1,0 +1,237 @@
+//! What probes take of a program that has a CPU for itself: turns under them in some ways,
+//! and under nothing, which is the noise. How goprof is asked for probes is for others
+//! to know.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Bench;
+use super::process::Target;
+use super::report::Figure;
+use super::stats::{Shuffle, Summary};
+use super::turns::{Interleaved, Ratios, Turn};
+
+/// How long before a turn goprof begins: probes are calibrated first, and what they do is
+/// learnt in the first windows.
+const LEAD: Duration = Duration::from_secs(2);
+
+/// How often each way has its turn.
+const ROUNDS: usize = 3;
+
+/// How long turns are.
+#[derive(Debug, Clone, Copy)]
+pub struct Lengths {
+    /// Under probes: as long as what a budget is for.
+    pub turn: Duration,
+    /// Under none.
+    pub plain: Duration,
+}
+
+impl Lengths {
+    /// Quick ones see a part of what a budget is for.
+    pub fn of(bench: &Bench) -> Self {
+        let (turn, plain) = if bench.quick { (3, 2) } else { (10, 4) };
+        Self {
+            turn: Duration::from_secs(turn),
+            plain: Duration::from_secs(plain),
+        }
+    }
+
+    /// A turn of a program beside which goprof has just begun.
+    pub fn turn_of(&self, target: &mut Target) -> Result<Turn> {
+        sleep(LEAD);
+        Turn::of(target, self.turn)
+    }
+
+    /// The same of one that may have nothing to do.
+    pub fn turn_of_idle(&self, target: &mut Target) -> Result<Turn> {
+        sleep(LEAD);
+        Turn::of_idle(target, self.turn)
+    }
+
+    /// How long goprof is to stay, for such a turn.
+    pub fn recording(&self) -> Duration {
+        self.turn + LEAD + Duration::from_millis(500)
+    }
+}
+
+/// How often each way is to have its turn.
+pub fn rounds(bench: &Bench) -> usize {
+    let usual = if bench.quick { 1 } else { ROUNDS };
+    bench.rounds.unwrap_or(usual)
+}
+
+/// The last CPU is the program's, and everything else is kept on the others.
+#[derive(Debug)]
+pub struct Apart {
+    last: usize,
+}
+
+impl Apart {
+    /// Where there are two CPUs.
+    pub fn of(bench: &Bench) -> Result<Self> {
+        ensure!(
+            bench.cpus > 1,
+            "what probes take is measured with a CPU for the program alone: it takes two"
+        );
+        Ok(Self {
+            last: bench.cpus - 1,
+        })
+    }
+
+    /// The program that is measured.
+    pub fn program(&self, program: &Path) -> Command {
+        on(&self.last.to_string(), program)
+    }
+
+    /// What is to run beside it.
+    pub fn beside(&self, program: &Path) -> Command {
+        on(&format!("0-{}", self.last - 1), program)
+    }
+}
+
+fn on(cpus: &str, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", cpus]).arg(program);
+    command
+}
+
+/// What goprof said of a turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// How much of the time was watched.
+    pub watched_share: f64,
+    /// How often probes were hit.
+    pub hits: f64,
+    /// What was charged, of one CPU.
+    pub charged_share: f64,
+}
+
+/// A program under probes in some ways, in turns.
+#[derive(Debug)]
+pub struct Series {
+    load: Interleaved,
+    lengths: Lengths,
+    shuffle: Shuffle,
+    ways: Vec<(Ratios, Vec<Said>)>,
+    noise: Ratios,
+}
+
+impl Series {
+    /// Starts the program, which is to have turns in so many ways.
+    pub fn start(program: &mut Command, lengths: Lengths, ways: usize) -> Result<Self> {
+        Ok(Self {
+            load: Interleaved::start(program, lengths.plain)?,
+            lengths,
+            shuffle: Shuffle::default(),
+            ways: (0..ways).map(|_| Default::default()).collect(),
+            noise: Ratios::default(),
+        })
+    }
+
+    /// A turn in each way and one under nothing, in an order that is drawn anew.
+    pub fn round(
+        &mut self,
+        mut under: impl FnMut(usize, &mut Target) -> Result<(Turn, Said)>,
+    ) -> Result<()> {
+        let lengths = self.lengths;
+        for index in self.shuffle.order(self.ways.len() + 1) {
+            match self.ways.get_mut(index) {
+                Some((ratios, all_said)) => {
+                    let turn = |target: &mut Target| under(index, target);
+                    all_said.push(self.load.beside(ratios, turn)?);
+                }
+                None => {
+                    let turn = |target: &mut Target| Ok((lengths.turn_of(target)?, ()));
+                    self.load.beside(&mut self.noise, turn)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Work a second of the clock without probes.
+    pub fn rate(&self) -> f64 {
+        self.load.latest().by_clock()
+    }
+
+    /// What came of one way, most important first; `goal` is for what it takes.
+    pub fn figures(
+        &self,
+        way: usize,
+        (id, what): (&str, &str),
+        goal: Option<&'static str>,
+    ) -> Vec<Figure> {
+        let Some((ratios, all_said)) = self.ways.get(way) else {
+            return Vec::new();
+        };
+        let mut figures: Vec<Figure> = losses(ratios, (id, what)).into();
+        if let Some(goal) = goal {
+            figures = figures.into_iter().map(|of| of.goal(goal)).collect();
+        }
+        let mut add = |part: &str, label: &str, unit, value: fn(&Said) -> f64| {
+            let summary = Summary::of(all_said.iter().map(value));
+            let (id, what) = (format!("{id}.{part}"), format!("{what}: {label}"));
+            figures.push(Figure::new(id, &what, unit, summary));
+        };
+        add("charged", "charged, of one CPU", "%", |said| {
+            said.charged_share * 100.0
+        });
+        add("watched", "of the time watched", "%", |said| {
+            said.watched_share * 100.0
+        });
+        add("hits", "hits", "hits", |said| said.hits);
+        figures
+    }
+
+    /// What turns under nothing seem to take.
+    pub fn noise_figures(&self, id: &str, what: &str) -> [Figure; 2] {
+        losses(&self.noise, (&format!("{id}.noise"), what))
+    }
+}
+
+/// What is lost, in CPU time for the same work and in work by the clock.
+fn losses(ratios: &Ratios, (id, what): (&str, &str)) -> [Figure; 2] {
+    let by_cpu = ratios
+        .by_cpu
+        .iter()
+        .map(|ratio| (1.0 / ratio - 1.0) * 100.0);
+    let by_clock = ratios.by_clock.iter().map(|ratio| (1.0 - ratio) * 100.0);
+    let figure = |part: &str, label: &str, summary| {
+        let (id, what) = (format!("{id}.{part}"), format!("{what}: {label}"));
+        Figure::new(id, &what, "%", summary)
+    };
+    [
+        figure(
+            "loss_by_cpu",
+            "more CPU time for the same work",
+            Summary::of(by_cpu),
+        ),
+        figure(
+            "loss_by_clock",
+            "less work by the clock",
+            Summary::of(by_clock),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_what_is_missing() {
+        let ratios = Ratios {
+            by_clock: vec![0.9],
+            by_cpu: vec![0.8],
+        };
+        let [by_cpu, by_clock] = losses(&ratios, ("probes", "some"));
+        assert!((by_cpu.summary.median - 25.0).abs() < 1e-9, "{by_cpu:?}");
+        assert!((by_clock.summary.median - 10.0).abs() < 1e-9);
+        assert_eq!(by_clock.id, "probes.loss_by_clock");
+    }
+}
