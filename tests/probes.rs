@@ -394,6 +394,40 @@ fn the_budget_is_held_and_the_total_is_not_far_off() {
     drop(kernel.probes);
 }
 
+/// A target that did nothing, so that probes are on all the time, does much at once, and
+/// nobody passes on what the kernel side tells until the slot is over.
+#[test]
+fn a_share_that_is_spent_ends_its_window_whoever_is_late() {
+    let mut kernel = Kernel::load();
+    let mut target = Talker::start(&go::build("probe_load"), &["-idle"]);
+    let budget = Budget::Share(0.01);
+    // So dear that a slot's share of about two milliseconds is gone after some twenty.
+    let trap_ns = 100_000;
+    let (watch, received) = kernel.watch(target.pid(), &["main.grow"], budget, trap_ns);
+    let whole = received.iter().find(|watched| watched.closed.plan.whole);
+    whole.expect("a window that is a whole slot");
+    assert_eq!(target.tell("grow 500"), "500");
+    std::thread::sleep(Duration::from_millis(600));
+    kernel.pump(&watch);
+    std::thread::sleep(Duration::from_millis(100));
+    watch.stop().expect("it was watched");
+    let mut over = received.try_iter();
+    let spent = over.find(|watched| watched.share.admitted() > 0);
+    let spent = spent.expect("calls were seen");
+    assert!(spent.closed.spent && spent.closed.plan.whole, "{spent:?}");
+    assert!(spent.share.refused > 400, "{spent:?}");
+    let ended = watched_to(&spent);
+    assert!(ended < spent.closed.plan.slot_ns, "{spent:?}");
+    assert_eq!(over.map(|watched| watched.share.hits).sum::<u64>(), 0);
+    drop(kernel.probes);
+}
+
+/// How far into its slot a window went.
+fn watched_to(watched: &Watched) -> u64 {
+    let closed = &watched.closed;
+    closed.ended_ns.saturating_sub(closed.plan.slot_begins_ns)
+}
+
 #[test]
 fn a_target_that_ends_ends_its_watch() {
     let mut kernel = Kernel::load();
