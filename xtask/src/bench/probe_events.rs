@@ -75,8 +75,9 @@ pub fn measure(bench: &Bench) -> Result<Section> {
              of over and over on a CPU of its own, while everything else is kept on the others: \
              {} turns of {} s in each way, in an order that is drawn anew each round, each over \
              the mean of the turns of {} s right before and after it in which nothing is \
-             attached. Noise is what such turns come to under nothing. A budget is a share of \
-             one CPU, which is all that the program has.",
+             attached. CPU time lost is what the work took beyond what it takes in those. Noise \
+             is what such turns come to under nothing. A budget is a share of one CPU, which is \
+             all that the program has.",
             rounds(bench),
             place.lengths.turn.as_secs(),
             place.lengths.plain.as_secs(),

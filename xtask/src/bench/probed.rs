@@ -194,28 +194,19 @@ impl Series {
     }
 }
 
-/// What is lost, in CPU time for the same work and in work by the clock.
+/// What is lost: CPU time, beyond what the same work takes else, as a share of one CPU, and
+/// work by the clock.
 fn losses(ratios: &Ratios, (id, what): (&str, &str)) -> [Figure; 2] {
-    let by_cpu = ratios
-        .by_cpu
-        .iter()
-        .map(|ratio| (1.0 / ratio - 1.0) * 100.0);
-    let by_clock = ratios.by_clock.iter().map(|ratio| (1.0 - ratio) * 100.0);
+    let cpu = ratios.by_cpu.iter().zip(&ratios.cpus);
+    let cpu = cpu.map(|(ratio, cpus)| (1.0 - ratio) * cpus * 100.0);
+    let clock = ratios.by_clock.iter().map(|ratio| (1.0 - ratio) * 100.0);
     let figure = |part: &str, label: &str, summary| {
         let (id, what) = (format!("{id}.{part}"), format!("{what}: {label}"));
         Figure::new(id, &what, "%", summary)
     };
     [
-        figure(
-            "loss_by_cpu",
-            "more CPU time for the same work",
-            Summary::of(by_cpu),
-        ),
-        figure(
-            "loss_by_clock",
-            "less work by the clock",
-            Summary::of(by_clock),
-        ),
+        figure("loss_cpu", "CPU time lost, of one CPU", Summary::of(cpu)),
+        figure("loss_clock", "work lost, by the clock", Summary::of(clock)),
     ]
 }
 
@@ -228,10 +219,11 @@ mod tests {
         let ratios = Ratios {
             by_clock: vec![0.9],
             by_cpu: vec![0.8],
+            cpus: vec![0.5],
         };
-        let [by_cpu, by_clock] = losses(&ratios, ("probes", "some"));
-        assert!((by_cpu.summary.median - 25.0).abs() < 1e-9, "{by_cpu:?}");
-        assert!((by_clock.summary.median - 10.0).abs() < 1e-9);
-        assert_eq!(by_clock.id, "probes.loss_by_clock");
+        let [cpu, clock] = losses(&ratios, ("probes", "some"));
+        assert!((cpu.summary.median - 10.0).abs() < 1e-9, "{cpu:?}");
+        assert!((clock.summary.median - 10.0).abs() < 1e-9, "{clock:?}");
+        assert_eq!(clock.id, "probes.loss_clock");
     }
 }

@@ -79,6 +79,8 @@ pub struct Ratios {
     pub by_clock: Vec<f64>,
     /// A second of CPU time.
     pub by_cpu: Vec<f64>,
+    /// How many CPUs the program had meanwhile.
+    pub cpus: Vec<f64>,
 }
 
 impl Ratios {
@@ -86,6 +88,7 @@ impl Ratios {
         let over = |of: fn(&Turn) -> f64| of(&turn) * 2.0 / around.iter().map(of).sum::<f64>();
         self.by_clock.push(over(Turn::by_clock));
         self.by_cpu.push(over(Turn::by_cpu));
+        self.cpus.push(turn.cpu_s / turn.clock_s);
     }
 }
 
@@ -170,5 +173,6 @@ mod tests {
         ratios.push(of(90.0, 2.0), [of(80.0, 1.0), of(120.0, 1.0)]);
         assert_eq!(ratios.by_clock, [0.9]);
         assert_eq!(ratios.by_cpu, [0.45]);
+        assert_eq!(ratios.cpus, [1.0]);
     }
 }
