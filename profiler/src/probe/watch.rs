@@ -292,8 +292,9 @@ impl<W: Watcher> Watching<W> {
                 self.watcher.over(&watched);
                 return Ok(());
             }
+            let owes = self.controller.owes();
             plan = self.controller.next(monotonic_ns());
-            if !plan.whole && self.attached.is_some() {
+            if (owes || !plan.whole) && self.attached.is_some() {
                 // What comes until they are off is in no window.
                 let pid = self.set.pid();
                 lock(&self.shares).close(pid)?;
