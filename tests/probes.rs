@@ -165,7 +165,8 @@ fn every_call_counts_once() {
         fs::remove_file(&copy).expect("delete the program");
 
         let (watch, windows) = kernel.watch(target.pid(), &["main.grow"], Budget::Unlimited, 1);
-        std::thread::sleep(Duration::from_millis(200));
+        // Until then they may not be on.
+        windows.recv().expect("a window");
         for _ in 0..10 {
             assert_eq!(target.tell("grow 300"), "300");
         }
