@@ -108,7 +108,7 @@ impl Pair {
     }
 
     fn turn(&mut self, which: usize) -> Result<Turn> {
-        Turn::parse(&self.ask(which, &Turn::request(TURN))?)
+        Turn::parse(&self.ask(which, &Turn::request(TURN))?)?.busy()
     }
 }
 

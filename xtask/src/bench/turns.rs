@@ -23,11 +23,15 @@ pub struct Turn {
 impl Turn {
     /// Has a program that is busy answer how much it did.
     pub fn of(target: &mut Target, length: Duration) -> Result<Self> {
-        let turn = Self::of_idle(target, length)?;
-        if turn.pieces <= 0.0 || turn.cpu_s <= 0.0 {
-            bail!("the measured program did nothing");
+        Self::of_idle(target, length)?.busy()
+    }
+
+    /// The turn, if anything was done in it.
+    pub fn busy(self) -> Result<Self> {
+        if self.pieces <= 0.0 || self.cpu_s <= 0.0 {
+            bail!("the measured program did nothing in {} s", self.clock_s);
         }
-        Ok(turn)
+        Ok(self)
     }
 
     /// The same of one that may have nothing to do.
@@ -149,6 +153,8 @@ mod tests {
         assert_eq!((turn.pieces, turn.clock_s, turn.cpu_s), (5000.0, 0.5, 0.9));
         assert_eq!((turn.by_clock(), turn.by_cpu().round()), (1e4, 5556.0));
         assert!(Turn::parse("done 5000 500000000 900000000 0").is_ok());
+        let idle = Turn::parse("done 0 500000000 0").unwrap();
+        assert!(idle.busy().is_err() && turn.busy().is_ok());
         for answer in [
             "",
             "done",
