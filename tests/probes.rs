@@ -165,7 +165,8 @@ fn every_call_counts_once() {
         fs::remove_file(&copy).expect("delete the program");
 
         let (watch, windows) = kernel.watch(target.pid(), &["main.grow"], Budget::Unlimited, 1);
-        std::thread::sleep(Duration::from_millis(200));
+        // Until then they may not be on.
+        windows.recv().expect("a window");
         for _ in 0..10 {
             assert_eq!(target.tell("grow 300"), "300");
         }
@@ -392,6 +393,40 @@ fn the_budget_is_held_and_the_total_is_not_far_off() {
     assert!(ticks.0 > 50 && ticks.1 > 10, "ticks {ticks:?}");
     assert!(estimate.standard_error < 0.5 * truth, "{estimate:?}");
     drop(kernel.probes);
+}
+
+/// A target that did nothing, so that probes are on all the time, does much at once, and
+/// nobody passes on what the kernel side tells until the slot is over.
+#[test]
+fn a_share_that_is_spent_ends_its_window_whoever_is_late() {
+    let mut kernel = Kernel::load();
+    let mut target = Talker::start(&go::build("probe_load"), &["-idle"]);
+    let budget = Budget::Share(0.01);
+    // So dear that a slot's share of about two milliseconds is gone after some twenty.
+    let trap_ns = 100_000;
+    let (watch, received) = kernel.watch(target.pid(), &["main.grow"], budget, trap_ns);
+    let whole = received.iter().find(|watched| watched.closed.plan.whole);
+    whole.expect("a window that is a whole slot");
+    assert_eq!(target.tell("grow 500"), "500");
+    std::thread::sleep(Duration::from_millis(600));
+    kernel.pump(&watch);
+    std::thread::sleep(Duration::from_millis(100));
+    watch.stop().expect("it was watched");
+    let mut over = received.try_iter();
+    let spent = over.find(|watched| watched.share.admitted() > 0);
+    let spent = spent.expect("calls were seen");
+    assert!(spent.closed.spent && spent.closed.plan.whole, "{spent:?}");
+    assert!(spent.share.refused > 400, "{spent:?}");
+    let ended = watched_to(&spent);
+    assert!(ended < spent.closed.plan.slot_ns, "{spent:?}");
+    assert_eq!(over.map(|watched| watched.share.hits).sum::<u64>(), 0);
+    drop(kernel.probes);
+}
+
+/// How far into its slot a window went.
+fn watched_to(watched: &Watched) -> u64 {
+    let closed = &watched.closed;
+    closed.ended_ns.saturating_sub(closed.plan.slot_begins_ns)
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod agent;
 mod agent_cpu;
 mod agent_memory;
+mod apart;
 mod cost;
 mod followed;
 mod large;
@@ -11,12 +12,14 @@ mod machine;
 mod probe;
 mod probe_budget;
 mod probe_events;
+mod probed;
 mod process;
 mod report;
 mod snapshots;
 mod stats;
 mod symbols;
 mod throughput;
+mod turns;
 
 use std::fs;
 use std::path::PathBuf;
@@ -61,6 +64,10 @@ pub struct Args {
     /// Short runs, to see that everything works: rough figures
     #[arg(long)]
     quick: bool,
+    /// How often probes have their turn in each way (default: 3; each round of
+    /// probe-events takes almost four minutes)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
     /// The Go program of at least 100 MB whose symbols are loaded (default:
     /// Debian's packer)
     #[arg(long, value_name = "FILE")]
@@ -82,6 +89,8 @@ struct Bench<'a> {
     folder: PathBuf,
     cpus: usize,
     quick: bool,
+    /// Rounds of turns under probes, where they were asked for.
+    rounds: Option<usize>,
     large_binary: Option<PathBuf>,
 }
 
@@ -161,6 +170,7 @@ impl<'a> Bench<'a> {
                 .context("count the CPUs")?
                 .get(),
             quick: args.quick,
+            rounds: args.rounds.map(usize::from),
             large_binary: args.large_binary.clone(),
         })
     }

@@ -190,6 +190,11 @@ impl Controller {
         }
     }
 
+    /// Whether more was taken than there was, so that slots without a window follow.
+    pub fn owes(&self) -> bool {
+        self.debt_ns > 0.0
+    }
+
     /// What probes take, as it was told.
     pub fn costs(&self) -> Costs {
         self.costs

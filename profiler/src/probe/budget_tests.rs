@@ -325,3 +325,28 @@ fn without_a_budget_slots_follow_each_other() {
     assert_eq!(second.opens_ns, first.opens_ns + first.length_ns);
     assert_eq!(controller.rate(), None);
 }
+
+#[test]
+fn what_is_owed_is_made_up_for_by_a_slot_without_a_window() {
+    let mut controller = Controller::new(Budget::Share(0.01), COSTS, 1, 0);
+    let over = |plan: Plan, charged_ns| Closed {
+        plan,
+        opened_ns: plan.opens_ns,
+        ended_ns: plan.opens_ns + plan.length_ns,
+        charged_ns,
+        outside_ns: 0,
+        switched: false,
+        spent: false,
+    };
+    let first = controller.next(0);
+    controller.closed(&over(first, 0));
+    let whole = controller.next(first.slot_begins_ns + first.slot_ns);
+    assert!(whole.whole && !controller.owes(), "{whole:?}");
+    // Its share is a little less.
+    controller.closed(&over(whole, 22 * MS / 10));
+    assert!(controller.owes());
+    let ends_ns = whole.slot_begins_ns + whole.slot_ns;
+    let next = controller.next(ends_ns);
+    assert_eq!(next.slot_begins_ns, ends_ns + whole.slot_ns, "{next:?}");
+    assert!(!controller.owes());
+}

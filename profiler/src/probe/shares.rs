@@ -77,6 +77,17 @@ impl Shares {
             .with_context(|| format!("cannot open a window for the probes of process {pid}"))
     }
 
+    /// Whether the share of this window of process `pid` is spent.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub(super) fn is_spent(&self, pid: u32, window: u64) -> Result<bool> {
+        match self.spent.get(&pid, 0) {
+            Ok(spent) => Ok(spent == window),
+            Err(error) => ignore_missing(Err(error)).map(|()| false),
+        }
+    }
+
     /// Ends the window of process `pid` at once.
     ///
     /// # Errors
@@ -110,6 +121,6 @@ fn ignore_missing(result: Result<(), MapError>) -> Result<()> {
         {
             Ok(())
         }
-        Err(error) => Err(error).context("cannot write the table of probe windows"),
+        Err(error) => Err(error).context("cannot use the table of probe windows"),
     }
 }

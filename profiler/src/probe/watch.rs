@@ -27,6 +27,10 @@ use super::{
 /// between them; or this long after its slot, should nobody be there to say so.
 const ENDS_WITHIN_NS: u64 = 10_000_000_000;
 
+/// Whoever reads what the kernel side tells has this long to pass on that a share is spent,
+/// once that is known: when it was, is known to them alone.
+const TOLD_WITHIN_NS: u64 = 1_000_000_000;
+
 /// A window opens this long after the kernel side was told, when this thread sleeps
 /// again: the CPU that it took it from the target is part of no window.
 const OPENS_IN_NS: u64 = 40_000;
@@ -283,6 +287,8 @@ impl<W: Watcher> Watching<W> {
                 }
             };
             let spent = matches!(wait, Wait::Spent(_));
+            let spent_untold = matches!(wait, Wait::Time)
+                && lock(&self.shares).is_spent(self.set.pid(), plan.number)?;
             // Those that come until they stop are in no window.
             open.ticking = None;
             let mut over = Over {
@@ -292,17 +298,21 @@ impl<W: Watcher> Watching<W> {
                 is_last: stop,
                 detach_ns: 0,
             };
-            if spent || stop || !plan.whole {
+            if spent || spent_untold || stop || !plan.whole {
                 over.detach_ns = self.detach()?;
+            }
+            if spent_untold {
+                self.hear_when(&open, &mut over);
             }
             // Where probes stay on, what the window took is known already.
             let watched = self.account(&open, &over)?;
-            if stop {
+            if over.is_last {
                 self.watcher.over(&watched);
                 return Ok(());
             }
+            let owes = self.controller.owes();
             plan = self.controller.next(monotonic_ns());
-            if !plan.whole && self.attached.is_some() {
+            if (owes || !plan.whole) && self.attached.is_some() {
                 // What comes until they are off is in no window.
                 let pid = self.set.pid();
                 lock(&self.shares).close(pid)?;
@@ -395,6 +405,18 @@ impl<W: Watcher> Watching<W> {
     fn close_now(&self, open: &Open) -> Result<u64> {
         lock(&self.shares).close(self.set.pid())?;
         Ok(monotonic_ns().min(open.closes_ns))
+    }
+
+    /// The share of a window was spent before its time, and who tells of that is late: it
+    /// ended then, and nothing was seen behind it.
+    fn hear_when(&self, open: &Open, over: &mut Over) {
+        match self.wait_until(monotonic_ns() + TOLD_WITHIN_NS, open.plan.number) {
+            Wait::Spent(time_ns) => over.ended_ns = time_ns.max(open.opened_ns),
+            Wait::Stop => over.is_last = true,
+            // What was told was lost, and is counted there.
+            Wait::Time => {}
+        }
+        over.spent = true;
     }
 
     /// Takes the probes off, and says how long that took.

@@ -3,6 +3,8 @@
 //! Reads a few hundred words at most, follows nothing without a limit, and stops
 //! nothing.
 
+use std::{thread, time::Duration};
+
 use crate::gobinary::{AllGoroutines, FuncKind, GoroutineStatus, LabelFormat, StructOffsets};
 use crate::gomemory::Memory;
 
@@ -16,6 +18,9 @@ const MAP_SLOTS: u64 = 8;
 /// The program goes on while it is read: a goroutine that contradicts itself is
 /// read again this often, and all of them once more.
 const ATTEMPTS: usize = 8;
+/// And this much later: two goroutines that hand over to each other every few
+/// microseconds can be in step with who reads them, and look the same each time.
+const PAUSE: Duration = Duration::from_micros(100);
 /// Go's smallest stack (`runtime.stackMin`) and its largest
 /// (`runtime.maxstackceiling`), in bytes.
 const STACK_BYTES: std::ops::RangeInclusive<u64> = 2048..=2 << 30;
@@ -95,7 +100,10 @@ where
 
     fn goroutine_at(&self, list: AllGoroutines, index: u64) -> Result<Option<Seen>, &'static str> {
         let mut result = Err("the list of its goroutines cannot be read");
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                thread::sleep(PAUSE);
+            }
             // The array moves when the list grows.
             let array = self.word(list.array);
             let g = array.and_then(|array| self.word(array.wrapping_add(index * 8)));

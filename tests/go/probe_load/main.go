@@ -2,18 +2,17 @@
 // for a microsecond, and checks each result: a probe that harms it would show. It
 // says on request how much it did in an interval.
 //
-// Told so it does something else instead, as often as it can: "-do allocate", "-do lock"
-// (a mutex that others always wait for) or "-do send" (on a channel without a buffer).
+// Told so it does something else instead, on one CPU (GOMAXPROCS is 1 then) and at a pace
+// that depends on nothing but how fast that computes: "-do allocate" small objects, some
+// 10 million a second; "-do lock" a mutex that another always waits for, and "-do send" on
+// a channel without a buffer, some million a second, a receipt being one as well.
 //
-// Each line on standard input is a request, answered by a line that begins with
-// "done". "measure 50ms" gives
-// the number of allocations, the nanoseconds they took by the clock, the nanoseconds
-// of CPU time, and how many results were wrong. "grow 1000" has so many goroutines
-// call a function whose stack has to grow for it, and says how many did.
+// It answers "measure 50ms" by the number of pieces of work, the nanoseconds they took by
+// the clock, the nanoseconds of CPU time, and how many results were wrong. "grow 1000" has
+// so many goroutines call a function whose stack has to grow for it, and says how many did.
 package main
 
 import (
-	"bufio"
 	"flag"
 	"fmt"
 	"os"
@@ -21,24 +20,31 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
+	"example.com/fixtures/internal/turns"
 	"example.com/fixtures/internal/workload"
 )
 
 type worker struct {
-	done  atomic.Uint64
+	turns.Work
 	wrong atomic.Uint64
 	kept  []byte
-	_     [64]byte // the counters of two workers share no cache line
 }
 
-// mix takes about a microsecond and gives the same for the same.
+// Rounds of mix: of a microsecond, and those that bring the pieces of other work to
+// their pace.
+const (
+	mixRounds      = 600
+	allocateRounds = 55
+	lockRounds     = 380
+	sendRounds     = 570
+)
+
+// mix computes for some time and gives the same for the same.
 //
 //go:noinline
-func mix(x uint64) uint64 {
-	for i := 0; i < 600; i++ {
+func mix(x uint64, rounds int) uint64 {
+	for i := 0; i < rounds; i++ {
 		x ^= x << 13
 		x ^= x >> 7
 		x ^= x << 17
@@ -59,37 +65,40 @@ func (w *worker) piece(x, expected uint64, size int) {
 	}
 	block[size-1] = byte(x)
 	w.kept = block
-	if mix(x) != expected || w.kept[size-1] != byte(x) {
+	if mix(x, mixRounds) != expected || w.kept[size-1] != byte(x) {
 		w.wrong.Add(1)
 	}
-	w.done.Add(1)
+	w.Add()
 }
 
 func (w *worker) loop() {
 	const x = 0x9e3779b97f4a7c15
-	expected := mix(x)
+	expected := mix(x, mixRounds)
 	for size := 1; workload.Running(); size = size%48 + 1 {
 		w.piece(x, expected, size)
 	}
 }
 
-// allocate does next to nothing else.
+// allocate leaves garbage of small sizes behind, of which the collector has nothing to mark.
 //
 //go:noinline
 func (w *worker) allocate() {
-	for size := 1; workload.Running(); size = size%48 + 1 {
+	for x, size := uint64(1), 1; workload.Running(); size = size%48 + 1 {
 		block := make([]byte, size)
-		block[size-1] = byte(size)
+		x = mix(x, allocateRounds)
+		block[size-1] = byte(x)
 		w.kept = block
-		w.done.Add(1)
+		w.Add()
 	}
 }
 
-// lock holds a mutex while another asks for it.
+// lock yields while it holds the mutex, so that another asks for it and waits, and again
+// when it has given it back, so that the other gets it: with GOMAXPROCS=1 nothing of that
+// is left to chance.
 //
 //go:noinline
 func (w *worker) lock(mutex *sync.Mutex, held *int) {
-	for workload.Running() {
+	for x := uint64(1); workload.Running(); x = mix(x, lockRounds) {
 		mutex.Lock()
 		*held++
 		if *held != 1 {
@@ -98,52 +107,58 @@ func (w *worker) lock(mutex *sync.Mutex, held *int) {
 		runtime.Gosched()
 		*held--
 		mutex.Unlock()
-		w.done.Add(1)
+		w.Add()
+		runtime.Gosched()
 	}
 }
 
 //go:noinline
 func (w *worker) send(numbers chan<- uint64) {
-	for x := uint64(0); workload.Running(); x++ {
+	for x := uint64(1); workload.Running(); x = mix(x, sendRounds) {
 		numbers <- x
-		w.done.Add(1)
+		w.Add()
 	}
 }
 
 //go:noinline
 func (w *worker) receive(numbers <-chan uint64) {
-	expected := uint64(0)
-	for x := range numbers {
-		if x != expected {
+	for expected := uint64(1); workload.Running(); expected = mix(expected, sendRounds) {
+		if <-numbers != expected {
 			w.wrong.Add(1)
 		}
-		expected++
+		w.Add()
 	}
 }
 
-// begin lets each worker do what was asked for.
-func begin(what string, workers []worker) error {
-	for i := range workers {
-		w := &workers[i]
-		switch what {
-		case "mix":
-			go w.loop()
-		case "allocate":
-			go w.allocate()
-		case "lock":
-			var mutex sync.Mutex
-			var held int
-			go w.lock(&mutex, &held)
-			go w.lock(&mutex, &held)
-		case "send":
-			numbers := make(chan uint64)
-			go w.send(numbers)
-			go w.receive(numbers)
-		default:
-			return fmt.Errorf("nothing does %q", what)
+// begin has workers do what was asked for, and gives them.
+func begin(what string) ([]worker, error) {
+	switch what {
+	case "nothing":
+		return nil, nil
+	case "mix":
+		workers := make([]worker, runtime.GOMAXPROCS(0))
+		for i := range workers {
+			go workers[i].loop()
 		}
+		return workers, nil
 	}
-	return nil
+	runtime.GOMAXPROCS(1)
+	workers := make([]worker, 2)
+	switch one, other := &workers[0], &workers[1]; what {
+	case "allocate":
+		go one.allocate()
+	case "lock":
+		mutex, held := new(sync.Mutex), new(int)
+		go one.lock(mutex, held)
+		go other.lock(mutex, held)
+	case "send":
+		numbers := make(chan uint64)
+		go one.send(numbers)
+		go other.receive(numbers)
+	default:
+		return nil, fmt.Errorf("nothing does %q", what)
+	}
+	return workers, nil
 }
 
 // grow needs more stack than a new goroutine has.
@@ -172,73 +187,50 @@ func growMany(count int) int {
 	return int(calls.Load())
 }
 
-func measure(workers []worker, interval time.Duration) {
-	begun, cpuBefore := time.Now(), cpuTime()
-	before, _ := total(workers)
-	time.Sleep(interval)
-	after, wrong := total(workers)
-	took, cpu := time.Since(begun), cpuTime()-cpuBefore
-	fmt.Println("done", after-before, took.Nanoseconds(), cpu.Nanoseconds(), wrong)
-}
-
 // answer serves one request.
-func answer(workers []worker, verb, object string) error {
+func answer(workers []worker, verb, object string) (string, error) {
 	switch verb {
 	case "measure":
-		interval, err := time.ParseDuration(object)
-		if err == nil {
-			measure(workers, interval)
-		}
-		return err
+		text, err := turns.Measure(object, func() uint64 { return total(workers) })
+		return fmt.Sprint(text, " ", wrong(workers)), err
 	case "grow":
 		count, err := strconv.Atoi(object)
-		if err == nil {
-			fmt.Println("done", growMany(count))
+		if err != nil {
+			return "", err
 		}
-		return err
+		return strconv.Itoa(growMany(count)), nil
 	}
-	return fmt.Errorf("no such request: %s %s", verb, object)
+	return "", turns.Unknown(verb, object)
 }
 
-func total(workers []worker) (done, wrong uint64) {
+func total(workers []worker) (sum uint64) {
 	for i := range workers {
-		done += workers[i].done.Load()
-		wrong += workers[i].wrong.Load()
+		sum += workers[i].Done()
 	}
-	return done, wrong
+	return sum
 }
 
-func cpuTime() time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		panic(err)
+func wrong(workers []worker) (sum uint64) {
+	for i := range workers {
+		sum += workers[i].wrong.Load()
 	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	return sum
 }
 
 func main() {
 	idle := flag.Bool("idle", false, "do nothing")
 	what := flag.String("do", "mix", "mix, allocate, lock or send")
 	flag.Parse()
-	workers := make([]worker, runtime.GOMAXPROCS(0))
 	if *idle {
-		workers = nil
+		*what = "nothing"
 	}
-	workload.Start()
-	if err := begin(*what, workers); err != nil {
+	workers, err := begin(*what)
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe_load:", err)
 		os.Exit(2)
 	}
-	requests := bufio.NewScanner(os.Stdin)
-	for requests.Scan() {
-		var verb, object string
-		_, err := fmt.Sscan(requests.Text(), &verb, &object)
-		if err == nil {
-			err = answer(workers, verb, object)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "probe_load:", err)
-			os.Exit(1)
-		}
-	}
+	workload.Start()
+	turns.Serve(func(verb, object string) (string, error) {
+		return answer(workers, verb, object)
+	})
 }

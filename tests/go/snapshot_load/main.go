@@ -2,37 +2,32 @@
 // every CPU busy beside them unless -busy=false. It says on request how much work it
 // did in an interval: what reading the goroutines takes of it shows.
 //
-// Each line on standard input is a request, answered by a line. "measure 50ms" gives
-// the number of pieces of work, the nanoseconds they took by the clock, and the
-// nanoseconds of CPU time; "address" gives where net/http/pprof answers.
+// It answers "measure 50ms" by the number of pieces of work, the nanoseconds they took by
+// the clock, and the nanoseconds of CPU time; "address" by where net/http/pprof answers.
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"flag"
-	"fmt"
 	"net"
 	"net/http"
 	_ "net/http/pprof"
 	"os"
 	"runtime"
 	"runtime/pprof"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"example.com/fixtures/internal/turns"
 	"example.com/fixtures/internal/workload"
 )
 
 // worker does pieces of work that are all alike, and counts them.
 type worker struct {
-	done   atomic.Uint64
+	turns.Work
 	digest [sha256.Size]byte
-	_      [64]byte // the counters of two workers share no cache line
 }
 
 //go:noinline
@@ -43,7 +38,7 @@ func (w *worker) piece() {
 		w.digest = sha256.Sum256(text)
 		copy(text, w.digest[:])
 	}
-	w.done.Add(1)
+	w.Add()
 }
 
 func (w *worker) loop() {
@@ -116,50 +111,25 @@ func rest() {
 
 func total(workers []worker) (sum uint64) {
 	for i := range workers {
-		sum += workers[i].done.Load()
+		sum += workers[i].Done()
 	}
 	return sum
 }
 
-// cpuTime is what the process took of every CPU since its start.
-func cpuTime() (time.Duration, error) {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		return 0, err
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
-}
-
-func measure(workers []worker, interval time.Duration) (string, error) {
-	cpuBefore, err := cpuTime()
-	if err != nil {
-		return "", err
-	}
-	begun, before := time.Now(), total(workers)
-	time.Sleep(interval)
-	pieces, took := total(workers)-before, time.Since(begun)
-	cpu, err := cpuTime()
-	return fmt.Sprintln(pieces, took.Nanoseconds(), (cpu - cpuBefore).Nanoseconds()), err
-}
-
 // answer serves one request.
-func answer(workers []worker, address string, words []string) (string, error) {
-	switch {
-	case len(words) == 1 && words[0] == "address":
-		return address + "\n", nil
-	case len(words) == 2 && words[0] == "measure":
-		interval, err := time.ParseDuration(words[1])
-		if err != nil {
-			return "", err
-		}
-		return measure(workers, interval)
+func answer(workers []worker, address, verb, object string) (string, error) {
+	switch verb {
+	case "address":
+		return address, nil
+	case "measure":
+		return turns.Measure(object, func() uint64 { return total(workers) })
 	}
-	return "", fmt.Errorf("no such request: %s", words)
+	return "", turns.Unknown(verb, object)
 }
 
 func fail(err error) {
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "snapshot_load:", err)
+		os.Stderr.WriteString("snapshot_load: " + err.Error() + "\n")
 		os.Exit(1)
 	}
 }
@@ -181,10 +151,7 @@ func main() {
 		}
 	}
 	workload.Start()
-	requests := bufio.NewScanner(os.Stdin)
-	for requests.Scan() {
-		text, err := answer(workers, listener.Addr().String(), strings.Fields(requests.Text()))
-		fail(err)
-		os.Stdout.WriteString(text)
-	}
+	turns.Serve(func(verb, object string) (string, error) {
+		return answer(workers, listener.Addr().String(), verb, object)
+	})
 }

@@ -2,27 +2,21 @@
 // and says on request how often it did so in an interval: how much slower it
 // gets under a profiler is what that profiler costs.
 //
-// Each line on standard input is a request, answered by a line. "measure 50ms"
-// gives the number of pieces, the nanoseconds they took by the clock, and the
-// nanoseconds of CPU time. "profile on" and "profile off" switch the program's
-// own CPU profile.
+// It answers "measure 50ms" by the number of pieces, the nanoseconds they took by
+// the clock, and the nanoseconds of CPU time. "profile on" and "profile off" switch
+// the program's own CPU profile.
 package main
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"runtime/pprof"
 	"sort"
 	"strconv"
-	"sync/atomic"
-	"syscall"
-	"time"
 
+	"example.com/fixtures/internal/turns"
 	"example.com/fixtures/internal/workload"
 )
 
@@ -35,9 +29,8 @@ type order struct {
 
 // worker does pieces of work that are all alike, and counts them.
 type worker struct {
-	done   atomic.Uint64
+	turns.Work
 	digest [sha256.Size]byte
-	_      [64]byte // the counters of two workers share no cache line
 }
 
 func newOrder() order {
@@ -82,7 +75,7 @@ func (w *worker) piece() {
 		w.digest = sha256.Sum256(append(text, w.digest[:]...))
 	}
 	o.ID = rank(o)
-	w.done.Add(1)
+	w.Add()
 }
 
 func (w *worker) loop() {
@@ -93,54 +86,23 @@ func (w *worker) loop() {
 
 func total(workers []worker) (sum uint64) {
 	for i := range workers {
-		sum += workers[i].done.Load()
+		sum += workers[i].Done()
 	}
 	return sum
 }
 
-// cpuTime is what the process took of every CPU since its start.
-func cpuTime() (time.Duration, error) {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		return 0, err
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
-}
-
-func measure(workers []worker, interval time.Duration) error {
-	cpuBefore, err := cpuTime()
-	if err != nil {
-		return err
-	}
-	begun, before := time.Now(), total(workers)
-	time.Sleep(interval)
-	pieces, took := total(workers)-before, time.Since(begun)
-	cpu, err := cpuTime()
-	if err != nil {
-		return err
-	}
-	fmt.Println(pieces, took.Nanoseconds(), (cpu - cpuBefore).Nanoseconds())
-	return nil
-}
-
 // answer serves one request.
-func answer(workers []worker, verb, object string) error {
-	switch verb + " " + object {
-	case "profile on":
-		if err := pprof.StartCPUProfile(io.Discard); err != nil {
-			return err
-		}
-	case "profile off":
+func answer(workers []worker, verb, object string) (string, error) {
+	switch {
+	case verb == "measure":
+		return turns.Measure(object, func() uint64 { return total(workers) })
+	case verb == "profile" && object == "on":
+		return "", pprof.StartCPUProfile(io.Discard)
+	case verb == "profile" && object == "off":
 		pprof.StopCPUProfile()
-	default:
-		interval, err := time.ParseDuration(object)
-		if verb != "measure" || err != nil {
-			return fmt.Errorf("no such request: %s %s", verb, object)
-		}
-		return measure(workers, interval)
+		return "", nil
 	}
-	fmt.Println("done")
-	return nil
+	return "", turns.Unknown(verb, object)
 }
 
 func main() {
@@ -149,16 +111,7 @@ func main() {
 	for i := range workers {
 		go workers[i].loop()
 	}
-	requests := bufio.NewScanner(os.Stdin)
-	for requests.Scan() {
-		var verb, object string
-		_, err := fmt.Sscan(requests.Text(), &verb, &object)
-		if err == nil {
-			err = answer(workers, verb, object)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "throughput:", err)
-			os.Exit(1)
-		}
-	}
+	turns.Serve(func(verb, object string) (string, error) {
+		return answer(workers, verb, object)
+	})
 }

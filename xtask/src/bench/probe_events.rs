@@ -1,181 +1,161 @@
 //! What `record` with an event of probes takes of programs that do little but hit them,
 //! under each budget: locks that are contended, channels, allocations; and of one that
-//! does nothing.
+//! does nothing. Beside them, what probes on every allocation take without a budget.
 
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::Bench;
-use super::process::Target;
+use super::apart::Apart;
+use super::probed::{Lengths, Said, Series, rounds};
+use super::process::{Profiler, Target};
 use super::report::{Figure, Section};
-use super::stats::{Shuffle, Summary};
+use super::stats::Summary;
+use super::turns::Turn;
 
-const BUDGETS: [&str; 3] = ["0.5%", "1%", "5%"];
+/// What probes may take, and what that is to be in the end.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    budget: &'static str,
+    goal: Option<&'static str>,
+}
 
-/// What a program does (`-do` of tests/go/probe_load), and the event for it.
-const PROGRAMS: [(&str, &str); 3] = [
-    ("lock", "mutex"),
-    ("send", "block"),
-    ("allocate", "alloc-events"),
+const fn way(budget: &'static str, goal: &'static str) -> Way {
+    Way {
+        budget,
+        goal: Some(goal),
+    }
+}
+
+const WAYS: [Way; 4] = [
+    way("0.5%", "at most 0.5"),
+    way("1%", "at most 1"),
+    way("5%", "at most 5"),
+    Way {
+        budget: "off",
+        goal: None,
+    },
 ];
 
-/// How long a turn is, and how long before it the recording begins: probes are
-/// calibrated first.
-const TURN: Duration = Duration::from_secs(5);
-const LEAD: Duration = Duration::from_secs(2);
+/// What a program does (`-do` of tests/go/probe_load), the event for it, and in how many
+/// of the ways above.
+const PROGRAMS: [(&str, &str, usize); 3] = [
+    ("lock", "mutex", 3),
+    ("send", "block", 3),
+    ("allocate", "alloc-events", 4),
+];
 
-/// Turns under one budget, over those with nothing around them.
-#[derive(Debug, Default)]
-struct Measured {
-    by_clock: Vec<f64>,
-    by_cpu: Vec<f64>,
-    said: Vec<Said>,
-}
-
-/// What one turn came to.
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    /// Work a second of the clock.
-    by_clock: f64,
-    /// And a second of CPU time.
-    by_cpu: f64,
-    /// CPU time a second of the clock.
-    cpus: f64,
-}
-
-/// What goprof said of a recording.
-#[derive(Debug, Clone, Copy)]
-struct Said {
-    watched_share: f64,
-    hits: f64,
-    taken_share: f64,
+/// What runs, and where.
+struct Place<'a> {
+    bench: &'a Bench<'a>,
+    program: &'a Path,
+    apart: Apart,
+    lengths: Lengths,
 }
 
 /// Measures.
 pub fn measure(bench: &Bench) -> Result<Section> {
     let program = bench.build_go("probe_load")?;
-    let rounds = if bench.quick { 1 } else { 3 };
+    let place = Place {
+        bench,
+        program: &program,
+        apart: Apart::of(bench)?,
+        lengths: Lengths::of(bench),
+    };
     let mut figures = Vec::new();
-    for (does, event) in PROGRAMS {
-        let mut target = Target::start(Command::new(&program).args(["-do", does]))?;
-        turn(&mut target)?;
-        let mut measured: [Measured; BUDGETS.len()] = Default::default();
-        let mut noise = Measured::default();
-        let mut shuffle = Shuffle::default();
-        let mut before = turn(&mut target)?;
-        for round in 0..rounds {
-            bench.progress(&format!(
-                "probe-events: {does}, round {} of {rounds}",
-                round + 1
-            ));
-            for index in shuffle.order(BUDGETS.len() + 1) {
-                let (with, said) = match BUDGETS.get(index) {
-                    Some(budget) => {
-                        let recording = record(bench, target.pid(), event, budget)?;
-                        sleep(LEAD);
-                        let with = turn(&mut target)?;
-                        (with, Some(said(recording)?))
-                    }
-                    None => (turn(&mut target)?, None),
-                };
-                let after = turn(&mut target)?;
-                let of = measured.get_mut(index).unwrap_or(&mut noise);
-                of.by_clock
-                    .push(with.by_clock * 2.0 / (before.by_clock + after.by_clock));
-                of.by_cpu
-                    .push(with.by_cpu * 2.0 / (before.by_cpu + after.by_cpu));
-                of.said.extend(said);
-                before = after;
-            }
-        }
-        add(&mut figures, does, event, (&measured, &noise), before);
+    for (does, event, ways) in PROGRAMS {
+        figures.extend(place.under_all(does, event, &WAYS[..ways])?);
     }
-    figures.extend(idle(bench, &program)?);
+    figures.extend(place.idle()?);
     Ok(Section {
         title: "Events of probes on programs that hit them at every chance",
         method: format!(
-            "`goprof record -e EVENT --probe-budget B` on a program that keeps all CPUs busy \
-             with what the event is of: turns of {} s, in an order that is drawn anew each \
-             round, each over the mean of the turns without probes right before and after it. \
-             By the clock goprof's own CPU time is lost to the program as well, where it has \
-             all CPUs; work per CPU second is what probes take. A budget is a share of one CPU, \
-             of {}.",
-            TURN.as_secs(),
-            bench.cpus,
+            "`goprof record -e EVENT --probe-budget B` on a program that does what the event is \
+             of over and over on a CPU of its own, while everything else is kept on the others: \
+             {} turns of {} s in each way, in an order that is drawn anew each round, each over \
+             the mean of the turns of {} s right before and after it in which nothing is \
+             attached. CPU time lost is what the work took beyond what it takes in those. Noise \
+             is what such turns come to under nothing. A budget is a share of one CPU, which is \
+             all that the program has.",
+            rounds(bench),
+            place.lengths.turn.as_secs(),
+            place.lengths.plain.as_secs(),
         ),
         figures,
     })
 }
 
-/// A program that waits for its next request, under all three events.
-fn idle(bench: &Bench, program: &std::path::Path) -> Result<[Figure; 2]> {
-    let mut target = Target::start(Command::new(program).arg("-idle"))?;
-    let without = turn(&mut target)?;
-    let recording = record(bench, target.pid(), "mutex,block,alloc-events", "1%")?;
-    sleep(LEAD);
-    let with = turn(&mut target)?;
-    recording_ends(recording)?;
-    let of = |id, what, turn: Turn| Figure::new(id, what, "ratio", Summary::of([turn.cpus]));
-    Ok([
-        of(
-            "probe_events.idle",
-            "idle: its CPU time under all three",
-            with,
-        ),
-        of(
-            "probe_events.idle_plain",
-            "idle: its CPU time without",
-            without,
-        ),
-    ])
-}
-
-fn turn(target: &mut Target) -> Result<Turn> {
-    let answer = target.ask(&format!("measure {}ms", TURN.as_millis()))?;
-    let numbers: Vec<f64> = answer
-        .trim()
-        .trim_start_matches("done ")
-        .split(' ')
-        .map(str::parse)
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("the measured program answered `{}`", answer.trim()))?;
-    match numbers[..] {
-        [_, _, _, wrong] if wrong > 0.0 => bail!("the program got {wrong} wrong results"),
-        [done, clock_ns, cpu_ns, _] if clock_ns > 0.0 => Ok(Turn {
-            by_clock: done * 1e9 / clock_ns,
-            by_cpu: done * 1e9 / cpu_ns,
-            cpus: cpu_ns / clock_ns,
-        }),
-        _ => bail!("the measured program answered `{}`", answer.trim()),
+impl Place<'_> {
+    fn under_all(&self, does: &str, event: &str, ways: &[Way]) -> Result<Vec<Figure>> {
+        let mut program = self.apart.program(self.program);
+        let mut series = Series::start(program.args(["-do", does]), self.lengths, ways.len())?;
+        let rounds = rounds(self.bench);
+        for round in 1..=rounds {
+            let progress = format!("probe-events: {does}, round {round} of {rounds}");
+            self.bench.progress(&progress);
+            series.round(|index, target| self.recorded(target, event, ways[index].budget))?;
+        }
+        let mut figures = Vec::new();
+        for (index, way) in ways.iter().enumerate() {
+            let id = format!("probe_events.{does}.{}", way.budget);
+            let what = format!("-e {event}, budget {}", way.budget);
+            figures.extend(series.figures(index, (&id, &what), way.goal));
+        }
+        let id = format!("probe_events.{does}");
+        figures.extend(series.noise_figures(&id, &format!("{does}, noise")));
+        figures.push(Figure::new(
+            format!("{id}.rate"),
+            &format!("{does}: times a second without probes"),
+            "per s",
+            Summary::of([series.rate()]),
+        ));
+        Ok(figures)
     }
-}
 
-fn record(bench: &Bench, pid: u32, event: &str, budget: &str) -> Result<Child> {
-    let seconds = (TURN + LEAD).as_secs() + 1;
-    let mut goprof = Command::new(&bench.goprof);
-    goprof
-        .args(["record", "-e", event, "-p", &pid.to_string()])
-        .args(["-d", &seconds.to_string(), "--probe-budget", budget, "-o"])
-        .arg(format!("{}/", bench.folder.join("probe-events").display()))
-        .stderr(Stdio::piped());
-    goprof.spawn().context("start goprof")
-}
-
-fn recording_ends(recording: Child) -> Result<String> {
-    let output = recording.wait_with_output().context("wait for goprof")?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    if !output.status.success() {
-        bail!("goprof failed: {said}");
+    fn recorded(&self, target: &mut Target, event: &str, budget: &str) -> Result<(Turn, Said)> {
+        let recording = Profiler::start(&mut self.record(target.pid(), event, budget))?;
+        let turn = self.lengths.turn_of(target)?;
+        Ok((turn, said(&recording.stop()?.errors)?))
     }
-    Ok(said)
+
+    fn record(&self, pid: u32, event: &str, budget: &str) -> Command {
+        let mut goprof = self.apart.beside(&self.bench.goprof);
+        goprof
+            .args(["record", "-e", event, "-p", &pid.to_string()])
+            .args(["--probe-budget", budget, "-o"])
+            .arg(format!(
+                "{}/",
+                self.bench.folder.join("probe-events").display()
+            ));
+        goprof
+    }
+
+    /// A program that waits for its next request, under all three events.
+    fn idle(&self) -> Result<[Figure; 2]> {
+        self.bench.progress("probe-events: idle");
+        let mut target = Target::start(self.apart.program(self.program).arg("-idle"))?;
+        let (budget, goal) = ("0.5%", "at most 0.5");
+        let without = self.lengths.turn_of_idle(&mut target)?;
+        let events = PROGRAMS.map(|(_, event, _)| event).join(",");
+        let recording = Profiler::start(&mut self.record(target.pid(), &events, budget))?;
+        let with = self.lengths.turn_of_idle(&mut target)?;
+        recording.stop()?;
+        let of = |id, what: &str, turn: Turn| {
+            let percent = turn.cpu_s * 100.0 / turn.clock_s;
+            Figure::new(id, what, "%", Summary::of([percent]))
+        };
+        let what = format!("idle, all three, budget {budget}: its CPU time");
+        let with = of("probe_events.idle", &what, with);
+        let what = "idle: its CPU time without";
+        let without = of("probe_events.idle_plain", what, without);
+        Ok([with.goal(goal), without])
+    }
 }
 
 /// From the line of its summary about the process.
-fn said(recording: Child) -> Result<Said> {
-    let said = recording_ends(recording)?;
+fn said(said: &str) -> Result<Said> {
     let between = |before: &str, after: &str| {
         let (_, rest) = said.split_once(before)?;
         let (number, _) = rest.split_once(after)?;
@@ -185,51 +165,8 @@ fn said(recording: Child) -> Result<Said> {
         Some(Said {
             watched_share: between("watched ", "% of the time")? / 100.0,
             hits: between(" windows, ", " hits")?,
-            taken_share: between("probes took ", "% of one CPU")? / 100.0,
+            charged_share: between("probes took ", "% of one CPU")? / 100.0,
         })
     };
     all().with_context(|| format!("goprof said otherwise: {said}"))
-}
-
-fn add(
-    figures: &mut Vec<Figure>,
-    does: &str,
-    event: &str,
-    (measured, noise): (&[Measured], &Measured),
-    rate: Turn,
-) {
-    for (budget, of) in BUDGETS.iter().zip(measured) {
-        let mut figure = |part: &str, label: &str, unit, summary| {
-            let id = format!("probe_events.{does}.{budget}.{part}");
-            let what = format!("-e {event}, budget {budget}: {label}");
-            figures.push(Figure::new(id, &what, unit, summary));
-        };
-        let each = |value: fn(&Said) -> f64| Summary::of(of.said.iter().map(value));
-        let clock = Summary::of(of.by_clock.iter().copied());
-        figure("throughput", "work done over that without", "ratio", clock);
-        let cpu = Summary::of(of.by_cpu.iter().copied());
-        figure("by_cpu", "the same per CPU second", "ratio", cpu);
-        let taken = each(|said| said.taken_share);
-        figure("charged", "charged, in CPUs", "ratio", taken);
-        let watched = each(|said| said.watched_share);
-        figure("watched", "share of the time watched", "ratio", watched);
-        figure("hits", "hits", "hits", each(|said| said.hits));
-    }
-    for (part, label, values) in [
-        ("noise", "noise: nothing over nothing", &noise.by_clock),
-        ("noise_by_cpu", "noise per CPU second", &noise.by_cpu),
-    ] {
-        figures.push(Figure::new(
-            format!("probe_events.{does}.{part}"),
-            &format!("{does}: {label}"),
-            "ratio",
-            Summary::of(values.iter().copied()),
-        ));
-    }
-    figures.push(Figure::new(
-        format!("probe_events.{does}.rate"),
-        &format!("{does}: times a second without probes"),
-        "per s",
-        Summary::of([rate.by_clock]),
-    ));
 }

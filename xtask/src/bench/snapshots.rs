@@ -2,7 +2,6 @@
 //! outside and by its own endpoint, where it wants every CPU and where one is free; and
 //! how long goprof takes to list them.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -14,9 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::Bench;
+use super::apart::Apart;
 use super::process::{Cost, Profiler, Target, cost};
 use super::report::{Figure, Section};
 use super::stats::{Shuffle, Summary};
+use super::turns::{Interleaved, Ratios, Turn};
 
 /// How many goroutines wait in the busy programs.
 const CROWDS: [u64; 2] = [1_000, 100_000];
@@ -61,29 +62,14 @@ impl Look {
     }
 }
 
-/// What a turn came to.
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    by_clock: f64,
-    by_cpu: f64,
-}
-
 /// Turns under one who looks, over the turns right before and after.
 #[derive(Debug, Default)]
 struct Measured {
-    by_clock: Vec<f64>,
-    by_cpu: Vec<f64>,
+    ratios: Ratios,
     /// CPU time of goprof a second, in milliseconds.
     own_ms: Vec<f64>,
     /// How long the program took to answer, in milliseconds.
     answer_ms: Vec<f64>,
-}
-
-/// Two CPUs: one for the program, and one for goprof.
-#[derive(Debug, Clone)]
-struct Apart {
-    program: String,
-    goprof: String,
 }
 
 /// A busy program, and what was measured of it.
@@ -91,9 +77,8 @@ struct Crowd {
     count: u64,
     /// Where it has room beside it; else it wants every CPU.
     apart: Option<Apart>,
-    target: Target,
+    load: Interleaved,
     address: String,
-    before: Turn,
     measured: [Measured; LOOKS.len()],
 }
 
@@ -104,16 +89,16 @@ pub fn measure(bench: &Bench) -> Result<Section> {
         true => (1, Duration::from_secs(3)),
         false => (4, Duration::from_secs(4)),
     };
-    let apart = Apart::of_this_machine()?;
-    if apart.is_none() {
-        bench.progress("snapshots: there is one CPU alone, and none that could be free");
+    let apart = Apart::of(bench);
+    if let Err(why) = &apart {
+        bench.progress(&format!("snapshots: no rows with a CPU free: {why:#}"));
     }
     let (mut figures, mut rates) = (Vec::new(), Vec::new());
-    for place in [None].into_iter().chain(apart.map(Some)) {
+    for place in [None].into_iter().chain(apart.ok().map(Some)) {
         for count in CROWDS {
-            let crowd = Crowd::start(&program, count, place.clone(), turn)?;
+            let crowd = Crowd::start(&program, count, place, turn)?;
             let crowd = crowd.measure_rounds(bench, rounds, turn)?;
-            rates.push(format!("{:.0}", crowd.before.by_clock / 1000.0));
+            rates.push(format!("{:.0}", crowd.load.latest().by_clock() / 1000.0));
             figures.extend(crowd.figures());
         }
     }
@@ -140,49 +125,23 @@ pub fn measure(bench: &Bench) -> Result<Section> {
     })
 }
 
-impl Apart {
-    /// The first and the last CPU that we may use; None where that is one.
-    fn of_this_machine() -> Result<Option<Self>> {
-        let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-        let mut lines = status.lines();
-        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-        let list = list.context("/proc/self/status has no Cpus_allowed_list")?;
-        let mut numbers = list.trim().split(['-', ',']).map(str::to_owned);
-        let first = numbers.next().context("no CPU is allowed")?;
-        Ok(numbers.next_back().map(|last| Self {
-            program: first,
-            goprof: last,
-        }))
-    }
-}
-
-/// A program, on one CPU alone if that is said.
-fn on(cpu: Option<&str>, program: &Path) -> Command {
-    let Some(cpu) = cpu else {
-        return Command::new(program);
-    };
-    let mut command = Command::new("taskset");
-    command.args(["-c", cpu]).arg(program);
-    command
-}
-
 impl Crowd {
     fn start(program: &Path, count: u64, apart: Option<Apart>, turn: Duration) -> Result<Self> {
-        let mut command = on(apart.as_ref().map(|apart| apart.program.as_str()), program);
+        let mut command = match &apart {
+            None => Command::new(program),
+            Some(apart) => apart.program(program),
+        };
         if apart.is_some() {
             command.env("GOMAXPROCS", "1");
         }
-        let mut target = start(command, count, true)?;
-        let address = target.ask("address")?.trim().to_owned();
-        // The first has the growth of the heap in it.
-        one_turn(&mut target, turn)?;
-        let before = one_turn(&mut target, turn)?;
+        let mut load = Interleaved::start(waiting(&mut command, count, true), turn)?;
+        let address = load.target().ask("address")?;
+        let address = address.trim().trim_start_matches("done ").to_owned();
         Ok(Self {
             count,
             apart,
-            target,
+            load,
             address,
-            before,
             measured: Default::default(),
         })
     }
@@ -212,32 +171,35 @@ impl Crowd {
 
     /// A turn under one who looks, and one without.
     fn measure(&mut self, bench: &Bench, index: usize, turn: Duration) -> Result<()> {
-        let look = LOOKS[index];
-        let of = &mut self.measured[index];
-        let cpu = self.apart.as_ref().map(|apart| apart.goprof.as_str());
-        let with = match command(bench, on(cpu, &bench.goprof), look, self.target.pid()) {
-            Some(mut command) => {
-                let profiler = Profiler::start(&mut command)?;
-                sleep(LEAD);
-                let with = one_turn(&mut self.target, turn)?;
-                let cost = profiler.stop()?;
-                of.own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
-                with
-            }
-            None if look == Look::OwnEndpoint => {
-                let (with, answer_ms) = asked_turn(&mut self.target, &self.address, turn)?;
-                of.answer_ms.extend(answer_ms);
-                with
-            }
-            None => one_turn(&mut self.target, turn)?,
+        let (look, address) = (LOOKS[index], self.address.as_str());
+        let goprof = match self.apart {
+            None => Command::new(&bench.goprof),
+            Some(apart) => apart.beside(&bench.goprof),
         };
-        let (before, after) = (self.before, one_turn(&mut self.target, turn)?);
-        of.by_clock
-            .push(with.by_clock * 2.0 / (before.by_clock + after.by_clock));
-        of.by_cpu
-            .push(with.by_cpu * 2.0 / (before.by_cpu + after.by_cpu));
-        self.before = after;
-        Ok(())
+        let Measured {
+            ratios,
+            own_ms,
+            answer_ms,
+        } = &mut self.measured[index];
+        self.load.beside(ratios, |target| {
+            let with = match looking(bench, goprof, look, target.pid()) {
+                Some(mut goprof) => {
+                    let profiler = Profiler::start(&mut goprof)?;
+                    sleep(LEAD);
+                    let with = Turn::of(target, turn)?;
+                    let cost = profiler.stop()?;
+                    own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
+                    with
+                }
+                None if look == Look::OwnEndpoint => {
+                    let (with, took_ms) = asked_turn(target, address, turn)?;
+                    answer_ms.extend(took_ms);
+                    with
+                }
+                None => Turn::of(target, turn)?,
+            };
+            Ok((with, ()))
+        })
     }
 
     fn figures(&self) -> Vec<Figure> {
@@ -261,11 +223,11 @@ impl Crowd {
                 "throughput",
                 ": work by the clock",
                 "ratio",
-                &of.by_clock,
+                &of.ratios.by_clock,
             );
             if self.apart.is_none() {
                 let label = ": work per CPU second of the program";
-                add(look, "by_cpu", label, "ratio", &of.by_cpu);
+                add(look, "by_cpu", label, "ratio", &of.ratios.by_cpu);
             }
             let own = ": goprof's own CPU time a second, start and end included";
             add(look, "own", own, "ms", &of.own_ms);
@@ -275,12 +237,12 @@ impl Crowd {
     }
 }
 
-fn start(mut command: Command, count: u64, is_busy: bool) -> Result<Target> {
-    command.arg(format!("-goroutines={count}"));
-    Target::start(command.arg(format!("-busy={is_busy}")))
+fn waiting(program: &mut Command, count: u64, is_busy: bool) -> &mut Command {
+    program.arg(format!("-goroutines={count}"));
+    program.arg(format!("-busy={is_busy}"))
 }
 
-fn command(bench: &Bench, mut goprof: Command, look: Look, pid: u32) -> Option<Command> {
+fn looking(bench: &Bench, mut goprof: Command, look: Look, pid: u32) -> Option<Command> {
     let pid = pid.to_string();
     match look {
         Look::Nobody | Look::OwnEndpoint => return None,
@@ -314,7 +276,7 @@ fn asked_turn(target: &mut Target, address: &str, turn: Duration) -> Result<(Tur
             }
             Ok(took_ms)
         });
-        let with = one_turn(target, turn);
+        let with = Turn::of(target, turn);
         is_over.store(true, Ordering::Relaxed);
         let took_ms: Result<Vec<f64>> = match asker.join() {
             Ok(took_ms) => took_ms,
@@ -337,23 +299,9 @@ fn ask(address: &str) -> Result<()> {
     Ok(())
 }
 
-fn one_turn(target: &mut Target, turn: Duration) -> Result<Turn> {
-    let answer = target.ask(&format!("measure {}ms", turn.as_millis()))?;
-    let numbers: Result<Vec<f64>, _> = answer.split_whitespace().map(str::parse).collect();
-    match numbers.as_deref() {
-        Ok([pieces, clock_ns, cpu_ns]) if *pieces > 0.0 && *clock_ns > 0.0 && *cpu_ns > 0.0 => {
-            Ok(Turn {
-                by_clock: pieces * 1e9 / clock_ns,
-                by_cpu: pieces * 1e9 / cpu_ns,
-            })
-        }
-        _ => bail!("the measured program answered `{}`", answer.trim()),
-    }
-}
-
 /// Lists of a program that only waits.
 fn listing(bench: &Bench, program: &Path, count: u64, words: &str) -> Result<Vec<Figure>> {
-    let target = start(Command::new(program), count, false)?;
+    let target = Target::start(waiting(&mut Command::new(program), count, false))?;
     let is_large = count > 100_000;
     let runs = match (bench.quick, is_large) {
         (true, _) => 2,

@@ -5,11 +5,12 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::process::{self, Cost, Profiler, Target};
 use super::report::{Figure, Section};
 use super::stats::{Shuffle, Summary, trimmed_mean};
+use super::turns::Turn;
 use super::{Bench, RATE_HZ};
 
 /// How long a turn is: long for a cycle of the garbage collector, short for
@@ -107,37 +108,7 @@ impl Pair {
     }
 
     fn turn(&mut self, which: usize) -> Result<Turn> {
-        let answer = self.ask(which, &format!("measure {}ms", TURN.as_millis()))?;
-        Turn::parse(&answer)
-    }
-}
-
-/// What a process did in its turn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Turn {
-    pieces: f64,
-    clock_s: f64,
-    cpu_s: f64,
-}
-
-impl Turn {
-    /// From "PIECES NANOSECONDS CPU-NANOSECONDS".
-    fn parse(answer: &str) -> Result<Self> {
-        let numbers: Vec<f64> = answer
-            .split_whitespace()
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .with_context(|| format!("the measured program answered `{}`", answer.trim()))?;
-        match numbers[..] {
-            [pieces, clock_ns, cpu_ns] if pieces > 0.0 && clock_ns > 0.0 && cpu_ns > 0.0 => {
-                Ok(Self {
-                    pieces,
-                    clock_s: clock_ns / 1e9,
-                    cpu_s: cpu_ns / 1e9,
-                })
-            }
-            _ => bail!("the measured program answered `{}`", answer.trim()),
-        }
+        Turn::parse(&self.ask(which, &Turn::request(TURN))?)?.busy()
     }
 }
 
@@ -170,8 +141,8 @@ fn configuration(bench: &Bench, pair: &mut Pair, beside: Beside) -> Result<Measu
             };
             measured.profiled_s += with.clock_s;
             ratios[profiled].push([
-                (with.pieces / with.cpu_s) / (without.pieces / without.cpu_s),
-                (with.pieces / with.clock_s) / (without.pieces / without.clock_s),
+                with.by_cpu() / without.by_cpu(),
+                with.by_clock() / without.by_clock(),
             ]);
         }
         if beside == Beside::OwnProfile {
@@ -296,15 +267,6 @@ fn section(measured: &[Measured; 4], cpus: usize) -> Section {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_the_answer_of_the_program() {
-        let turn = Turn::parse("5000 500000000 900000000\n").unwrap();
-        assert_eq!((turn.pieces, turn.clock_s, turn.cpu_s), (5000.0, 0.5, 0.9));
-        for answer in ["", "5000 1", "5000 0 1", "five 1 1"] {
-            assert!(Turn::parse(answer).is_err(), "{answer:?}");
-        }
-    }
 
     #[test]
     fn a_process_that_is_faster_by_itself_does_not_count() {
