@@ -108,7 +108,6 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     };
     let mut stop = StopSignals::new()?;
     let mut session = Session::prepare(config)?;
-    session.require_probes()?;
     session.start()?;
     target.start()?;
 
