@@ -39,7 +39,7 @@ pub use counters::Counters;
 use cpu::Ticking;
 pub use cpu::{Clock, Due, NewCpus};
 use diagnostics::Diagnostics;
-pub use estimate::{Estimate, Weight, Windows};
+pub use estimate::{Estimate, Rest, Weight, Windows};
 use kernel_types::KernelTypes;
 pub use means::{Means, NoMeans};
 pub use off_cpu::Threads;

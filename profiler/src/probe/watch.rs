@@ -18,7 +18,7 @@ use profiler_ebpf::wire::{ProbeShare, ProbeWindow, TICK_PERIOD_NS};
 use super::{
     budget::{Closed, Controller, Plan},
     clock::{Reading, hurry, monotonic_ns, used},
-    estimate::Weight,
+    estimate::{Rest, Weight},
     shares::Shares,
     uprobes::{Attached, ProbeSet},
     window_ticks::{Ticking, WindowTicks},
@@ -68,6 +68,9 @@ pub trait Watcher: Send + 'static {
 
     /// A window is over.
     fn over(&mut self, watched: &Watched);
+
+    /// The watch ends while no window is open: so much came behind the last.
+    fn rest(&mut self, _rest: Rest) {}
 }
 
 impl<F: FnMut(&Watched) + Send + 'static> Watcher for F {
@@ -247,9 +250,10 @@ impl<W: Watcher> Watching<W> {
         let mut told_later: Option<Watched> = None;
         loop {
             if let Wait::Stop = self.wait_until(plan.opens_ns, 0) {
-                told_later
-                    .iter()
-                    .for_each(|watched| self.watcher.over(watched));
+                match told_later {
+                    Some(watched) => self.watcher.over(&watched),
+                    None => self.tell_rest(),
+                }
                 return Ok(());
             }
             let mut open = self.open(plan)?;
@@ -309,6 +313,22 @@ impl<W: Watcher> Watching<W> {
                 None => self.watcher.over(&watched),
             }
         }
+    }
+
+    fn tell_rest(&mut self) {
+        let now = Reading::of(self.set.pid());
+        let (since_ns, cpu_since_ns) = now.since(&self.since);
+        let own_since_ns = cpu_since_ns as f64 * self.user_share(&now);
+        self.watcher.rest(Rest {
+            since_ns,
+            own_since_ns,
+        });
+    }
+
+    /// The part of the target's CPU time so far that was in user mode.
+    fn user_share(&self, now: &Reading) -> f64 {
+        let both = now.used.zip(self.begun.used);
+        both.map_or(0.0, |(now, begun)| now.user_share(&begun))
     }
 
     fn open(&mut self, plan: Plan) -> Result<Open> {
@@ -430,8 +450,7 @@ impl<W: Watcher> Watching<W> {
             spent: over.spent,
         };
         self.controller.closed(&closed);
-        let both = now.used.zip(self.begun.used);
-        let user_share = both.map_or(0.0, |(now, begun)| now.user_share(&begun));
+        let user_share = self.user_share(&now);
         let (since_ns, cpu_since_ns) = now.since(&self.since);
         let (_, cpu_inside_ns) = ended.since(&open.began);
         self.since = now;

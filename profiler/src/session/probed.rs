@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     aggregate::Owner,
-    probe::{self, Estimate, Watch, Watched, Weight},
+    probe::{self, Estimate, Rest, Watch, Watched, Weight},
     process::{Process, ProcessIndex},
     symbolize::Event,
     unwind::GAP,
@@ -62,6 +62,8 @@ pub(super) struct Probed {
     facts: Counts,
     weights: probe::Windows,
     totals: BTreeMap<Event, Totals>,
+    /// What came behind the last window, once the watch has ended.
+    pub rest: Arc<OnceLock<Rest>>,
     /// Where allocations are recorded.
     pub allocations: Option<Allocations>,
 }
@@ -117,6 +119,7 @@ impl Probed {
             facts: Counts::default(),
             weights: probe::Windows::default(),
             totals: BTreeMap::new(),
+            rest: Arc::default(),
             allocations: None,
         }
     }
@@ -259,7 +262,11 @@ impl Probed {
         into: &mut Windows,
     ) -> ProbeFacts {
         let facts = std::mem::take(&mut self.facts);
-        let weights = std::mem::take(&mut self.weights);
+        let mut weights = std::mem::take(&mut self.weights);
+        self.rest
+            .get()
+            .into_iter()
+            .for_each(|rest| weights.go_on(*rest));
         let elapsed_ns = now_ns.saturating_sub(self.since_ns);
         self.since_ns = now_ns;
         let (mut totals, mut allocations) = (BTreeMap::new(), None);

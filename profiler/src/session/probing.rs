@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     probe::{
-        self, Budget, Controller, Means, OpenWaits, ProbeSet, Probes, Shares, UprobePrograms,
+        self, Budget, Controller, Means, OpenWaits, ProbeSet, Probes, Rest, Shares, UprobePrograms,
         WaitLayouts, Watch, Watched, Watcher, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
@@ -122,6 +122,7 @@ struct Watching {
     are_waits_wanted: bool,
     /// Where allocations are seen.
     totals: Option<AllocationTotals>,
+    rest: Arc<OnceLock<Rest>>,
 }
 
 impl Watcher for Watching {
@@ -136,6 +137,11 @@ impl Watcher for Watching {
             totals.note(watched.closed.plan.number);
         }
         self.parked.over(watched);
+    }
+
+    fn rest(&mut self, rest: Rest) {
+        // Told once.
+        let _ = self.rest.set(rest);
     }
 }
 
@@ -343,9 +349,12 @@ impl Probing {
             parked,
             are_waits_wanted,
             totals,
+            rest: Arc::default(),
         };
+        let rest = Arc::clone(&watcher.rest);
         let watch = Watch::start(set, Arc::clone(&self.shares), controller, watcher)?;
         let mut probed = Probed::new(index, process, watch, now_ns);
+        probed.rest = rest;
         probed.reasons = reasons;
         probed.allocations = allocations;
         if self.events.contains(&Event::Mutex) {
