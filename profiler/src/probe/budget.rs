@@ -270,6 +270,15 @@ impl Controller {
         taken_ns + takes_ns.min(most_ns) <= most_ns
     }
 
+    /// How long the very first window is. Where its end takes long, there is no point in
+    /// one that sees next to nothing.
+    fn first_ns(&self) -> u64 {
+        match self.costs.tails.are_slow() {
+            true => FIRST_NS.max(self.costs.tails.short_ns / 4),
+            false => FIRST_NS,
+        }
+    }
+
     fn fits_whole(&self, slot_ns: u64, allowed_ns: f64) -> bool {
         let rate = self.rate.unwrap_or(f64::INFINITY);
         let tail_ns = rate * self.costs.tails.long_ns as f64;
@@ -298,7 +307,7 @@ impl Controller {
     ) -> Plan {
         let most_ns = (slot_ns / 2) as f64;
         let (length_ns, spend_ns) = match (self.rate, dear_ns) {
-            (None, _) => (FIRST_NS, allowed_ns / 4.0),
+            (None, _) => (self.first_ns().min(slot_ns / 2), allowed_ns / 4.0),
             (Some(rate), Some(spend_ns)) => {
                 let length_ns = PLANNED * spend_ns / rate.max(1e-9);
                 (length_ns.clamp(MIN_NS as f64, most_ns) as u64, spend_ns)
