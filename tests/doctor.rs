@@ -149,6 +149,7 @@ fn json_tells_every_check_by_a_stable_id() {
         "kallsyms",
         "tracefs",
         "programs",
+        "probes",
     ] {
         let check = check(&report["system"], id);
         assert!(check["what"].is_string() && check["found"].is_string());

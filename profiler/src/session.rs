@@ -258,18 +258,6 @@ impl Session {
         self.recorder.windows.samples()
     }
 
-    /// Fails where the kernel is too old for the probes that an event takes.
-    ///
-    /// # Errors
-    /// It is.
-    pub fn require_probes(&self) -> Result<()> {
-        let probing = self.recorder.probing.as_ref();
-        if probing.is_some_and(|probing| probing.kernel_too_old) {
-            anyhow::bail!("no probes can be put on: it takes Linux 6.6 or later");
-        }
-        Ok(())
-    }
-
     /// Begins to sample.
     ///
     /// # Errors

@@ -7,17 +7,17 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_ktime_get_ns,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip},
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
     macros::map,
     maps::{HashMap, PerCpuArray},
     programs::ProbeContext,
 };
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow, cookie};
 
-use super::{emit::emit_share_spent, registers::is_arm64};
+use super::{
+    emit::emit_share_spent,
+    registers::{is_arm64, probed_ip},
+};
 
 /// Most processes that are probed at a time.
 const MAX_PROBED: u32 = 1024;
@@ -70,7 +70,7 @@ pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
     if let Some(hit_at) = PROBE_HIT_AT.get_ptr_mut(0) {
         // SAFETY: the entry of this CPU. Should this program be put aside here, the CPU
         // is at something else by the time that a tick could take it for a hit's end.
-        unsafe { *hit_at = bpf_get_func_ip(ctx.as_ptr()) };
+        unsafe { *hit_at = probed_ip(ctx) };
     }
     // SAFETY: reads the clock.
     let began_ns = unsafe { bpf_ktime_get_ns() };

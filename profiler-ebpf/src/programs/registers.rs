@@ -102,22 +102,37 @@ pub fn probed_registers(ctx: &ProbeContext) -> UserRegisters {
     unsafe { first_in(ctx.as_ptr()) }
 }
 
+/// The instruction that a probe sits on. What the kernel says of it (`bpf_get_func_ip`) is 0
+/// before Linux 6.6.
+#[inline(always)]
+pub fn probed_ip(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context of a uprobe's program are the thread's registers.
+    unsafe { ip_in(ctx.as_ptr()) }
+}
+
 /// Where a tick interrupted user mode; 0 where it interrupted the kernel.
 #[inline(always)]
 pub fn interrupted_user_ip(ctx: &PerfEventContext) -> u64 {
-    let words = ctx.as_ptr() as *const u64;
-    // SAFETY: the context of a perf-event program begins with the interrupted registers;
-    // the verifier allows a load of each at its constant offset.
+    // SAFETY: the context of a perf-event program begins with the interrupted registers.
+    let ip = unsafe { ip_in(ctx.as_ptr()) };
+    if ip < USER_END { ip } else { 0 }
+}
+
+/// # Safety
+/// `ctx` is a context that begins with registers.
+#[inline(always)]
+unsafe fn ip_in(ctx: *mut c_void) -> u64 {
+    let words = ctx as *const u64;
+    // SAFETY: the caller's; the verifier allows a load of each at its constant offset.
     let word = |index: usize| unsafe { core::ptr::read_volatile(words.add(index)) };
-    let ip = if is_arm64() {
+    if is_arm64() {
         let ip = word(arm64::IP);
         // Asked once more, so that the branches do not end alike: of two loads at their
         // end the compiler makes one at an address that is not constant.
         if is_arm64() { ip } else { 0 }
     } else {
         word(x86::IP)
-    };
-    if ip < USER_END { ip } else { 0 }
+    }
 }
 
 /// The arguments of a Go function at a probe on its prologue, and the goroutine: by

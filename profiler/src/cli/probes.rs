@@ -12,14 +12,14 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::json;
 
 use super::Failure;
 use crate::{
     decode::{Event, decode},
     probe::{
-        self, Budget, Controller, Costs, Options, ProbeSet, Probes, Watch, Watched, Windows,
+        self, Budget, Controller, Means, Options, ProbeSet, Probes, Watch, Watched, Windows,
         calibrate,
     },
     process::Objects,
@@ -37,9 +37,34 @@ pub struct Args {
     /// The share of one CPU; all the time where it is absent
     #[arg(long)]
     share: Option<f64>,
+    /// How probes are put on; the better that the kernel has where it is absent
+    #[arg(long, value_enum)]
+    probe_means: Option<MeansArg>,
     /// The functions
     #[arg(required = true)]
     functions: Vec<String>,
+}
+
+/// How probes are put on, for tests of the means that the kernel has better ones than.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MeansArg {
+    /// One link for all places of a program
+    Link,
+    /// A perf event for each place
+    Events,
+}
+
+impl MeansArg {
+    /// As the kernel has them.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn get(self) -> anyhow::Result<Means> {
+        match self {
+            Self::Link => Ok(Means::Link),
+            Self::Events => Means::events(),
+        }
+    }
 }
 
 /// The child of the calibration.
@@ -66,23 +91,25 @@ pub fn hold(args: &Args) -> Result<ExitCode, Failure> {
         kernel_io: false,
     };
     let mut probes = Probes::load(&options)?;
-    let programs = probes.load_uprobes(&[calibrate::PROGRAM])?;
+    let means = args.probe_means.map_or_else(Means::find, MeansArg::get)?;
+    let programs = probes.load_uprobes(&[calibrate::PROGRAM], means)?;
     let mut shares = probes.take_shares()?;
     let begun = Instant::now();
     let measured = calibrate::measure(Path::new("/proc/self/exe"), &programs, &mut shares);
     let took_ms = begun.elapsed().as_millis();
-    let trap_ns = match measured {
+    let (trap_ns, close_ns) = match measured {
         Ok(cost) => {
             print(&json!({
                 "calibration": { "median_ns": cost.median_ns, "low_ns": cost.low_ns,
-                    "high_ns": cost.high_ns, "took_ms": took_ms as u64 }
+                    "high_ns": cost.high_ns, "close_ns": cost.close_ns,
+                    "took_ms": took_ms as u64 }
             }))?;
-            cost.median_ns
+            (cost.median_ns, cost.close_ns)
         }
         Err(error) => {
             let default_ns = calibrate::DEFAULT_TRAP_NS;
             eprintln!("goprof: {error:#}; a hit is taken for {default_ns} ns");
-            default_ns
+            (default_ns, calibrate::DEFAULT_CLOSE_NS)
         }
     };
     let object = Objects::default().of_executable(args.pid);
@@ -96,10 +123,7 @@ pub fn hold(args: &Args) -> Result<ExitCode, Failure> {
     let mut set = ProbeSet::new(args.pid, Arc::clone(&object));
     set.add(&programs, calibrate::PROGRAM, &places)?;
     let budget = args.share.map_or(Budget::Unlimited, Budget::Share);
-    let costs = Costs {
-        trap_ns,
-        switch_ns: probe::SWITCH_NS_PER_PLACE * set.places() as u64,
-    };
+    let costs = set.costs(trap_ns, close_ns);
     let now_ns = probe::monotonic_ns();
     let controller = Controller::new(budget, costs, now_ns, now_ns);
     let (sender, windows) = mpsc::channel();

@@ -108,7 +108,6 @@ async fn record(plan: Plan) -> Result<ExitCode, Failure> {
     };
     let mut stop = StopSignals::new()?;
     let mut session = Session::prepare(config)?;
-    session.require_probes()?;
     session.start()?;
     target.start()?;
 
@@ -217,11 +216,12 @@ async fn publish(
     Ok(())
 }
 
-/// Why nothing could be probed, where all events take probes.
+/// Why nothing could be probed, or not after a first look, where all events take probes.
 fn unprobed<'r>(plan: &Plan, recording: &'r Recording) -> Option<&'r str> {
     let all_take_probes = plan.written().iter().all(|event| takes_probes(*event));
     let tally = &recording.tally;
-    if !all_take_probes || !tally.probes.is_empty() || recording.samples() > 0 {
+    let was_watched = tally.probes.iter().any(|facts| facts.windows > 1);
+    if !all_take_probes || was_watched || recording.samples() > 0 {
         return None;
     }
     tally.off.iter().next().map(String::as_str)

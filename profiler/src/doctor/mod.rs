@@ -100,6 +100,7 @@ pub fn thorough(rate_hz: u32) -> Vec<Check> {
     let is_tried = |check: &Check| check.status != Status::Fail || check.id == "helpers";
     if checks.iter().all(is_tried) {
         checks.push(programs::programs());
+        checks.push(programs::probes());
     }
     checks
 }

@@ -1,14 +1,34 @@
-//! Programs: what the kernel's verifier makes of each of goprof's. Loads them, and
-//! lets go of them at once.
+//! Programs: what the kernel's verifier makes of each of goprof's, and how it puts them
+//! on places of processes. Loads them, and lets go of them at once.
 
 use anyhow::Result;
 
 use super::Check;
-use crate::probe::{Verified, verify};
+use crate::probe::{Means, Verified, verify};
 
 /// Whether the kernel takes every program.
 pub(super) fn programs() -> Check {
     judge(verify())
+}
+
+/// How the kernel puts probes on.
+pub(super) fn probes() -> Check {
+    judge_means(Means::find())
+}
+
+fn judge_means(found: Result<Means>) -> Check {
+    let check = |found: String| Check::ok("probes", "probes of processes", found);
+    match found {
+        Ok(Means::Link) => check("one link puts all of a program on and takes them off".into()),
+        Ok(Means::Events(_)) => check(
+            "each has a perf event, and they are taken off one after another, so that \
+             programs which hit them often are watched less for their budget"
+                .into(),
+        )
+        .warn("run Linux 6.6 or later for more of -e mutex, block and alloc-events"),
+        Err(error) => check(format!("none can be put on: {error:#}"))
+            .warn("use a kernel with CONFIG_UPROBE_EVENTS for -e mutex, block and alloc-events"),
+    }
 }
 
 fn judge(tried: Result<Vec<Verified>>) -> Check {
@@ -39,6 +59,25 @@ fn words(one: &Verified) -> String {
 mod tests {
     use super::super::Status;
     use super::*;
+
+    #[test]
+    fn what_puts_probes_on_is_said() {
+        let status = |means| judge_means(means).status;
+        assert_eq!(status(Ok(Means::Link)), Status::Ok);
+        assert_eq!(status(Ok(Means::Events(9))), Status::Warn);
+        let none = judge_means(Err(crate::probe::NoMeans.into()));
+        assert_eq!(none.status, Status::Warn);
+        assert!(
+            none.found.contains("CONFIG_UPROBE_EVENTS"),
+            "{}",
+            none.found
+        );
+        assert!(
+            judge_means(Means::events())
+                .found
+                .contains("each has a perf event")
+        );
+    }
 
     #[test]
     fn a_refused_program_is_a_failure_with_its_reason() {

@@ -2,6 +2,10 @@
 //! when to put them on, for how long, and what they may spend. Decides only; it reads
 //! no clock, does no I/O, and is simulated in its tests.
 
+use std::collections::VecDeque;
+
+use super::costs::{Costs, SHORT_NS};
+
 /// No [`PERIOD_NS`], wherever it begins, may hold more than its share.
 pub const PERIOD_NS: u64 = 10_000_000_000;
 
@@ -16,13 +20,6 @@ const MAX_SLOTS: u64 = 4;
 const FIRST_NS: u64 = 300_000;
 /// No window is shorter: to put probes on and off takes a part of this.
 const MIN_NS: u64 = 50_000;
-/// A window up to this long ends fast: the kernel still remembers that it waited for
-/// all CPUs when the probes were put on, and takes them off without waiting again.
-const SHORT_NS: u64 = 3_000_000;
-/// How long breakpoints stay when such a window is over.
-const SHORT_TAIL_NS: u64 = 300_000;
-/// How long they stay when a longer one is.
-const LONG_TAIL_NS: u64 = 8_000_000;
 /// What is kept free at a slot's end, so that a window that opens late still lies
 /// in it.
 const MARGIN_NS: u64 = 20_000_000;
@@ -42,16 +39,6 @@ pub enum Budget {
     Share(f64),
     /// Whatever it takes: probes are on all the time.
     Unlimited,
-}
-
-/// What probes take, as calibration found it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Costs {
-    /// A hit, beside what its program takes by its own measure, in nanoseconds.
-    pub trap_ns: u64,
-    /// To put all probes of the process on and take them off, in nanoseconds of
-    /// the target's time.
-    pub switch_ns: u64,
 }
 
 /// A part of the target's time, and the window in it.
@@ -106,6 +93,9 @@ impl Closed {
 /// their windows take no more than the budget, whatever the target does. Windows lie
 /// in their slots at random, and neither their place nor their length depends on what
 /// happens in the slot: only the end of one whose share is spent does.
+///
+/// Where the end of a window takes more than a slot may, a window takes what it must and
+/// as much again, and waits until the period that ends with it has room for that.
 #[derive(Debug)]
 pub struct Controller {
     budget: Budget,
@@ -119,6 +109,10 @@ pub struct Controller {
     /// What was taken beyond a slot's share, to be made up for by slots without a
     /// window.
     debt_ns: f64,
+    /// What windows took of late: when each was over, and how much.
+    taken: VecDeque<(u64, f64)>,
+    /// What the end of a window took, where that is more than a period may hold.
+    too_dear_ns: Option<u64>,
     skipped: u64,
 }
 
@@ -139,6 +133,8 @@ impl Controller {
             next_slot_ns,
             rate: None,
             debt_ns: 0.0,
+            taken: VecDeque::new(),
+            too_dear_ns: None,
             skipped: 0,
         }
     }
@@ -156,7 +152,8 @@ impl Controller {
             let allowed_ns = allowance_ns(share, slot_ns);
             let begins_ns = self.next_slot_ns;
             let late = begins_ns + MARGIN_NS < now_ns;
-            if late || self.debt_ns > 0.0 {
+            let (dear_ns, takes_ns) = self.dear(share, allowed_ns);
+            if late || self.debt_ns > 0.0 || !self.has_room(share, begins_ns, takes_ns) {
                 self.skipped += slots;
                 self.next_slot_ns += slot_ns;
                 self.debt_ns = (self.debt_ns - allowed_ns).max(0.0);
@@ -165,7 +162,7 @@ impl Controller {
             if self.fits_whole(slot_ns, allowed_ns) {
                 return self.whole_slot(begins_ns, slot_ns, allowed_ns as u64);
             }
-            return self.window(begins_ns, slot_ns, allowed_ns);
+            return self.window(begins_ns, slot_ns, allowed_ns, dear_ns);
         }
     }
 
@@ -187,12 +184,28 @@ impl Controller {
             let taken_ns = (closed.charged_ns + switch_ns) as f64;
             let allowed_ns = allowance_ns(share, closed.plan.slot_ns);
             self.debt_ns += (taken_ns - allowed_ns).max(0.0);
+            self.taken.push_back((closed.ended_ns, taken_ns));
+            let kept_ns = PERIOD_NS + self.costs.tails.long_ns;
+            let is_old = |(at, _): &(u64, f64)| at + kept_ns < closed.ended_ns;
+            while self.taken.front().is_some_and(is_old) {
+                self.taken.pop_front();
+            }
+            let is_too_dear = closed.outside_ns as f64 > share * PERIOD_NS as f64;
+            if self.costs.tails.are_slow() && is_too_dear {
+                self.too_dear_ns = Some(closed.outside_ns);
+            }
         }
     }
 
     /// Whether more was taken than there was, so that slots without a window follow.
     pub fn owes(&self) -> bool {
         self.debt_ns > 0.0
+    }
+
+    /// What the end of the last window took, in nanoseconds, where that was more than any
+    /// period may hold: no window can be had for the budget.
+    pub fn too_dear_ns(&self) -> Option<u64> {
+        self.too_dear_ns
     }
 
     /// What probes take, as it was told.
@@ -227,14 +240,53 @@ impl Controller {
     fn length_ns(&self, allowed_ns: f64, rate: f64) -> f64 {
         let planned_ns = PLANNED * allowed_ns - self.costs.switch_ns as f64;
         let all_ns = planned_ns / rate.max(1e-9);
-        let short_ns = (all_ns - SHORT_TAIL_NS as f64).min(SHORT_NS as f64);
-        let long_ns = all_ns - LONG_TAIL_NS as f64;
+        let tails = self.costs.tails;
+        let short_ns = (all_ns - tails.short_ns as f64).min(SHORT_NS as f64);
+        let long_ns = all_ns - tails.long_ns as f64;
         short_ns.max(long_ns)
+    }
+
+    /// What a window may spend whose end takes so much that a slot's share is not for it,
+    /// and what it then takes in all; none and nothing where it takes less.
+    fn dear(&self, share: f64, allowed_ns: f64) -> (Option<f64>, f64) {
+        let rate = self.rate.unwrap_or(0.0);
+        let end_ns = rate * self.costs.tails.short_ns as f64 + self.costs.switch_ns as f64;
+        if end_ns <= (PLANNED - LEAST) * allowed_ns {
+            return (None, 0.0);
+        }
+        let most_ns = PLANNED * share * PERIOD_NS as f64;
+        let spend_ns = end_ns.min(most_ns - end_ns).max(LEAST * allowed_ns);
+        (Some(spend_ns), spend_ns + end_ns)
+    }
+
+    /// Whether a window that takes so much may begin: alone in its period where that is
+    /// more than one may hold, as it may well take less.
+    fn has_room(&self, share: f64, begins_ns: u64, takes_ns: f64) -> bool {
+        if takes_ns == 0.0 {
+            return true;
+        }
+        let reaches_ns = PERIOD_NS + self.costs.tails.long_ns;
+        let of_late = self
+            .taken
+            .iter()
+            .filter(|(at, _)| at + reaches_ns > begins_ns);
+        let taken_ns: f64 = of_late.map(|(_, taken_ns)| taken_ns).sum();
+        let most_ns = share * PERIOD_NS as f64;
+        taken_ns + takes_ns.min(most_ns) <= most_ns
+    }
+
+    /// How long the very first window is. Where its end takes long, there is no point in
+    /// one that sees next to nothing.
+    fn first_ns(&self) -> u64 {
+        match self.costs.tails.are_slow() {
+            true => FIRST_NS.max(self.costs.tails.short_ns / 4),
+            false => FIRST_NS,
+        }
     }
 
     fn fits_whole(&self, slot_ns: u64, allowed_ns: f64) -> bool {
         let rate = self.rate.unwrap_or(f64::INFINITY);
-        let tail_ns = rate * LONG_TAIL_NS as f64;
+        let tail_ns = rate * self.costs.tails.long_ns as f64;
         rate * slot_ns as f64 + tail_ns + self.costs.switch_ns as f64 <= PLANNED * allowed_ns
     }
 
@@ -251,18 +303,24 @@ impl Controller {
         }
     }
 
-    fn window(&mut self, begins_ns: u64, slot_ns: u64, allowed_ns: f64) -> Plan {
-        let (length_ns, spend_ns) = match self.rate {
-            None => (FIRST_NS, allowed_ns / 4.0),
-            Some(rate) => {
-                let most_ns = (slot_ns / 2) as f64;
+    fn window(
+        &mut self,
+        begins_ns: u64,
+        slot_ns: u64,
+        allowed_ns: f64,
+        dear_ns: Option<f64>,
+    ) -> Plan {
+        let most_ns = (slot_ns / 2) as f64;
+        let (length_ns, spend_ns) = match (self.rate, dear_ns) {
+            (None, _) => (self.first_ns().min(slot_ns / 2), allowed_ns / 4.0),
+            (Some(rate), Some(spend_ns)) => {
+                let length_ns = PLANNED * spend_ns / rate.max(1e-9);
+                (length_ns.clamp(MIN_NS as f64, most_ns) as u64, spend_ns)
+            }
+            (Some(rate), None) => {
                 let length_ns = self.length_ns(allowed_ns, rate);
                 let length_ns = length_ns.clamp(MIN_NS as f64, most_ns) as u64;
-                let tail_ns = if length_ns <= SHORT_NS {
-                    SHORT_TAIL_NS
-                } else {
-                    LONG_TAIL_NS
-                };
+                let tail_ns = self.costs.tails.after(length_ns);
                 let kept_ns = rate * tail_ns as f64 + self.costs.switch_ns as f64;
                 (length_ns, (allowed_ns - kept_ns).max(LEAST * allowed_ns))
             }

@@ -1,6 +1,7 @@
 //! Simulated targets, held to their budget: whatever they do, no period may hold more
 //! than its share, and what the windows say must be the truth.
 
+use super::super::costs::Tails;
 use super::super::estimate::{Estimate, Weight, Windows};
 use super::*;
 
@@ -9,6 +10,7 @@ const S: u64 = 1000 * MS;
 const COSTS: Costs = Costs {
     trap_ns: 650,
     switch_ns: 50_000,
+    tails: Tails::AT_ONCE,
 };
 
 /// A target that is busy on all its CPUs, and hits probes at a rate which changes from
@@ -17,6 +19,7 @@ struct Simulated<'a> {
     /// Hits a second at a time, in nanoseconds, where probes take nothing of it.
     rate: &'a dyn Fn(u64) -> f64,
     cpus: f64,
+    costs: Costs,
 }
 
 /// What became of it.
@@ -46,7 +49,7 @@ impl Simulated<'_> {
         let step_ns = STEP_NS as f64;
         let rate = (self.rate)(at_ns);
         let taken = if on {
-            rate * COSTS.trap_ns as f64 / 1e9 / self.cpus
+            rate * self.costs.trap_ns as f64 / 1e9 / self.cpus
         } else {
             0.0
         };
@@ -59,7 +62,7 @@ impl Simulated<'_> {
     }
 
     fn run(&self, share: f64, seconds: u64, seed: u64) -> Outcome {
-        let mut controller = Controller::new(Budget::Share(share), COSTS, seed, 0);
+        let mut controller = Controller::new(Budget::Share(share), self.costs, seed, 0);
         let mut charges = Vec::new();
         let (mut windows, mut values, mut all) = (Windows::default(), Vec::new(), Sums::default());
         let (mut now_ns, mut on) = (0, false);
@@ -82,6 +85,9 @@ impl Simulated<'_> {
                 since_ns: now_ns - begun_ns,
             });
             controller.closed(&closed);
+            if controller.too_dear_ns().is_some() {
+                break;
+            }
         }
         Outcome {
             charges,
@@ -105,7 +111,7 @@ impl Simulated<'_> {
         let switched = !*on;
         let (mut seen, mut tail) = (Sums::default(), Sums::default());
         if switched {
-            charges.push((*now_ns, COSTS.switch_ns as f64));
+            charges.push((*now_ns, self.costs.switch_ns as f64));
         }
         while *now_ns < closes_ns && seen.charged < plan.spend_ns as f64 {
             let step = self.step(*now_ns, true);
@@ -116,8 +122,7 @@ impl Simulated<'_> {
         let (ended_ns, spent) = (*now_ns, *now_ns < closes_ns);
         *on = plan.whole && !spent;
         if !*on {
-            let short = ended_ns - opened_ns <= SHORT_NS;
-            let tail_ns = if short { SHORT_TAIL_NS } else { LONG_TAIL_NS };
+            let tail_ns = self.costs.tails.after(ended_ns - opened_ns);
             while *now_ns < ended_ns + tail_ns {
                 let step = self.step(*now_ns, true);
                 charges.push((*now_ns, step.charged));
@@ -167,7 +172,27 @@ impl Outcome {
 }
 
 fn simulate(rate: &dyn Fn(u64) -> f64, seconds: u64, seed: u64) -> Outcome {
-    Simulated { rate, cpus: 2.0 }.run(0.01, seconds, seed)
+    let costs = COSTS;
+    let simulated = Simulated {
+        rate,
+        cpus: 2.0,
+        costs,
+    };
+    simulated.run(0.01, seconds, seed)
+}
+
+/// The same, where places are taken off one after another, as many as there are for waits.
+fn simulate_slow(rate: &dyn Fn(u64) -> f64, close_ns: u64, seed: u64) -> Outcome {
+    let costs = Costs {
+        tails: Tails::one_by_one(6, close_ns),
+        ..COSTS
+    };
+    let simulated = Simulated {
+        rate,
+        cpus: 2.0,
+        costs,
+    };
+    simulated.run(0.01, 120, seed)
 }
 
 #[test]
@@ -191,6 +216,50 @@ fn busy_targets_stay_within_the_budget_and_use_it() {
         let watched = outcome.windows.watched_share();
         assert!(watched > 0.001, "{rate}: {watched}");
     }
+}
+
+#[test]
+fn places_that_are_taken_off_one_after_another_stay_within_the_budget() {
+    // In windows that all slots could have, that some could, and that none could.
+    for (rate, close_ms, least) in [
+        (2e3, 16, 0.9),
+        (20e3, 16, 0.1),
+        (100e3, 16, 0.02),
+        (100e3, 80, 0.02),
+        (300e3, 80, 0.003),
+        (800e3, 16, 0.003),
+    ] {
+        for seed in 0..5 {
+            let outcome = simulate_slow(&|_| rate, close_ms * MS, seed);
+            let worst = outcome.worst();
+            assert!(worst <= 0.01, "{rate}, {close_ms} ms: {worst}");
+            let watched = outcome.windows.watched_share();
+            assert!(watched >= least, "{rate}, {close_ms} ms: {watched}");
+            assert!(outcome.off() < 0.02, "{rate}: {}", outcome.off());
+        }
+    }
+}
+
+#[test]
+fn a_burst_that_nothing_announced_takes_what_one_end_does() {
+    let bursts = |at: u64| match (at / (700 * MS)).is_multiple_of(5) {
+        true => 1e6,
+        false => 100.0,
+    };
+    for seed in 0..20 {
+        let outcome = simulate_slow(&bursts, 16 * MS, seed);
+        let worst = outcome.worst();
+        assert!(worst <= 0.01, "{seed}: {worst}");
+    }
+}
+
+#[test]
+fn where_no_window_can_be_had_none_follows_the_first() {
+    let outcome = simulate_slow(&|_| 5e6, 80 * MS, 4);
+    assert_eq!(outcome.windows.len(), 1);
+    let before = simulate_slow(&|at| if at > 60 * S { 5e6 } else { 20e3 }, 80 * MS, 4);
+    let ended = before.charges.last().expect("windows").0;
+    assert!((60 * S..75 * S).contains(&ended), "{ended}");
 }
 
 #[test]

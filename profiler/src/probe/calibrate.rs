@@ -1,6 +1,6 @@
 //! What a hit of a probe takes on this machine, measured on a child of goprof's own
 //! before any other process is probed: the CPU time of a small function with a probe
-//! and without.
+//! and without. And how long it takes to take one off, where each goes off by itself.
 
 use std::{
     arch::global_asm,
@@ -10,11 +10,12 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::{shares::Shares, uprobe_programs::UprobePrograms, uprobes::ProbeSet};
+use super::{means::Means, shares::Shares, uprobe_programs::UprobePrograms, uprobes::ProbeSet};
 use crate::{
     gobinary::{PlaceInstruction, ProbePlace},
     process::{MapsLine, Object, parse_maps},
@@ -27,6 +28,11 @@ pub const PROGRAM: &str = "probe_count";
 /// What a hit is taken for where it could not be measured: more than any machine
 /// took, of those that were.
 pub const DEFAULT_TRAP_NS: u64 = 2_000;
+/// How long it is taken to take to take one off by itself where that could not be measured.
+pub const DEFAULT_CLOSE_NS: u64 = 100_000_000;
+
+/// How often a probe is put on and taken off to see how long that takes.
+const CLOSES: usize = 3;
 
 /// Calls in a round with the probe on, and how many rounds.
 const HITS: u64 = 1_000;
@@ -43,6 +49,9 @@ pub struct HitCost {
     pub low_ns: u64,
     /// In the round that was a quarter from the dearest.
     pub high_ns: u64,
+    /// How long it takes to take a probe off by itself, in the middle of some times; 0
+    /// where all go off at once.
+    pub close_ns: u64,
 }
 
 // The function that is called: its first instruction is one that the kernel
@@ -131,8 +140,22 @@ impl Target {
             let hit_ns = self.call(HITS)? as f64 / HITS as f64;
             rounds.push((hit_ns - bare_ns).max(1.0) as u64);
         }
-        // The rest is for the kernel to wait for.
-        drop(thread::spawn(move || drop(attached)));
+        let close_ns = match programs.means() {
+            // The rest is for the kernel to wait for.
+            Means::Link => {
+                drop(thread::spawn(move || drop(attached)));
+                0
+            }
+            Means::Events(_) => {
+                let mut times = vec![time(|| drop(attached))];
+                for _ in 1..CLOSES {
+                    let attached = set.attach()?;
+                    times.push(time(|| drop(attached)));
+                }
+                times.sort_unstable();
+                times[CLOSES / 2]
+            }
+        };
         let hits = shares.of(self.pid())?.hits;
         let made = HITS * (ROUNDS as u64 + 1);
         ensure!(
@@ -144,6 +167,7 @@ impl Target {
             median_ns: rounds[ROUNDS / 2],
             low_ns: rounds[ROUNDS / 4],
             high_ns: rounds[ROUNDS * 3 / 4],
+            close_ns,
         })
     }
 
@@ -210,6 +234,12 @@ fn function_offset() -> Result<u64> {
     };
     let found = maps.iter().find_map(of);
     found.ok_or_else(|| anyhow!("the function is in no mapping"))
+}
+
+fn time(work: impl FnOnce()) -> u64 {
+    let begun = Instant::now();
+    work();
+    u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn thread_time_ns() -> u64 {

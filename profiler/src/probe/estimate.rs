@@ -39,6 +39,15 @@ pub struct Weight {
     pub since_ns: u64,
 }
 
+/// What there was of time when no other window followed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rest {
+    /// By the clock, in nanoseconds.
+    pub since_ns: u64,
+    /// In user mode.
+    pub own_since_ns: f64,
+}
+
 impl Weight {
     /// The same of a window whose values are left out: the others stand for its slot.
     #[must_use]
@@ -97,6 +106,14 @@ impl Windows {
     /// Adds the next one.
     pub fn push(&mut self, weight: Weight) {
         self.weights.push(weight);
+    }
+
+    /// Adds time behind the last one, in which there was none any more.
+    pub fn go_on(&mut self, rest: Rest) {
+        if let Some(last) = self.weights.last_mut() {
+            last.since_ns += rest.since_ns;
+            last.own_since_ns += rest.own_since_ns;
+        }
     }
 
     /// How many there are.
@@ -201,6 +218,22 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+
+    #[test]
+    fn time_behind_the_last_window_counts_as_that_between_them() {
+        let rest = Rest {
+            since_ns: 500 * MS,
+            own_since_ns: 500e6,
+        };
+        let mut windows = windows(&[100, 100]);
+        let before = windows.estimate_time(&[(0, 1.0), (1, 1.0)]).value;
+        windows.go_on(rest);
+        let after = windows.estimate_time(&[(0, 1.0), (1, 1.0)]).value;
+        assert!((after / before - 1.25).abs() < 1e-9, "{before}, {after}");
+        let mut none = Windows::default();
+        none.go_on(rest);
+        assert!(none.is_empty());
+    }
 
     /// A target that is busy all the time on one CPU, and watched for so many of each
     /// 1000 ms.

@@ -5,12 +5,14 @@ mod block_io;
 mod budget;
 pub mod calibrate;
 mod clock;
+mod costs;
 mod counters;
 mod cpu;
 mod diagnostics;
 mod estimate;
 mod kernel_types;
 mod lifecycle;
+mod means;
 mod off_cpu;
 mod shares;
 mod targets;
@@ -30,20 +32,22 @@ use aya::{
 };
 
 use block_io::Hooks;
-pub use budget::{Budget, Closed, Controller, Costs, Plan};
+pub use budget::{Budget, Closed, Controller, Plan};
 pub use clock::{hurry, monotonic_ns};
+pub use costs::{Costs, Tails};
 pub use counters::Counters;
 use cpu::Ticking;
 pub use cpu::{Clock, Due, NewCpus};
 use diagnostics::Diagnostics;
-pub use estimate::{Estimate, Weight, Windows};
+pub use estimate::{Estimate, Rest, Weight, Windows};
 use kernel_types::KernelTypes;
+pub use means::{Means, NoMeans};
 pub use off_cpu::Threads;
 pub use shares::Shares;
 pub use targets::Targets;
 use uprobe_programs::MapDescriptors;
 pub use uprobe_programs::UprobePrograms;
-pub use uprobes::{Attached, KernelTooOld, ProbeSet, SWITCH_NS_PER_PLACE};
+pub use uprobes::{Attached, ProbeSet, SWITCH_NS_PER_PLACE};
 pub use verify::{Verified, verify};
 pub use wait_layouts::{OpenWaits, WaitLayouts};
 pub use watch::{Watch, Watched, Watcher};
@@ -222,12 +226,12 @@ impl Probes {
         Targets::take(&mut self.ebpf)
     }
 
-    /// Loads programs that are attached to places of processes.
+    /// Loads programs that are attached to places of processes by these means.
     ///
     /// # Errors
-    /// The kernel refuses one: it takes Linux 6.6.
-    pub fn load_uprobes(&self, names: &[&'static str]) -> Result<UprobePrograms> {
-        UprobePrograms::load(OBJECT, &self.maps, names)
+    /// The kernel refuses one.
+    pub fn load_uprobes(&self, names: &[&'static str], means: Means) -> Result<UprobePrograms> {
+        UprobePrograms::load(OBJECT, &self.maps, names, means)
     }
 
     /// Which waits are followed; to be taken once.

@@ -1,6 +1,6 @@
-//! Loads programs for uprobes so that one can be attached to many places at once
-//! (`BPF_TRACE_UPROBE_MULTI`, Linux 6.6), which aya does not do. They share the maps
-//! of the programs that aya loaded.
+//! Loads programs for uprobes so that one can be attached to many places, at once where
+//! the kernel can (`BPF_TRACE_UPROBE_MULTI`, Linux 6.6), which aya does not do. They share
+//! the maps of the programs that aya loaded.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,12 +15,13 @@ use aya::{Ebpf, maps::Map};
 use aya_obj::{
     Function, Object,
     generated::{
-        bpf_attach_type::BPF_TRACE_UPROBE_MULTI,
         bpf_attr,
         bpf_cmd::{self, BPF_BTF_LOAD, BPF_PROG_LOAD},
         bpf_prog_type::BPF_PROG_TYPE_KPROBE,
     },
 };
+
+use super::means::Means;
 
 /// Most that is kept of what the verifier says.
 const LOG_BYTES: usize = 1 << 20;
@@ -51,7 +52,10 @@ impl MapDescriptors {
 /// Programs for uprobes, loaded. They stay in the kernel for as long as this or an
 /// attachment does.
 #[derive(Clone)]
-pub struct UprobePrograms(HashMap<&'static str, Arc<OwnedFd>>);
+pub struct UprobePrograms {
+    means: Means,
+    by_name: HashMap<&'static str, Arc<OwnedFd>>,
+}
 
 impl UprobePrograms {
     /// Loads programs of the object by their names.
@@ -59,6 +63,7 @@ impl UprobePrograms {
         object: &[u8],
         maps: &MapDescriptors,
         names: &[&'static str],
+        means: Means,
     ) -> Result<Self> {
         let mut object = Object::parse(object).context("read the eBPF object")?;
         let types = load_types(&mut object)?;
@@ -68,18 +73,24 @@ impl UprobePrograms {
             let function = program.and_then(|p| object.functions.get(&p.function_key()));
             let function =
                 function.ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
-            let loaded = load_program(&object, function, name, types.as_ref())
+            let loaded = load_program(&object, function, (name, means), types.as_ref())
                 .with_context(|| format!("the kernel refuses the eBPF program {name}"))?;
             Ok((name, Arc::new(loaded)))
         };
-        Ok(Self(
-            names.iter().copied().map(load).collect::<Result<_>>()?,
-        ))
+        Ok(Self {
+            means,
+            by_name: names.iter().copied().map(load).collect::<Result<_>>()?,
+        })
+    }
+
+    /// How they are put on.
+    pub fn means(&self) -> Means {
+        self.means
     }
 
     /// The descriptor of a program.
     pub(super) fn get(&self, name: &str) -> Result<&Arc<OwnedFd>> {
-        self.0
+        self.by_name
             .get(name)
             .ok_or_else(|| anyhow!("the eBPF program {name} is not loaded"))
     }
@@ -133,7 +144,7 @@ fn relocate(object: &mut Object, maps: &MapDescriptors) -> Result<()> {
 fn load_program(
     object: &Object,
     function: &Function,
-    name: &str,
+    (name, means): (&str, Means),
     types: Option<&OwnedFd>,
 ) -> io::Result<OwnedFd> {
     let (lines, functions) = (
@@ -150,7 +161,7 @@ fn load_program(
             *to = *from as _;
         }
         program.prog_type = BPF_PROG_TYPE_KPROBE as u32;
-        program.expected_attach_type = BPF_TRACE_UPROBE_MULTI as u32;
+        program.expected_attach_type = means.attach_type();
         program.insns = function.instructions.as_ptr() as u64;
         program.insn_cnt = function.instructions.len() as u32;
         program.license = object.license.as_ptr() as u64;
@@ -203,6 +214,11 @@ pub(super) fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<Own
             mem::size_of::<bpf_attr>(),
         )
     };
+    descriptor(result)
+}
+
+/// The descriptor that a system call returned, or its error.
+pub(super) fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

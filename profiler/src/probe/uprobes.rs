@@ -8,14 +8,18 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya_obj::generated::{bpf_attach_type::BPF_TRACE_UPROBE_MULTI, bpf_cmd::BPF_LINK_CREATE};
 use profiler_ebpf::wire::cookie;
-use thiserror::Error;
 
-use super::uprobe_programs::{UprobePrograms, bpf, zeroed};
+use super::{
+    costs::{Costs, Tails},
+    means::{Means, attach_event},
+    uprobe_programs::{UprobePrograms, bpf, zeroed},
+};
 use crate::{
     gobinary::{PlaceInstruction, ProbePlace},
     process::Object,
@@ -25,11 +29,6 @@ use crate::{
 /// place and take it off again: its threads are interrupted to see the new
 /// instruction, and wait where they need the lock of the address space.
 pub const SWITCH_NS_PER_PLACE: u64 = 20_000;
-
-/// The kernel does not know of many probes by one link.
-#[derive(Debug, Error)]
-#[error("it cannot put several probes on at once: run Linux 6.6 or later")]
-pub struct KernelTooOld;
 
 /// What is to be put on a process: programs, each at some places of one file.
 pub struct ProbeSet {
@@ -43,6 +42,7 @@ pub struct ProbeSet {
 
 /// A program and its places.
 struct Placed {
+    means: Means,
     program: Arc<OwnedFd>,
     offsets: Vec<u64>,
     cookies: Vec<u64>,
@@ -75,6 +75,19 @@ impl ProbeSet {
             .sum()
     }
 
+    /// What its probes take: a hit `trap_ns`, and to take one off by itself `close_ns`.
+    pub fn costs(&self, trap_ns: u64, close_ns: u64) -> Costs {
+        let are_events = |placed: &Placed| placed.means != Means::Link;
+        Costs {
+            trap_ns,
+            switch_ns: SWITCH_NS_PER_PLACE * self.places() as u64,
+            tails: match self.programs.iter().any(are_events) {
+                true => Tails::one_by_one(self.places(), close_ns),
+                false => Tails::AT_ONCE,
+            },
+        }
+    }
+
     /// Adds a program at these places.
     ///
     /// # Errors
@@ -105,6 +118,7 @@ impl ProbeSet {
             PlaceInstruction::StackCheckBranch => marks | cookie::STACK_CHECK,
         };
         self.programs.push(Placed {
+            means: programs.means(),
             program: Arc::clone(programs.get(name)?),
             offsets: places.iter().map(|(place, _)| place.file_offset).collect(),
             cookies: places.iter().map(cookie).collect(),
@@ -125,13 +139,25 @@ impl ProbeSet {
                 self.object.path
             );
         }
-        let links = self
-            .programs
-            .iter()
-            .map(|placed| self.link(placed))
-            .collect::<io::Result<_>>()
-            .map_err(|error| self.explain(&error))?;
-        Ok(Attached { links })
+        // Those that are on by then are taken off.
+        let mut attached = Attached::default();
+        for placed in &self.programs {
+            let added = match placed.means {
+                Means::Link => self.link(placed).map(|link| attached.links.push(link)),
+                Means::Events(kind) => self.add_events(kind, placed, &mut attached.events),
+            };
+            added.map_err(|error| self.explain(&error))?;
+        }
+        Ok(attached)
+    }
+
+    fn add_events(&self, kind: u32, placed: &Placed, into: &mut Vec<OwnedFd>) -> io::Result<()> {
+        for place in placed.offsets.iter().zip(&placed.cookies) {
+            let place = (*place.0, *place.1);
+            let program = &placed.program;
+            into.push(attach_event(kind, self.pid, &self.path, place, program)?);
+        }
+        Ok(())
     }
 
     fn link(&self, placed: &Placed) -> io::Result<OwnedFd> {
@@ -155,42 +181,49 @@ impl ProbeSet {
         let pid = self.pid;
         match error.raw_os_error() {
             Some(libc::ESRCH) => anyhow!("process {pid} is gone"),
-            Some(libc::EINVAL) => anyhow::Error::new(KernelTooOld)
-                .context(format!("the kernel refuses probes on process {pid}")),
             _ => anyhow!("the kernel refuses probes on process {pid}: {error}"),
         }
     }
 }
 
 /// Probes that are on. Dropping it takes them off, and returns when no program of
-/// theirs runs any more: some tens of milliseconds, of which the breakpoints are
-/// there for the first (a tenth of one where they were put on within the last
-/// few milliseconds, else some). The end of goprof takes them off as well.
+/// theirs runs any more. Of links that takes some tens of milliseconds, of which the
+/// breakpoints are there for the first (a tenth of one where they were put on within the
+/// last few milliseconds, else some); of perf events so much for each, one after the
+/// other. The end of goprof takes them off as well.
+#[derive(Default)]
 pub struct Attached {
     links: Vec<OwnedFd>,
+    events: Vec<OwnedFd>,
 }
 
 impl Attached {
-    /// Takes them off.
+    /// Takes them off. Returns for how long hits were not counted, at most: those of each
+    /// place by itself.
     ///
     /// # Errors
     /// A thread cannot be started; they are off all the same.
-    pub fn detach(mut self) -> Result<()> {
-        let links = mem::take(&mut self.links);
-        detach(links).context("cannot start a thread to take probes off")
+    pub fn detach(mut self) -> Result<Duration> {
+        self.take_off()
+            .context("cannot start a thread to take probes off")
+    }
+
+    fn take_off(&mut self) -> io::Result<Duration> {
+        close_at_once(mem::take(&mut self.links))?;
+        Ok(close_one_by_one(mem::take(&mut self.events)))
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
         // It fails only where there is no other thread, and then takes longer.
-        let _ = detach(mem::take(&mut self.links));
+        let _ = self.take_off();
     }
 }
 
 /// Closes all at the same time: each takes its breakpoints off at once and waits
 /// after that.
-fn detach(mut links: Vec<OwnedFd>) -> io::Result<()> {
+fn close_at_once(mut links: Vec<OwnedFd>) -> io::Result<()> {
     let Some(last) = links.pop() else {
         return Ok(());
     };
@@ -205,4 +238,18 @@ fn detach(mut links: Vec<OwnedFd>) -> io::Result<()> {
         drop(last);
         result
     })
+}
+
+/// Closes one after the other, and says how long it took for the slowest. The kernel lets
+/// go of an event's program first, then of its breakpoint, and waits after that with a
+/// lock held that all events take: several at the same time would not be faster, and the
+/// hits of those that wait for the lock would not be counted.
+fn close_one_by_one(events: Vec<OwnedFd>) -> Duration {
+    let mut slowest = Duration::ZERO;
+    for event in events {
+        let begun = Instant::now();
+        drop(event);
+        slowest = slowest.max(begun.elapsed());
+    }
+    slowest
 }

@@ -3,6 +3,7 @@
 //! milliseconds, in which nothing else may have to stand still.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -11,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow, TICK_PERIOD_NS};
 
 use super::{
     budget::{Closed, Controller, Plan},
     clock::{Reading, hurry, monotonic_ns, used},
-    estimate::Weight,
+    estimate::{Rest, Weight},
     shares::Shares,
     uprobes::{Attached, ProbeSet},
     window_ticks::{Ticking, WindowTicks},
@@ -73,6 +74,9 @@ pub trait Watcher: Send + 'static {
 
     /// A window is over.
     fn over(&mut self, watched: &Watched);
+
+    /// The watch ends while no window is open: so much came behind the last.
+    fn rest(&mut self, _rest: Rest) {}
 }
 
 impl<F: FnMut(&Watched) + Send + 'static> Watcher for F {
@@ -123,6 +127,7 @@ impl Watch {
             since: Reading::default(),
             begun: Reading::default(),
             counted: ProbeShare::default(),
+            blind_ns: 0,
         };
         let thread = thread::Builder::new()
             .name("probes".to_owned())
@@ -215,6 +220,8 @@ struct Watching<W> {
     since: Reading,
     /// What had been counted by then.
     counted: ProbeShare,
+    /// For how long hits were not counted since then.
+    blind_ns: u64,
 }
 
 /// A window at work.
@@ -262,10 +269,13 @@ impl<W: Watcher> Watching<W> {
         let mut told_later: Option<Watched> = None;
         loop {
             if let Wait::Stop = self.wait_until(plan.opens_ns, 0) {
-                if let Some(mut watched) = told_later {
-                    self.watcher.look_now();
-                    watched.is_last = true;
-                    self.watcher.over(&watched);
+                match told_later {
+                    Some(mut watched) => {
+                        self.watcher.look_now();
+                        watched.is_last = true;
+                        self.watcher.over(&watched);
+                    }
+                    None => self.tell_rest(),
                 }
                 return Ok(());
             }
@@ -310,6 +320,15 @@ impl<W: Watcher> Watching<W> {
                 self.watcher.over(&watched);
                 return Ok(());
             }
+            if let Some(ns) = self.controller.too_dear_ns() {
+                self.watcher.over(&watched);
+                bail!(
+                    "it hits them so often that taking them off takes {} ms of it, more than \
+                     its budget has for 10 s; this kernel takes them off one after another \
+                     (before Linux 6.6): raise --probe-budget or lift it",
+                    ns / 1_000_000
+                );
+            }
             let owes = self.controller.owes();
             plan = self.controller.next(monotonic_ns());
             if (owes || !plan.whole) && self.attached.is_some() {
@@ -324,6 +343,22 @@ impl<W: Watcher> Watching<W> {
                 None => self.watcher.over(&watched),
             }
         }
+    }
+
+    fn tell_rest(&mut self) {
+        let now = Reading::of(self.set.pid());
+        let (since_ns, cpu_since_ns) = now.since(&self.since);
+        let own_since_ns = cpu_since_ns as f64 * self.user_share(&now);
+        self.watcher.rest(Rest {
+            since_ns,
+            own_since_ns,
+        });
+    }
+
+    /// The part of the target's CPU time so far that was in user mode.
+    fn user_share(&self, now: &Reading) -> f64 {
+        let both = now.used.zip(self.begun.used);
+        both.map_or(0.0, |(now, begun)| now.user_share(&begun))
     }
 
     fn open(&mut self, plan: Plan) -> Result<Open> {
@@ -423,7 +458,10 @@ impl<W: Watcher> Watching<W> {
     fn detach(&mut self) -> Result<u64> {
         let begun_ns = monotonic_ns();
         match self.attached.take() {
-            Some(attached) => attached.detach()?,
+            Some(attached) => {
+                let blind = attached.detach()?.as_nanos();
+                self.blind_ns += u64::try_from(blind).unwrap_or(u64::MAX);
+            }
             None => return Ok(0),
         }
         Ok(monotonic_ns().saturating_sub(begun_ns))
@@ -442,24 +480,23 @@ impl<W: Watcher> Watching<W> {
         } else {
             (over.ended_ns, over.ended)
         };
-        let trap_ns = self.controller.costs().trap_ns;
+        let watched_ns = ended_ns.saturating_sub(open.opened_ns);
+        let (inside_ns, outside_ns) = self.charges(&share, watched_ns);
         let closed = Closed {
             plan: open.plan,
             opened_ns: open.opened_ns,
             ended_ns,
-            charged_ns: share.charge_ns(trap_ns),
-            outside_ns: share.refused.saturating_mul(trap_ns),
+            charged_ns: inside_ns.saturating_add(outside_ns),
+            outside_ns,
             switched: open.attach_ns > 0,
             spent: over.spent,
         };
         self.controller.closed(&closed);
-        let both = now.used.zip(self.begun.used);
-        let user_share = both.map_or(0.0, |(now, begun)| now.user_share(&begun));
+        let user_share = self.user_share(&now);
         let (since_ns, cpu_since_ns) = now.since(&self.since);
         let (_, cpu_inside_ns) = ended.since(&open.began);
         self.since = now;
         let own = |cpu_ns: u64| cpu_ns.saturating_sub(closed.charged_ns) as f64 * user_share;
-        let watched_ns = closed.watched_ns();
         // The kernel brings CPU time up to date too seldom for a short window.
         let own_ns = match open.plan.whole {
             true => own(cpu_inside_ns),
@@ -480,6 +517,18 @@ impl<W: Watcher> Watching<W> {
             attach_ns: open.attach_ns,
             detach_ns: over.detach_ns,
         })
+    }
+
+    /// What hits took inside of a window, and outside: those that were not counted there
+    /// are taken to be as many as inside.
+    fn charges(&mut self, share: &ProbeShare, watched_ns: u64) -> (u64, u64) {
+        let trap_ns = self.controller.costs().trap_ns;
+        let refused_ns = share.refused.saturating_mul(trap_ns);
+        let inside_ns = share.charge_ns(trap_ns).saturating_sub(refused_ns);
+        let inside = inside_ns as f64 / watched_ns.max(1) as f64;
+        let before = self.controller.rate().unwrap_or(0.0);
+        let blind_ns = mem::take(&mut self.blind_ns) as f64 * inside.max(before);
+        (inside_ns, refused_ns.saturating_add(blind_ns as u64))
     }
 
     /// Waits for a time, or for the share of window `number` to be spent.

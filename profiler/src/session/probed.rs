@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     aggregate::Owner,
-    probe::{self, Closed, Estimate, Watch, Watched, Weight},
+    probe::{self, Closed, Estimate, Rest, Watch, Watched, Weight},
     process::{Process, ProcessIndex},
     symbolize::Event,
     unwind::GAP,
@@ -66,6 +66,8 @@ pub(super) struct Probed {
     /// The same where waits count: of windows that are left out, no part.
     wait_weights: probe::Windows,
     totals: BTreeMap<Event, Totals>,
+    /// What came behind the last window, once the watch has ended.
+    pub rest: Arc<OnceLock<Rest>>,
     /// Where allocations are recorded.
     pub allocations: Option<Allocations>,
 }
@@ -122,6 +124,7 @@ impl Probed {
             weights: probe::Windows::default(),
             wait_weights: probe::Windows::default(),
             totals: BTreeMap::new(),
+            rest: Arc::default(),
             allocations: None,
         }
     }
@@ -279,8 +282,12 @@ impl Probed {
         into: &mut Windows,
     ) -> ProbeFacts {
         let facts = std::mem::take(&mut self.facts);
-        let weights = std::mem::take(&mut self.weights);
-        let wait_weights = std::mem::take(&mut self.wait_weights);
+        let mut weights = std::mem::take(&mut self.weights);
+        let mut wait_weights = std::mem::take(&mut self.wait_weights);
+        if let Some(rest) = self.rest.get() {
+            weights.go_on(*rest);
+            wait_weights.go_on(*rest);
+        }
         // The first window opens a moment before, the last ends a moment after.
         let elapsed_ns = end_ns.saturating_sub(self.since_ns).max(facts.watched_ns);
         self.since_ns = end_ns;

@@ -5,13 +5,13 @@ use std::{
     collections::{HashMap, HashSet},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, Sender, channel},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use profiler_ebpf::wire::at;
 
 use super::{
@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     probe::{
-        self, Budget, Controller, Costs, KernelTooOld, OpenWaits, ProbeSet, Probes, Shares,
-        UprobePrograms, WaitLayouts, Watch, Watched, Watcher, calibrate,
+        self, Budget, Controller, Means, OpenWaits, ProbeSet, Probes, Rest, Shares, UprobePrograms,
+        WaitLayouts, Watch, Watched, Watcher, calibrate,
     },
     process::{Process, ProcessIndex, is_alive},
     symbolize::Event,
@@ -48,6 +48,8 @@ pub struct ProbeConfig {
     /// Whether they are only on processes that [`Session::probe`](super::Session::probe)
     /// names.
     pub only_told: bool,
+    /// How they are put on; the better that the kernel has where it is absent.
+    pub means: Option<Means>,
 }
 
 impl Default for ProbeConfig {
@@ -58,6 +60,7 @@ impl Default for ProbeConfig {
             at: At::Waker,
             all_waits: false,
             only_told: false,
+            means: None,
         }
     }
 }
@@ -119,6 +122,7 @@ struct Watching {
     are_waits_wanted: bool,
     /// Where allocations are seen.
     totals: Option<AllocationTotals>,
+    rest: Arc<OnceLock<Rest>>,
 }
 
 impl Watcher for Watching {
@@ -139,6 +143,11 @@ impl Watcher for Watching {
             totals.note(watched.closed.plan.number);
         }
         self.parked.over(watched);
+    }
+
+    fn rest(&mut self, rest: Rest) {
+        // Told once.
+        let _ = self.rest.set(rest);
     }
 }
 
@@ -161,10 +170,10 @@ pub(super) struct Probing {
     shares: Arc<Mutex<Shares>>,
     layouts: WaitLayouts,
     trap_ns: u64,
-    /// Why that could not be measured, for people.
+    /// How long it takes to take a probe off by itself.
+    close_ns: u64,
+    /// Why these could not be measured, for people.
     pub not_measured: Option<String>,
-    /// The kernel lacks what it takes to put probes on.
-    pub kernel_too_old: bool,
     probed: HashMap<u32, Probed>,
     /// Those that are gone, or not wanted any more, with what was seen of them last.
     ended: Vec<(u32, Probed)>,
@@ -204,20 +213,13 @@ impl Probing {
         if events.contains(&Event::AllocEvents) {
             names.extend(allocated::PROGRAMS);
         }
-        let programs = probes.load_uprobes(&names)?;
         let mut shares = probes.take_shares()?;
-        let exe = Path::new("/proc/self/exe");
-        // Where it cannot be measured, it is taken for more than it is.
-        let mut kernel_too_old = false;
-        let (trap_ns, not_measured) = match calibrate::measure(exe, &programs, &mut shares) {
-            Ok(cost) => (cost.median_ns, None),
-            Err(why) => {
-                kernel_too_old = why.is::<KernelTooOld>();
-                let default_ns = calibrate::DEFAULT_TRAP_NS;
-                let line = format!("a hit of a probe is taken for {default_ns} ns: {why:#}");
-                (default_ns, Some(line))
-            }
-        };
+        let Ready {
+            programs,
+            trap_ns,
+            close_ns,
+            not_measured,
+        } = Ready::of(probes, &names, config.means, &mut shares)?;
         let (sender, windows) = channel();
         Ok(Some(Self {
             config,
@@ -227,8 +229,8 @@ impl Probing {
             layouts: probes.take_wait_layouts()?,
             waits: Arc::new(Mutex::new(probes.take_open_waits()?)),
             trap_ns,
+            close_ns,
             not_measured,
-            kernel_too_old,
             probed: HashMap::new(),
             ended: Vec::new(),
             allowed: HashSet::new(),
@@ -352,10 +354,7 @@ impl Probing {
         let totals = allocations.as_ref().map(Allocations::totals).transpose()?;
         layout.total_alloc = totals.as_ref().and_then(|of| of.address).unwrap_or(0);
         self.layouts.insert(process.pid, &layout)?;
-        let costs = Costs {
-            trap_ns: self.trap_ns,
-            switch_ns: probe::SWITCH_NS_PER_PLACE * set.places() as u64,
-        };
+        let costs = set.costs(self.trap_ns, self.close_ns);
         let now_ns = probe::monotonic_ns();
         let seed = now_ns ^ u64::from(process.pid).rotate_left(32);
         let controller = Controller::new(self.config.budget, costs, seed, now_ns);
@@ -367,9 +366,12 @@ impl Probing {
             parked,
             are_waits_wanted,
             totals,
+            rest: Arc::default(),
         };
+        let rest = Arc::clone(&watcher.rest);
         let watch = Watch::start(set, Arc::clone(&self.shares), controller, watcher)?;
         let mut probed = Probed::new(index, process, watch, now_ns);
+        probed.rest = rest;
         probed.reasons = reasons;
         probed.allocations = allocations;
         if self.events.contains(&Event::Mutex) {
@@ -493,6 +495,63 @@ impl Probing {
             }
         }
         (facts, late.samples())
+    }
+}
+
+/// Programs that are loaded, and what they take.
+struct Ready {
+    programs: UprobePrograms,
+    trap_ns: u64,
+    close_ns: u64,
+    not_measured: Option<String>,
+}
+
+impl Ready {
+    /// Loads programs for the better means that the kernel has, unless `means` says which.
+    fn of(
+        probes: &Probes,
+        names: &[&'static str],
+        means: Option<Means>,
+        shares: &mut Shares,
+    ) -> Result<Self> {
+        let told = means.map_or_else(Means::find, Ok);
+        let told = told.context("no probes can be put on by this kernel")?;
+        let ready = Self::with(probes, names, told, shares)?;
+        // Some kernels before 6.10 see only the first thread of a process by links.
+        if ready.not_measured.is_some() && means.is_none() && told == Means::Link {
+            let events = Means::events().and_then(|of| Self::with(probes, names, of, shares));
+            if let Ok(events) = events
+                && events.not_measured.is_none()
+            {
+                return Ok(events);
+            }
+        }
+        Ok(ready)
+    }
+
+    fn with(
+        probes: &Probes,
+        names: &[&'static str],
+        means: Means,
+        shares: &mut Shares,
+    ) -> Result<Self> {
+        let programs = probes.load_uprobes(names, means)?;
+        let exe = Path::new("/proc/self/exe");
+        // Where it cannot be measured, it is taken for more than it is.
+        let (trap_ns, close_ns, not_measured) = match calibrate::measure(exe, &programs, shares) {
+            Ok(cost) => (cost.median_ns, cost.close_ns, None),
+            Err(why) => {
+                let default_ns = calibrate::DEFAULT_TRAP_NS;
+                let line = format!("a hit of a probe is taken for {default_ns} ns: {why:#}");
+                (default_ns, calibrate::DEFAULT_CLOSE_NS, Some(line))
+            }
+        };
+        Ok(Self {
+            programs,
+            trap_ns,
+            close_ns,
+            not_measured,
+        })
     }
 }
 

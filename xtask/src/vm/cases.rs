@@ -42,8 +42,6 @@ pub struct Case {
 
 /// The oldest kernel that goprof samples on.
 const OLDEST: (u32, u32) = (5, 17);
-/// The oldest on which it sets probes.
-const PROBES: (u32, u32) = (6, 6);
 
 /// What most cases have.
 const USUAL: Case = Case {
@@ -121,7 +119,6 @@ pub const CASES: [Case; 23] = [
         program: "alloc_mix",
         command: "record -e alloc-events -p $PID -d 8 --probe-budget 50% -v \
                   --sample-type alloc_space -f folded -o -",
-        since: PROBES,
         judge: memory::mix,
         ..USUAL
     },
@@ -147,7 +144,6 @@ pub const CASES: [Case; 23] = [
         feed: "waited",
         command: "record -e mutex -p $PID -d 5 --probe-budget off -v \
                   --sample-type delay -f folded -o -",
-        since: PROBES,
         judge: waits::mutex,
         ..USUAL
     },
@@ -157,7 +153,6 @@ pub const CASES: [Case; 23] = [
         feed: "waited",
         command: "record -e mutex -p $PID -d 5 --probe-budget off -v --at waiter \
                   --sample-type delay -f folded -o -",
-        since: PROBES,
         judge: waits::mutex_waiters,
         ..USUAL
     },
@@ -167,7 +162,6 @@ pub const CASES: [Case; 23] = [
         feed: "waited",
         command: "record -e block -p $PID -d 5 --probe-budget off -v \
                   --sample-type delay -f folded -o -",
-        since: PROBES,
         judge: waits::block,
         ..USUAL
     },
@@ -177,7 +171,6 @@ pub const CASES: [Case; 23] = [
         feed: "waited",
         command: "record -e block -p $PID -d 10 --probe-budget 5% -v \
                   --sample-type delay -f folded -o -",
-        since: PROBES,
         judge: waits::block_in_windows,
         ..USUAL
     },

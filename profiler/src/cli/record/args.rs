@@ -11,7 +11,7 @@ use regex::Regex;
 
 use super::goroutines;
 use crate::{
-    cli::Failure,
+    cli::{Failure, probes::MeansArg},
     probe::Budget,
     profile::Format,
     session::{At, ProbeConfig, takes_probes},
@@ -141,6 +141,9 @@ pub struct Args {
     /// runtime's own goroutines
     #[arg(long)]
     pub block_all: bool,
+    /// How probes are put on, for tests
+    #[arg(long, value_enum, hide = true)]
+    pub probe_means: Option<MeansArg>,
 
     /// Write nothing to stderr but errors
     #[arg(short, long, conflicts_with = "verbose")]
@@ -371,6 +374,7 @@ impl Args {
                 at: self.at.map_or(At::Waker, At::from),
                 all_waits: self.block_all,
                 only_told: false,
+                means: self.probe_means.map(MeansArg::get).transpose()?,
             },
             quiet: self.quiet,
             verbose: self.verbose > 0,
