@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_get_attach_cookie},
     macros::map,
-    maps::{HashMap, PerCpuArray},
+    maps::{HashMap, PerCpuArray, ProgramArray},
     programs::ProbeContext,
 };
 use profiler_ebpf::wire::{ProbeShare, ProbeWindow, cookie};
@@ -40,6 +40,10 @@ static PROBE_WINDOWS: HashMap<u32, ProbeWindow> = HashMap::with_max_entries(MAX_
 /// of it. Userspace removes it before the next window opens.
 #[map]
 static PROBE_SPENT: HashMap<u32, u64> = HashMap::with_max_entries(MAX_PROBED, 0);
+
+/// No program at all, to go on with: see [`tell_once`].
+#[map]
+static NO_PROGRAM: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Where each CPU was hit last.
 #[map]
@@ -86,7 +90,7 @@ pub fn admit(ctx: &ProbeContext) -> Option<Admitted> {
             let charge_ns = unsafe { (*share).charge_ns(window.trap_ns) };
             let within = charge_ns < window.spent_at_ns;
             if !within {
-                tell_once(pid, window.number);
+                tell_once(ctx, pid, window.number);
             }
             within
         }
@@ -171,12 +175,23 @@ pub unsafe fn add(counter: *mut u64, number: u64) {
 }
 
 /// Tells userspace, unless somebody did for this window.
+///
+/// And keeps every uprobe program off private stacks. Since Linux 6.13 a program of this
+/// type that takes 64 bytes of stack or more gets one of its own for each CPU, as if it
+/// could not be put aside (`bpf_enable_priv_stack`, `kernel/bpf/verifier.c`). Those of
+/// uprobes are, where the kernel is preemptible (`bpf_prog_run_array_uprobe`): another
+/// thread that hits the probe on that CPU meanwhile writes over what this one has there,
+/// and the kernel faults. No program that can go on with another has a private stack
+/// (`check_max_stack_depth`), so each could, and none does: the call finds nothing and
+/// comes back.
 #[inline(always)]
-fn tell_once(pid: u32, window: u64) {
+fn tell_once(ctx: &ProbeContext, pid: u32, window: u64) {
     // SAFETY: only whether it is there matters.
     let told = unsafe { PROBE_SPENT.get(pid) }.is_some();
     if !told && PROBE_SPENT.insert(pid, window, BPF_NOEXIST as u64).is_ok() {
         emit_share_spent(window);
+        // SAFETY: there is no program in it to go on with.
+        unsafe { NO_PROGRAM.tail_call(ctx, 0) };
     }
 }
 

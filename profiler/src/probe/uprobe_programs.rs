@@ -38,6 +38,7 @@ impl MapDescriptors {
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::PerCpuHashMap(data)
+            | Map::ProgramArray(data)
             | Map::RingBuf(data)) = map
             else {
                 bail!("programs of uprobes cannot share the map {name}: its type is not known");
