@@ -181,24 +181,32 @@ fn known(left: &Left) -> Option<&'static mut Thread> {
     // SAFETY: a slot of the map, which only switches of this thread write.
     let is_other = |slot: *mut Thread| unsafe { (*slot).pid } != left.pid;
     if slot.is_none_or(is_other) {
-        let new = Thread {
-            left_ns: 0,
-            woken_ns: 0,
-            interval_ns: OFF_CPU_EVERY_NS,
-            last_ns: left.now,
-            state: 0,
-            ran_ns: left.ran_ns,
-            weight: 0,
-            pid: left.pid,
-            place: 0,
-            reserved: 0,
-            places: [Place { key: 0, wait: 0 }; PLACES],
-        };
-        let _ = THREADS.insert(left.tid, new, 0);
+        note(left.tid, left.pid, left.now, left.ran_ns);
         slot = THREADS.get_ptr_mut(left.tid);
     }
     // SAFETY: as above.
     slot.map(|thread| unsafe { &mut *thread })
+}
+
+/// Puts a thread into the table. Not part of the program itself, on whose stack it would
+/// be beside all that takes a sample: kernels before 6.8 count each function's stack in
+/// steps of 32 bytes, and allow 512 in all.
+#[inline(never)]
+fn note(tid: u32, pid: u32, now: u64, ran_ns: u64) {
+    let new = Thread {
+        left_ns: 0,
+        woken_ns: 0,
+        interval_ns: OFF_CPU_EVERY_NS,
+        last_ns: now,
+        state: 0,
+        ran_ns,
+        weight: 0,
+        pid,
+        place: 0,
+        reserved: 0,
+        places: [Place { key: 0, wait: 0 }; PLACES],
+    };
+    let _ = THREADS.insert(tid, new, 0);
 }
 
 /// How long the thread waited lately where it leaves from now. What it waits for
