@@ -152,7 +152,7 @@ impl Agent {
     }
 
     /// Ends it as a service manager does; fails where it failed.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
         process::signal(self.child.id(), libc::SIGTERM)?;
         let begun = Instant::now();
         loop {

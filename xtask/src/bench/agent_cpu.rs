@@ -89,7 +89,7 @@ pub fn measure(bench: &Bench) -> Result<Section> {
 /// the samples that it took in one.
 fn shares(bench: &Bench, length: &Length) -> Result<(Vec<f64>, f64)> {
     let flush = format!("{}s", length.window.as_secs());
-    let agent = Agent::start(bench, &["--flush", &flush], None)?;
+    let mut agent = Agent::start(bench, &["--flush", &flush], None)?;
     sleep(length.window);
     let counted = |agent: &Agent| agent.metric("goprof_samples_total");
     let samples = counted(&agent).context("ask the agent")?;

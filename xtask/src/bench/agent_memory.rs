@@ -121,36 +121,44 @@ fn size_mb(programs: &[PathBuf]) -> Result<u64> {
 fn watch(bench: &Bench, limit_mib: u64, rate_hz: u32, seconds: u64) -> Result<Round> {
     let (limit, rate) = (format!("{limit_mib}MiB"), rate_hz.to_string());
     let args = ["--flush", "10s", "--memory-limit", &limit, "--rate", &rate];
-    let agent = Agent::start(bench, &args, Some(limit_mib << 20))?;
+    let mut agent = Agent::start(bench, &args, Some(limit_mib << 20))?;
     let begun = Instant::now();
     let mut most = Memory::default();
     while begun.elapsed() < Duration::from_secs(seconds) {
-        most = most.max(agent.memory()?);
+        match agent.memory() {
+            Err(_) if was_killed(&agent) => break,
+            memory => most = most.max(memory?),
+        }
         sleep(Duration::from_millis(20));
     }
-    let (charged, kills) = agent.charged();
-    let was_killed = kills > 0.0;
     // What it can no longer be asked is not known.
-    let metric = |name| match agent.metric(name) {
-        Err(_) if was_killed => Ok(f64::NAN),
+    let known = |value: Result<f64>| match value {
+        Err(_) if was_killed(&agent) => Ok(f64::NAN),
         value => value,
     };
     // The start, before it samples, included.
-    most.resident = most.resident.max(agent.most_resident()?);
-    let round = Round {
+    most.resident = most.resident.max(known(agent.most_resident())?);
+    let metric = |name| known(agent.metric(name));
+    let mut round = Round {
         most,
-        charged,
-        kills,
+        charged: f64::NAN,
+        kills: f64::NAN,
         samples: metric("goprof_samples_total")?,
         lost: metric("goprof_samples_lost_total")?,
         windows: metric("goprof_windows_total{result=\"spooled\"}")?,
         evictions: metric("goprof_memory_evictions_total")?,
     };
+    // The last window is written then, which takes memory as well.
     match agent.stop() {
-        Err(_) if was_killed => {}
+        Err(_) if was_killed(&agent) => {}
         stopped => stopped?,
     }
+    (round.charged, round.kills) = agent.charged();
     Ok(round)
+}
+
+fn was_killed(agent: &Agent) -> bool {
+    agent.charged().1 > 0.0
 }
 
 type Value = fn(&Round) -> f64;
