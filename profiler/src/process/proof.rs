@@ -55,35 +55,34 @@ where
 {
     /// Proves the offsets by the goroutines of the list at these addresses.
     pub(super) fn prove(&self, list: AllGoroutines) -> Proof {
-        match self.look_through(list) {
-            Proof::Fails(_) => self.look_through(list),
-            proof => proof,
-        }
+        let looked = match self.look_through(list) {
+            Err(Odd::Perhaps(_)) => self.look_through(list),
+            looked => looked,
+        };
+        looked.unwrap_or_else(|(Odd::Perhaps(why) | Odd::Surely(why))| Proof::Fails(why))
     }
 
-    fn look_through(&self, list: AllGoroutines) -> Proof {
+    fn look_through(&self, list: AllGoroutines) -> Result<Proof, Odd> {
         // The count first: the array never has room for fewer.
         let (Some(count), Some(array)) = (self.word(list.count), self.word(list.array)) else {
-            return Proof::Fails("the list of its goroutines cannot be read");
+            return Err("the list of its goroutines cannot be read".into());
         };
         if array == 0 || count == 0 {
-            return Proof::TooEarly;
+            return Ok(Proof::TooEarly);
         }
         if count > MAX_COUNT {
-            return Proof::Fails("the list of its goroutines makes no sense");
+            return Err("the list of its goroutines makes no sense".into());
         }
         let (mut ids, mut started) = (Vec::new(), false);
         for index in 0..count.min(MAX_GOROUTINES) {
-            let seen = match self.goroutine_at(list, index) {
-                Ok(Some(seen)) => seen,
-                Ok(None) => continue,
-                Err(why) => return Proof::Fails(why),
+            let Some(seen) = self.goroutine_at(list, index)? else {
+                continue;
             };
             // The first of all runs `runtime.main` (`runtime.rt0_go`).
             let begins = (self.kind)(seen.start_pc);
             let is_first = begins == Some(FuncKind::RuntimeMain);
             if ids.contains(&seen.goid) || (is_first && seen.goid != 1) {
-                return Proof::Fails("its goroutine ids are not where they should be");
+                return Err("its goroutine ids are not where they should be".into());
             }
             ids.push(seen.goid);
             started |= seen.start_pc != 0;
@@ -91,15 +90,15 @@ where
         match (ids.is_empty(), started) {
             // The first of all is listed before it is made ready to run. Once
             // there are more, some of the runtime's own never end.
-            (true, _) if count == 1 => Proof::TooEarly,
-            (true, _) => Proof::Fails("its goroutines are all dead"),
-            (false, true) => Proof::Holds,
-            (false, false) => Proof::Fails("its goroutines begin nowhere"),
+            (true, _) if count == 1 => Ok(Proof::TooEarly),
+            (true, _) => Err("its goroutines are all dead".into()),
+            (false, true) => Ok(Proof::Holds),
+            (false, false) => Err("its goroutines begin nowhere".into()),
         }
     }
 
-    fn goroutine_at(&self, list: AllGoroutines, index: u64) -> Result<Option<Seen>, &'static str> {
-        let mut result = Err("the list of its goroutines cannot be read");
+    fn goroutine_at(&self, list: AllGoroutines, index: u64) -> Result<Option<Seen>, Odd> {
+        let mut result = Err("the list of its goroutines cannot be read".into());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 thread::sleep(PAUSE);
@@ -111,7 +110,7 @@ where
                 continue;
             };
             result = self.goroutine(g);
-            if result.is_ok() {
+            if !matches!(result, Err(Odd::Perhaps(_))) {
                 break;
             }
         }
@@ -119,7 +118,7 @@ where
     }
 
     /// A goroutine, None for one that has ended or not begun.
-    fn goroutine(&self, g: u64) -> Result<Option<Seen>, &'static str> {
+    fn goroutine(&self, g: u64) -> Result<Option<Seen>, Odd> {
         let unreadable = "its goroutines cannot be read";
         let at = |base: u64, offset: u32| {
             let address = base.wrapping_add(offset.into());
@@ -127,42 +126,51 @@ where
         };
         let offsets = &self.offsets.g;
         if g == 0 || !g.is_multiple_of(8) {
-            return Err("the list of its goroutines makes no sense");
+            return Err("the list of its goroutines makes no sense".into());
         }
         let state = match GoroutineStatus::of(at(g, offsets.atomic_status)? as u32) {
             Some(state) if state.is_alive() => state,
             Some(_) => return Ok(None),
-            None => return Err("its goroutines are in no known state"),
+            None => return Err("its goroutines are in no known state".into()),
         };
         let stack = at(g, offsets.stack.lo)?..at(g, offsets.stack.hi)?;
         let size = stack.end.wrapping_sub(stack.start);
         if stack.start == 0 || !STACK_BYTES.contains(&size) {
-            return Err("its goroutines have no stacks");
+            return Err("its goroutines have no stacks".into());
         }
         let seen = Seen {
             goid: at(g, offsets.goid)?,
             start_pc: at(g, offsets.start_pc)?,
         };
         if !(1..MAX_GOID).contains(&seen.goid) {
-            return Err("its goroutine ids are not where they should be");
+            return Err("its goroutine ids are not where they should be".into());
         }
         // Those that threads of C use begin nowhere.
         if seen.start_pc != 0 && (self.kind)(seen.start_pc).is_none() {
-            return Err("its goroutines do not begin in its code");
+            return Err("its goroutines do not begin in its code".into());
         }
         let labels = at(g, offsets.labels)?;
         if labels != 0 && (!labels.is_multiple_of(8) || self.word(labels).is_none()) {
-            return Err("its labels are not where they should be");
+            return Err("its labels are not where they should be".into());
         }
         if labels != 0 && !self.has_form(labels) {
-            return Err("its labels have another form");
+            let why = "its labels have another form";
+            // A set never changes. While a goroutine has it, it is not freed: had
+            // it before and after, it is no matter of the moment. A later look may
+            // find the goroutine without any, and tells nothing of their form.
+            let has_it_yet = at(g, offsets.labels)? == labels && !self.has_form(labels);
+            return Err(if has_it_yet {
+                Odd::Surely(why)
+            } else {
+                why.into()
+            });
         }
         match state {
             GoroutineStatus::Running => self.thread(g, at(g, offsets.m)?)?,
             GoroutineStatus::Waiting => {
                 let (sp, pc) = (at(g, offsets.sched.sp)?, at(g, offsets.sched.pc)?);
                 if !stack.contains(&sp) || (self.kind)(pc).is_none() {
-                    return Err("its goroutines do not wait in its code");
+                    return Err("its goroutines do not wait in its code".into());
                 }
             }
             _ => {}
@@ -232,6 +240,20 @@ where
     }
 }
 
+/// What contradicts a layout, in words.
+enum Odd {
+    /// Unless it was read at a bad moment.
+    Perhaps(&'static str),
+    /// Whenever it is read.
+    Surely(&'static str),
+}
+
+impl From<&'static str> for Odd {
+    fn from(why: &'static str) -> Self {
+        Self::Perhaps(why)
+    }
+}
+
 /// What is known of a goroutine that is alive.
 struct Seen {
     goid: u64,
@@ -240,14 +262,14 @@ struct Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{cell::Cell, collections::HashMap};
 
     use super::*;
     use crate::gobinary::{
         GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
         SyscallRegisters,
     };
-    use crate::gomemory::fake::Words;
+    use crate::gomemory::{Request, fake::Words};
 
     const OFFSETS: StructOffsets = StructOffsets {
         g: GOffsets {
@@ -330,8 +352,12 @@ mod tests {
     }
 
     fn prove_with(words: &HashMap<u64, u64>, offsets: &StructOffsets) -> Proof {
+        prove_in(&Words(words.clone()), offsets)
+    }
+
+    fn prove_in(memory: &dyn Memory, offsets: &StructOffsets) -> Proof {
         let program = Program {
-            memory: &Words(words.clone()),
+            memory,
             kind: |address| match address {
                 0x40_0000 => Some(FuncKind::RuntimeMain),
                 0x40_0001..0x50_0000 => Some(FuncKind::Normal),
@@ -442,6 +468,50 @@ mod tests {
             (heap, LabelFormat::Slice, Proof::Holds),
         ] {
             assert_eq!(of(labels, form), proof, "{labels:x} as {form:?}");
+        }
+    }
+
+    /// A goroutine that has its labels only for the first few times it is read.
+    struct Fleeting {
+        words: Words,
+        times: Cell<u32>,
+    }
+
+    impl Memory for Fleeting {
+        fn read_many(&self, requests: &mut [Request<'_>]) {
+            self.words.read_many(requests);
+            for request in requests {
+                if request.address == WAITS + 344 {
+                    let left = self.times.get().checked_sub(1);
+                    self.times.set(left.unwrap_or_default());
+                    if left.is_none() {
+                        request.bytes.fill(0);
+                    }
+                }
+            }
+        }
+
+        fn is_there(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn labels_need_be_seen_but_twice() {
+        let slice = 0xc0_0000_2000;
+        let mut words = Words(program());
+        words.put(WAITS + 344, &[slice]);
+        words.put(slice, &[slice + 0x40, 2, 3]);
+        words.put(slice + 0x40, &[0xc0_0000_3000, 4, 0xc0_0000_3000]);
+        let other = Proof::Fails("its labels have another form");
+        for (times, proof) in [(0, Proof::Holds), (1, Proof::Holds), (2, other)] {
+            let memory = Fleeting {
+                words: words.clone(),
+                times: Cell::new(times),
+            };
+            let labels = Some(LabelFormat::Map);
+            let offsets = StructOffsets { labels, ..OFFSETS };
+            assert_eq!(prove_in(&memory, &offsets), proof, "{times}");
         }
     }
 
