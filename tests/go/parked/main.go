@@ -166,13 +166,26 @@ func rest() {
 	}
 }
 
-// dump writes what the program lists itself: 2 as a traceback, 0 as a profile.
-func dump(path string, format int) error {
+// dump writes the tracebacks of all goroutines, of which runtime/pprof writes no more
+// than 64 MiB.
+func dump(path string) error {
+	text := make([]byte, 64<<20)
+	for {
+		length := runtime.Stack(text, true)
+		if length < len(text) {
+			return os.WriteFile(path, text[:length], 0o600)
+		}
+		text = make([]byte, 2*len(text))
+	}
+}
+
+// profile writes the program's own goroutine profile.
+func profile(path string) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	if err := pprof.Lookup("goroutine").WriteTo(file, format); err != nil {
+	if err := pprof.Lookup("goroutine").WriteTo(file, 0); err != nil {
 		return err
 	}
 	return file.Close()
@@ -181,9 +194,9 @@ func dump(path string, format int) error {
 func answer(words []string) (string, error) {
 	switch words[0] {
 	case "dump":
-		return "", dump(words[1], 2)
+		return "", dump(words[1])
 	case "profile":
-		return "", dump(words[1], 0)
+		return "", profile(words[1])
 	case "collect":
 		runtime.GC()
 		runtime.GC()

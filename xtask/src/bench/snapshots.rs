@@ -37,10 +37,20 @@ enum Look {
     Nobody,
     Wall,
     Stats,
+    /// A new process each time, as is the next.
+    List,
+    Heap,
     OwnEndpoint,
 }
 
-const LOOKS: [Look; 4] = [Look::Nobody, Look::Wall, Look::Stats, Look::OwnEndpoint];
+const LOOKS: [Look; 6] = [
+    Look::Nobody,
+    Look::Wall,
+    Look::Stats,
+    Look::List,
+    Look::Heap,
+    Look::OwnEndpoint,
+];
 
 impl Look {
     fn id(self) -> &'static str {
@@ -48,6 +58,8 @@ impl Look {
             Look::Nobody => "noise",
             Look::Wall => "wall",
             Look::Stats => "stats",
+            Look::List => "list",
+            Look::Heap => "heap",
             Look::OwnEndpoint => "own",
         }
     }
@@ -57,7 +69,30 @@ impl Look {
             Look::Nobody => "noise: nothing over nothing",
             Look::Wall => "goprof record -e wall -r 1",
             Look::Stats => "goprof stats --every 1s",
+            Look::List => "goprof goroutines, each second",
+            Look::Heap => "goprof record -e heap, each second",
             Look::OwnEndpoint => "its own /debug/pprof/goroutine",
+        }
+    }
+
+    /// Adds to goprof's command what has it look at a process in this way.
+    fn asks_goprof(self, goprof: &mut Command, bench: &Bench, pid: u32) {
+        let pid = pid.to_string();
+        let mut record = |args: &[&str]| {
+            let output = bench.folder.join("snapshots.pb.gz");
+            goprof.arg("record").args(args).args(["-p", &pid, "-o"]);
+            goprof.arg(output);
+        };
+        match self {
+            Look::Nobody | Look::OwnEndpoint => {}
+            Look::Wall => record(&["-e", "wall", "-r", "1"]),
+            Look::Heap => record(&["-e", "heap"]),
+            Look::Stats => {
+                goprof.args(["stats", "--every", "1s", "-p", &pid]);
+            }
+            Look::List => {
+                goprof.args(["goroutines", "-p", &pid]);
+            }
         }
     }
 }
@@ -182,8 +217,11 @@ impl Crowd {
             answer_ms,
         } = &mut self.measured[index];
         self.load.beside(ratios, |target| {
-            let with = match looking(bench, goprof, look, target.pid()) {
-                Some(mut goprof) => {
+            let mut goprof = goprof;
+            look.asks_goprof(&mut goprof, bench, target.pid());
+            let with = match look {
+                Look::Nobody => Turn::of(target, turn)?,
+                Look::Wall | Look::Stats => {
                     let profiler = Profiler::start(&mut goprof)?;
                     sleep(LEAD);
                     let with = Turn::of(target, turn)?;
@@ -191,12 +229,18 @@ impl Crowd {
                     own_ms.push(cost.cpu_s * 1e3 / cost.wall_s);
                     with
                 }
-                None if look == Look::OwnEndpoint => {
-                    let (with, took_ms) = asked_turn(target, address, turn)?;
-                    answer_ms.extend(took_ms);
+                Look::List | Look::Heap => {
+                    let (with, costs) = turn_beside(target, turn, || cost(&mut goprof))?;
+                    let cpu_s: f64 = costs.iter().map(|cost| cost.cpu_s).sum();
+                    own_ms.push(cpu_s * 1e3 / turn.as_secs_f64());
+                    answer_ms.extend(costs.iter().map(|cost| cost.wall_s * 1e3));
                     with
                 }
-                None => Turn::of(target, turn)?,
+                Look::OwnEndpoint => {
+                    let (with, took) = turn_beside(target, turn, || ask(address))?;
+                    answer_ms.extend(took.iter().map(|took| took.as_secs_f64() * 1e3));
+                    with
+                }
             };
             Ok((with, ()))
         })
@@ -231,7 +275,7 @@ impl Crowd {
             }
             let own = ": goprof's own CPU time a second, start and end included";
             add(look, "own", own, "ms", &of.own_ms);
-            add(look, "answer", ": time of an answer", "ms", &of.answer_ms);
+            add(look, "answer", ": time of each", "ms", &of.answer_ms);
         }
         figures
     }
@@ -242,52 +286,40 @@ fn waiting(program: &mut Command, count: u64, is_busy: bool) -> &mut Command {
     program.arg(format!("-busy={is_busy}"))
 }
 
-fn looking(bench: &Bench, mut goprof: Command, look: Look, pid: u32) -> Option<Command> {
-    let pid = pid.to_string();
-    match look {
-        Look::Nobody | Look::OwnEndpoint => return None,
-        Look::Stats => goprof.args(["stats", "--every", "1s", "-p", &pid]),
-        Look::Wall => {
-            let output = bench.folder.join("snapshots.pb.gz");
-            goprof
-                .args(["record", "-e", "wall", "-r", "1", "-p", &pid, "-o"])
-                .arg(output)
-        }
-    };
-    Some(goprof)
-}
-
-/// A turn in which its endpoint is asked once a second, and how long that took.
-fn asked_turn(target: &mut Target, address: &str, turn: Duration) -> Result<(Turn, Vec<f64>)> {
+/// A turn beside which something is done once a second, and what each time came to.
+fn turn_beside<T: Send>(
+    target: &mut Target,
+    turn: Duration,
+    mut act: impl FnMut() -> Result<T> + Send,
+) -> Result<(Turn, Vec<T>)> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let asker = scope.spawn(|| {
-            let mut took_ms = Vec::new();
+        let actor = scope.spawn(|| {
+            let mut results = Vec::new();
             let mut next = Instant::now();
             while !is_over.load(Ordering::Relaxed) {
                 if Instant::now() < next {
                     sleep(Duration::from_millis(10));
                     continue;
                 }
-                let begun = Instant::now();
-                ask(address)?;
-                took_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+                results.push(act()?);
                 next += EVERY;
             }
-            Ok(took_ms)
+            Ok(results)
         });
         let with = Turn::of(target, turn);
         is_over.store(true, Ordering::Relaxed);
-        let took_ms: Result<Vec<f64>> = match asker.join() {
-            Ok(took_ms) => took_ms,
-            Err(_) => bail!("who asks the program panicked"),
+        let results: Result<Vec<T>> = match actor.join() {
+            Ok(results) => results,
+            Err(_) => bail!("who looks at the program panicked"),
         };
-        Ok((with?, took_ms?))
+        Ok((with?, results?))
     })
 }
 
-/// Has the program write its own goroutine profile.
-fn ask(address: &str) -> Result<()> {
+/// Has the program write its own goroutine profile; returns how long that took.
+fn ask(address: &str) -> Result<Duration> {
+    let begun = Instant::now();
     let mut stream = TcpStream::connect(address).context("connect to the program")?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.write_all(b"GET /debug/pprof/goroutine HTTP/1.0\r\n\r\n")?;
@@ -296,7 +328,7 @@ fn ask(address: &str) -> Result<()> {
     if !answer.starts_with(b"HTTP/1.0 200") {
         bail!("{address} has no goroutine profile");
     }
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 /// Lists of a program that only waits.
