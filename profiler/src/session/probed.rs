@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    allocated::{self, AllocationFacts, Allocations},
+    allocated::{self, Allocations},
+    allocation_facts::AllocationFacts,
     carry::Carry,
     measured::{OPEN, REASON},
     parked::Through,
