@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::{Measured, allocation, cookie};
 
 use super::{
-    allocation_bursts::Bursts,
+    allocation_bursts::{Bursts, InWindow},
     allocation_facts::{AllocSource, AllocationFacts, SeenAt},
     allocation_totals::{Inside, Seen, Strata, Totals},
     recorder::{Recorder, Sampled},
@@ -17,7 +17,7 @@ use crate::{
     decode::Sample,
     gobinary::{AllocationSites, Block, GoBinary, is_hidden_allocator},
     gomemory::{Live, Memory as _},
-    probe::{Estimate, ProbeSet, UprobePrograms},
+    probe::{Closed, Estimate, ProbeSet, UprobePrograms},
     process::{Object, Process},
     symbolize::Event,
 };
@@ -209,13 +209,17 @@ impl Allocations {
     }
 
     /// A window is over, in which so much was seen.
-    pub(super) fn close(&mut self, number: u64, is_whole: bool, window: Option<&Window>) {
+    pub(super) fn close(&mut self, closed: &Closed, window: Option<&Window>) {
+        let (number, is_whole) = (closed.plan.number, closed.plan.whole);
         let noted = self.totals.take(number);
         let seen = self.open.remove(&number);
         if let Some(noted) = noted {
-            let counted_bytes = seen.as_ref().map_or(0, Seen::counted_bytes);
-            let watched_bytes = if is_whole { u64::MAX } else { counted_bytes };
-            self.bursts.close(noted, watched_bytes);
+            let inside = InWindow {
+                ns: closed.watched_ns(),
+                bytes: seen.as_ref().map_or(0, Seen::counted_bytes),
+                taken_ns: closed.charged_ns,
+            };
+            self.bursts.close(noted, (!is_whole).then_some(inside));
         }
         let (Some(seen), Some(window)) = (seen, window) else {
             return;

@@ -235,7 +235,7 @@ impl Probed {
             let seen = seen
                 .as_mut()
                 .map(|seen| &*seen.whole.get(Event::AllocEvents));
-            allocations.close(number, is_whole, seen);
+            allocations.close(&watched.closed, seen);
         }
         let Some(seen) = seen else {
             return;
