@@ -1,8 +1,6 @@
 //! Allocations as probes see them: of programs that keep no heap profile, against what
 //! the program is known to allocate, and of one that does, against that profile.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

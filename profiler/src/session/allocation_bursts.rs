@@ -179,7 +179,13 @@ mod tests {
         let parts: Vec<_> = (0..64).map(uneven).collect();
         assert_eq!(missed(&parts), None);
         // What a collection counts all at once.
-        let at = |index: u64| (250, if index % 4 == 0 { 300 } else { 100 }, window(5, 2));
+        let at = |index: u64| {
+            (
+                250,
+                if index.is_multiple_of(4) { 300 } else { 100 },
+                window(5, 2),
+            )
+        };
         let parts: Vec<_> = (0..64).map(at).collect();
         assert_eq!(missed(&parts), None);
         assert_eq!(missed(&[]), None);
