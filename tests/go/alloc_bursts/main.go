@@ -1,6 +1,7 @@
 // Command alloc_bursts answers requests that come at random, each of which allocates a
-// little. It keeps no heap profile. Told "burst" on standard input it allocates 2.5 MB at
-// once; told "bytes" it says how many bytes each function has allocated so far.
+// little, from "begin" on standard input to "end". It keeps no heap profile. Told "burst"
+// it allocates 2.5 MB at once. Its answer is how many bytes each function has allocated so
+// far.
 package main
 
 import (
@@ -34,6 +35,9 @@ var (
 	lastReply  []byte
 	lastBlock  []byte
 )
+
+// Whether requests come.
+var begun int32
 
 // What each has allocated, in bytes.
 var headers, bodies, replies, blocks int64
@@ -84,7 +88,9 @@ func answer() {
 	random := rand.New(rand.NewSource(1))
 	for {
 		time.Sleep(time.Duration(random.ExpFloat64() * float64(2*time.Millisecond)))
-		request()
+		if atomic.LoadInt32(&begun) != 0 {
+			request()
+		}
 	}
 }
 
@@ -94,7 +100,12 @@ func main() {
 	go answer()
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
-		if lines.Text() == "burst" {
+		switch lines.Text() {
+		case "begin":
+			atomic.StoreInt32(&begun, 1)
+		case "end":
+			atomic.StoreInt32(&begun, 0)
+		case "burst":
 			burst()
 		}
 		fmt.Println("done", atomic.LoadInt64(&headers), atomic.LoadInt64(&bodies),
