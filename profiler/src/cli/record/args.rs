@@ -201,8 +201,8 @@ pub enum AllocSourceArg {
     Auto,
     /// At calls of the allocator, in windows
     Calls,
-    /// Where spans of memory are used up: all the time, so that bursts are seen too, but
-    /// how far sites are off is not known
+    /// Where spans of memory are used up: for much more of the time, so that bursts are seen
+    /// too, but how far sites are off is not known
     Spans,
 }
 
