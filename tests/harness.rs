@@ -12,6 +12,8 @@
 #[cfg(feature = "agent")]
 #[path = "harness/agent.rs"]
 pub mod agent;
+#[path = "harness/alloc_mix.rs"]
+pub mod alloc_mix;
 #[cfg(feature = "agent")]
 #[path = "harness/batch.rs"]
 pub mod batch;

@@ -1,74 +1,18 @@
 //! Allocations as probes see them: of programs that keep no heap profile, against what
 //! the program is known to allocate, and of one that does, against that profile.
 
-#![expect(clippy::expect_used, reason = "test code: a failure is a panic")]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use goprof_tests::alloc_mix::{PLACES, check_labels, leaf, number_before};
 use goprof_tests::go::{self, NEWEST, Variant};
 use goprof_tests::goprof;
-use goprof_tests::pprof::{Profile, Stack};
+use goprof_tests::pprof::Profile;
 use goprof_tests::talker::Talker;
 use goprof_tests::target::Target;
-
-/// A place of `tests/go/alloc_mix`.
-struct Place {
-    function: &'static str,
-    /// Times in eight rounds.
-    times: i64,
-    block_bytes: i64,
-    /// Bytes of the block that each takes.
-    taken_bytes: i64,
-    kind: Option<&'static str>,
-}
-
-const fn place(
-    function: &'static str,
-    times: i64,
-    block_bytes: i64,
-    kind: Option<&'static str>,
-) -> Place {
-    Place {
-        function,
-        times,
-        block_bytes,
-        taken_bytes: block_bytes,
-        kind,
-    }
-}
-
-const PLACES: [Place; 9] = [
-    place("main.often", 8 * 69, 112, Some("main.record")),
-    place("main.seldom", 8 * 10, 112, Some("main.record")),
-    Place {
-        taken_bytes: 8,
-        ..place("main.tiny", 8 * 92, 16, Some("int64"))
-    },
-    place("main.small", 8 * 46, 24, Some("[3]int64")),
-    place("main.pointers", 8 * 46, 48, Some("main.node")),
-    place("main.buffers", 8 * 4, 1024, Some("[]uint8")),
-    place("main.tables", 8 * 3, 896, Some("[]*main.node")),
-    place("main.texts", 8 * 23, 64, None),
-    place("main.large", 1, 40960, Some("[]uint8")),
-];
-
-/// The function that allocates: the first of a stack.
-fn leaf(stack: &Stack) -> &str {
-    stack.frames.first().map_or("", |frame| &frame.function)
-}
-
-/// The number that comes before some words of a text.
-#[track_caller]
-fn number_before(text: &str, words: &str) -> f64 {
-    assert!(text.contains(words), "no {words:?} in {text}");
-    let (before, _) = text.split_once(words).expect("words that are there");
-    let number = before.rsplit(' ').next().unwrap_or_default();
-    number.parse().expect("a number before the words")
-}
 
 /// A program without a heap profile: what each place allocates, by the mix that it is
 /// known to have, with its type, size, goroutine and nothing of the allocator.
@@ -87,6 +31,7 @@ fn check_mix(version: &str, variant: Variant) {
     // Neither twice, nor by a way that nobody looks at.
     let seen = number_before(said, "% of what it counted was seen");
     assert!((90.0..110.0).contains(&seen), "{seen}% seen: {said}");
+    assert!(!said.contains("in bursts"), "it is steady: {said}");
 
     let profile = &recording.profile;
     assert_eq!(profile.text(profile.raw.default_sample_type), "");
@@ -97,11 +42,10 @@ fn check_mix(version: &str, variant: Variant) {
         sums[1] += stack.values[1];
     }
     let all: i64 = found.values().map(|sums| sums[1]).sum();
-    let known: i64 = PLACES.iter().map(|p| p.times * p.taken_bytes).sum();
     for place in &PLACES {
         let [objects, bytes] = found.get(place.function).copied().unwrap_or_default();
         let share = bytes as f64 / all as f64;
-        let expected = (place.times * place.taken_bytes) as f64 / known as f64;
+        let expected = place.share();
         assert!(expected > 0.02, "{} is too small", place.function);
         let off = share / expected - 1.0;
         assert!(
@@ -121,29 +65,6 @@ fn check_mix(version: &str, variant: Variant) {
     );
     let of_places: i64 = PLACES.iter().map(|p| found[p.function][1]).sum();
     assert!(of_places as f64 / all as f64 > 0.999, "{found:?}");
-}
-
-/// Every stack of a place has its size, type and goroutine; but for what the runtime itself
-/// allocates there as it waits for the collector (`acquireSudog`), once in many thousand.
-#[track_caller]
-fn check_labels(profile: &Profile, place: &Place) {
-    let stacks = profile.stacks.iter();
-    let (mut bytes, mut of_runtime) = (0, 0);
-    for stack in stacks.filter(|stack| leaf(stack) == place.function) {
-        let label = |key: &str| stack.labels.get(key).map(String::as_str);
-        bytes += stack.values[1];
-        let size = place.block_bytes.to_string();
-        if label("bytes") != Some(size.as_str()) {
-            of_runtime += stack.values[1];
-            continue;
-        }
-        assert_eq!(label("type"), place.kind, "{}", place.function);
-        assert_eq!(label("goid"), Some("1"), "{}", place.function);
-        let callers: Vec<&str> = stack.frames.iter().map(|f| f.function.as_str()).collect();
-        let expected = [place.function, "main.round", "main.main", "runtime.main"];
-        assert_eq!(callers, expected);
-    }
-    assert!(of_runtime * 200 <= bytes, "{of_runtime} of {bytes}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use goprof::image::Image;
 use goprof_tests::go::{self, EVERY_VERSION, Variant};
 
 /// What events are made of, in all versions.
-const FUNCTIONS: [&str; 7] = [
+const FUNCTIONS: [&str; 9] = [
     "runtime.gopark",
     "runtime.execute",
     "runtime.ready",
@@ -25,6 +25,8 @@ const FUNCTIONS: [&str; 7] = [
     "runtime.readyWithTime",
     "runtime.profilealloc",
     "runtime.mallocgc",
+    "runtime.(*mcache).refill",
+    "runtime.(*mcache).allocLarge",
 ];
 
 fn parse(path: &Path) -> GoBinary {

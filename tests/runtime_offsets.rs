@@ -284,6 +284,7 @@ fn check_goroutine(live: &Live, binary: &GoBinary, offsets: &StructOffsets, anno
         m,
         labels,
         lists,
+        spans: _,
     } = offsets;
     // What stands for goroutines in queues, the tests of their list hold to it.
     let lists = lists.expect("a known release");

@@ -8,7 +8,7 @@ mod waits;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use probes::{ProbeShare, ProbeWindow, ShareSpent, TICK_PERIOD_NS, cookie};
-pub use waits::{Parked, Queue, WaitKey, WaitLayout, Waiter, at, wait};
+pub use waits::{Parked, Queue, SpanLayout, WaitKey, WaitLayout, Waiter, at, wait};
 
 /// Most user frames walked for one sample.
 pub const MAX_USER_FRAMES: usize = 1024;

@@ -2,6 +2,8 @@
 //! knows them all; it does the work of none.
 
 mod allocated;
+mod allocation_bursts;
+mod allocation_facts;
 mod allocation_totals;
 mod begun;
 mod block_io;
@@ -48,7 +50,7 @@ use crate::{
     ringbuf::Records,
     symbolize::{self, Naming, SymbolizedWindow, Symbolizer, Taken},
 };
-pub use allocated::AllocationFacts;
+pub use allocation_facts::{AllocSource, AllocationFacts, SeenAt};
 use begun::Begun;
 pub use breaks::Break;
 pub use config::{Config, MemoryLimit, SAMPLED};

@@ -141,7 +141,7 @@ fn read_build(go: &Go, folder: &Path, version: &str, processor: &str) -> Result<
         str: &[],
     })
     .map_err(|why| anyhow!(why))?;
-    if let Err(unlike) = offsets.lists {
+    if let Some(unlike) = offsets.lists.err().or(offsets.spans.err()) {
         bail!("{unlike}");
     }
     if offsets.labels.is_none() {
@@ -177,8 +177,8 @@ fn render(minors: &[(u16, StructOffsets)]) -> Result<String> {
          use std::ops::RangeInclusive;\n\n\
          use super::structs::LabelFormat::{Map, Slice};\n\
          use super::structs::{\n\
-         GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets,\n\
-         SudogOffsets, SyscallRegisters,\n\
+         GOffsets, ListOffsets, MOffsets, SavedRegisters, SpanOffsets, StackBounds,\n\
+         StructOffsets, SudogOffsets, SyscallRegisters,\n\
          };\n\n",
     );
     writeln!(

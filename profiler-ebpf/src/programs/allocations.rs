@@ -1,6 +1,6 @@
-//! Memory that is allocated: where the runtime takes a sample, or at every allocation,
-//! of which a random threshold of bytes lets some through. The others cost no more
-//! than the trap.
+//! Memory that is allocated: where the runtime takes a sample, where a span of blocks is
+//! used up, or at every allocation, of which a random threshold of bytes lets some
+//! through. The others cost no more than the trap.
 
 use aya_ebpf::{
     EbpfContext,
@@ -9,12 +9,12 @@ use aya_ebpf::{
     maps::PerCpuArray,
     programs::ProbeContext,
 };
-use profiler_ebpf::wire::{Counter, Measured, allocation, cookie, event, kind};
+use profiler_ebpf::wire::{Counter, Measured, SpanLayout, allocation, cookie, event, kind};
 
 use super::{
     budget::{Admitted, admit},
     emit::{TARGETS, count, emit_sample, header},
-    memory::read_word,
+    memory::{read, read_word},
     registers::{Arguments, arguments, probed_registers},
     sample::take,
     scratch::Scratch,
@@ -32,7 +32,7 @@ static BYTES_LEFT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 fn allocation_sampled(ctx: ProbeContext) -> u32 {
     if let Some(admitted) = admit(&ctx) {
         let size = arguments(&ctx).c;
-        deliver(&ctx, &admitted, (size, 0), allocation::BY_RUNTIME);
+        deliver(&ctx, &admitted, Taken::one(size, allocation::BY_RUNTIME));
         admitted.charge();
     }
     0
@@ -49,10 +49,59 @@ fn allocation_any(ctx: ProbeContext) -> u32 {
     // SAFETY: valid in programs of uprobes (Linux 5.15).
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     if size > cookie >> cookie::LEAST_BYTES_SHIFT && passes(size) {
-        deliver(&ctx, &admitted, (size, of), allocation::BY_THRESHOLD);
+        let taken = Taken::one(size, allocation::BY_THRESHOLD);
+        deliver(&ctx, &admitted, Taken { of, ..taken });
     }
     admitted.charge();
     0
+}
+
+/// `(*mcache).refill(class)` and `(*mcache).allocLarge(size, noscan)`, `runtime/mcache.go`:
+/// all that is allocated comes from spans that the first takes once one is used up, or is
+/// large.
+#[uprobe]
+fn allocation_span(ctx: ProbeContext) -> u32 {
+    let Some(admitted) = admit(&ctx) else {
+        return 0;
+    };
+    let Arguments { a: cache, b, .. } = arguments(&ctx);
+    // SAFETY: valid in programs of uprobes (Linux 5.15).
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie & cookie::LARGE != 0 {
+        deliver(&ctx, &admitted, Taken::one(b, allocation::BY_LARGE));
+    } else {
+        // SAFETY: read only, and at most replaced meanwhile.
+        let layout = unsafe { WAIT_LAYOUTS.get(admitted.pid) };
+        // A class is a byte: what else is in the register is nobody's.
+        if let Some(taken) = layout.and_then(|layout| used_up(&layout.span, cache, b & 0xff)) {
+            deliver(&ctx, &admitted, taken);
+        }
+    }
+    admitted.charge();
+    0
+}
+
+/// What was used of the span of a class that a cache of spans has, as the runtime itself
+/// counts it there. None where it is the one that stands for none.
+#[inline(always)]
+fn used_up(layout: &SpanLayout, cache: u64, class: u64) -> Option<Taken> {
+    let slot = u64::from(layout.cache_alloc).wrapping_add(8 * class);
+    let span = read_word(cache.wrapping_add(slot));
+    let at = |offset: u16| span.wrapping_add(u64::from(offset));
+    let mut size = 0u64;
+    // SAFETY: a word of our own.
+    let is_read = unsafe { read((&raw mut size).cast(), 8, at(layout.block_bytes)) };
+    if is_read && size == 0 {
+        return None;
+    }
+    let (used, before) = (
+        read_word(at(layout.used)) as u16,
+        read_word(at(layout.used_before)) as u16,
+    );
+    Some(Taken {
+        blocks: u32::from(used.wrapping_sub(before)),
+        ..Taken::one(size, allocation::BY_SPAN)
+    })
 }
 
 /// Whether an allocation passes the threshold. What is left of it has no memory, so
@@ -98,8 +147,33 @@ fn threshold() -> u64 {
     ((sum * UNIT) >> 32) + 1
 }
 
+/// What is told of allocations.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// How many.
+    blocks: u32,
+    /// The size of each, in bytes.
+    size: u64,
+    /// The descriptor of its type; 0 where nobody says.
+    of: u64,
+    /// One of [`allocation`].
+    why: u64,
+}
+
+impl Taken {
+    #[inline(always)]
+    fn one(size: u64, why: u64) -> Self {
+        Self {
+            blocks: 1,
+            size,
+            of: 0,
+            why,
+        }
+    }
+}
+
 #[inline(always)]
-fn deliver(ctx: &ProbeContext, admitted: &Admitted, (size, of): (u64, u64), why: u64) {
+fn deliver(ctx: &ProbeContext, admitted: &Admitted, taken: Taken) {
     // SAFETY: read only, and at most replaced meanwhile.
     let Some(target) = (unsafe { TARGETS.get(admitted.pid) }) else {
         return;
@@ -116,10 +190,10 @@ fn deliver(ctx: &ProbeContext, admitted: &Admitted, (size, of): (u64, u64), why:
     scratch.measured = Measured {
         header: header(kind::MEASURED),
         event: event::ALLOCATION,
-        weight: 1,
-        duration_ns: size,
-        part_ns: of,
-        detail: why | total << allocation::TOTAL_SHIFT,
+        weight: taken.blocks,
+        duration_ns: taken.size,
+        part_ns: taken.of,
+        detail: taken.why | total << allocation::TOTAL_SHIFT,
         window: admitted.window,
     };
     let registers = probed_registers(ctx);

@@ -10,8 +10,15 @@ pub const BY_THRESHOLD: u64 = 1;
 /// Thresholds on average. Of allocations of 100 bytes one in six is taken, so that
 /// the stacks take less than the traps do.
 pub const MEAN_BYTES: u64 = 512;
+/// A span of blocks is used up: the weight says how many of its blocks were used since it
+/// was taken from those with room, 0 where that could not be read, and the size is that
+/// of one.
+pub const BY_SPAN: u64 = 2;
+/// It is too large for blocks, and has a span of its own. The size is that which was asked
+/// for.
+pub const BY_LARGE: u64 = 3;
 /// Which of these it is.
-pub const WHY: u64 = 1;
+pub const WHY: u64 = 3;
 /// From here up: the bytes that were allocated since the program began, by the
 /// runtime; 0 where not known.
-pub const TOTAL_SHIFT: u32 = 1;
+pub const TOTAL_SHIFT: u32 = 2;

@@ -89,6 +89,8 @@ pub mod cookie {
     /// It sits on the branch of a function's check of the stack: a hit whose flags
     /// say that the branch is taken is no call yet.
     pub const STACK_CHECK: u64 = 1;
+    /// It sits where large allocations pass, and not where spans of blocks are used up.
+    pub const LARGE: u64 = 2;
     /// From here up: allocations of so many bytes and less are none, as another place
     /// sees them again.
     pub const LEAST_BYTES_SHIFT: u32 = 16;

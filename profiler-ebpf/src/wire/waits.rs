@@ -94,6 +94,25 @@ pub struct WaitLayout {
     pub reserved: u32,
     /// Where the runtime counts the bytes that were allocated; 0 where not known.
     pub total_alloc: u64,
+    /// Where spans are used up.
+    pub span: SpanLayout,
+}
+
+/// Where the runtime keeps what of the spans that it allocates from: byte offsets, all
+/// zero where nobody asks.
+#[repr(C)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SpanLayout {
+    /// `mcache.alloc`: the spans, by their class.
+    pub cache_alloc: u16,
+    /// `mspan.allocCount`: blocks that are used.
+    pub used: u16,
+    /// `mspan.allocCountBeforeCache`: those that were when it was taken.
+    pub used_before: u16,
+    /// `mspan.elemsize`: the size of one.
+    pub block_bytes: u16,
 }
 
 impl WaitLayout {

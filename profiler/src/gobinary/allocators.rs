@@ -23,10 +23,20 @@ const TINY_BLOCK_BYTES: u64 = 16;
 const MAX_WITHOUT_HEADER_BYTES: u64 = 512;
 const HEADER_BYTES: u64 = 8;
 
+/// Most bytes of a span of blocks: the runtime has none of more than ten pages.
+const MAX_SPAN_BYTES: u64 = 10 * PAGE_BYTES;
+/// More than a program can have in all.
+const MAX_LARGE_BYTES: u64 = 1 << 47;
+
 /// Where all allocations pass.
 const ALLOCATOR: &str = "runtime.mallocgc";
 /// Where the runtime takes one as a sample of its heap profile.
 const SAMPLER: &str = "runtime.profilealloc";
+
+/// Where a cache of spans takes another, as one is used up (`runtime/mcache.go`).
+const REFILL: &str = "runtime.(*mcache).refill";
+/// Where blocks that are too large for spans of several are made, each alone.
+const LARGE: &str = "runtime.(*mcache).allocLarge";
 
 /// A place that allocations pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +89,30 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The blocks of a span, of which so many were used. None where the runtime has no
+    /// such.
+    pub fn of_span(used: u32, bytes: u64) -> Option<Self> {
+        let is_block = (1..=MAX_SMALL_BYTES).contains(&bytes) && bytes.is_multiple_of(8);
+        let is_span = used > 0 && u64::from(used).checked_mul(bytes)? <= MAX_SPAN_BYTES;
+        (is_block && is_span).then_some(Block {
+            bytes,
+            taken_bytes: bytes,
+        })
+    }
+
+    /// The block for an allocation that has pages of its own. None where no program has
+    /// so many.
+    pub fn large(size_bytes: u64) -> Option<Self> {
+        let is_large = (1..=MAX_LARGE_BYTES).contains(&size_bytes);
+        let bytes = size_bytes.checked_next_multiple_of(PAGE_BYTES)?;
+        is_large.then_some(Block {
+            bytes,
+            taken_bytes: bytes,
+        })
+    }
+}
+
 impl AllocatedType {
     /// What an allocation of so many bytes of it is called: a slice where it is more
     /// than one, as the runtime is told of elements alone.
@@ -122,6 +156,21 @@ impl GoBinary {
             })
         });
         places.collect()
+    }
+
+    /// Where the runtime takes another span of blocks as one is used up, and where it makes
+    /// blocks that are too large for that.
+    ///
+    /// # Errors
+    /// One of them has no place for a probe; says which.
+    pub fn span_places(&self) -> Result<[ProbePlace; 2], String> {
+        let names = [REFILL, LARGE];
+        let mut places = names.into_iter().zip(self.probe_places(&names));
+        let mut next = || match places.next() {
+            Some((name, place)) => place.map_err(|why| format!("cannot probe {name}: {why}")),
+            None => Err(NoProbePlace::NoFunction.to_string()),
+        };
+        Ok([next()?, next()?])
     }
 
     /// The place where the runtime takes an allocation as a sample.
@@ -169,6 +218,26 @@ mod tests {
         assert_eq!(of(32_768, true, "go1.22.1"), (32_768, 32_768));
         assert_eq!(of(32_769, false, "go1.22.1"), (40_960, 40_960));
         assert_eq!(of(u64::MAX, false, "go1.22.1").0, u64::MAX);
+    }
+
+    #[test]
+    fn spans_that_the_runtime_cannot_have_are_none() {
+        let bytes = |used, bytes| Block::of_span(used, bytes).map(|block| block.bytes);
+        assert_eq!(bytes(1024, 8), Some(8));
+        assert_eq!(bytes(1, 32_768), Some(32_768));
+        for (used, of) in [
+            (0, 8),
+            (1, 0),
+            (1, 12),
+            (1, 40_960),
+            (60_000, 16),
+            (2, u64::MAX),
+        ] {
+            assert_eq!(bytes(used, of), None, "{used} of {of}");
+        }
+        let large = |size| Block::large(size).map(|block| block.bytes);
+        assert_eq!((large(32_769), large(40_960)), (Some(40_960), Some(40_960)));
+        assert_eq!([0, (1 << 47) + 1, u64::MAX].map(large), [None; 3]);
     }
 
     #[test]

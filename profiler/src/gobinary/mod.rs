@@ -57,8 +57,8 @@ pub use runtime_fields::{GcControllerFields, GcFields, SchedFields, TimeHistogra
 pub use semaphores::{SemaphoreTable, is_for_semaphore, owner_of_semaphore};
 pub use status::GoroutineStatus;
 pub use structs::{
-    GOffsets, LabelFormat, ListOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets,
-    SudogOffsets, SyscallRegisters,
+    GOffsets, LabelFormat, ListOffsets, MOffsets, SavedRegisters, SpanOffsets, StackBounds,
+    StructOffsets, SudogOffsets, SyscallRegisters,
 };
 pub use tls::{GLocation, ThreadWord};
 pub use variables::Variables;

@@ -5,15 +5,15 @@ use std::ops::RangeInclusive;
 
 use super::structs::LabelFormat::{Map, Slice};
 use super::structs::{
-    GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, StructOffsets, SudogOffsets,
-    SyscallRegisters,
+    GOffsets, ListOffsets, MOffsets, SavedRegisters, SpanOffsets, StackBounds, StructOffsets,
+    SudogOffsets, SyscallRegisters,
 };
 
 /// Go 1.x that the table ends with.
 pub(super) const LATEST: u16 = 27;
 
 /// Go 1.x, first and last, with the offsets of all their releases.
-pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
+pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 7] = [
     (
         19..=20,
         StructOffsets {
@@ -58,11 +58,17 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     c: 80,
                 },
             }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 40,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
+            }),
             labels: Some(Map),
         },
     ),
     (
-        21..=22,
+        21..=21,
         StructOffsets {
             g: GOffsets {
                 stack: StackBounds { lo: 0, hi: 8 },
@@ -104,6 +110,65 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     wait_link: 64,
                     c: 80,
                 },
+            }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 40,
+                used: 104,
+                used_before: 110,
+                block_bytes: 112,
+            }),
+            labels: Some(Map),
+        },
+    ),
+    (
+        22..=22,
+        StructOffsets {
+            g: GOffsets {
+                stack: StackBounds { lo: 0, hi: 8 },
+                m: 48,
+                sched: SavedRegisters {
+                    sp: 56,
+                    pc: 64,
+                    bp: 104,
+                },
+                syscall: SyscallRegisters {
+                    sp: 112,
+                    pc: 120,
+                    bp: None,
+                },
+                atomic_status: 144,
+                goid: 152,
+                start_pc: 296,
+                labels: 344,
+            },
+            m: MOffsets {
+                g0: 0,
+                procid: 72,
+                gsignal: 80,
+                curg: 192,
+                p: 208,
+                id: 232,
+            },
+            lists: Ok(ListOffsets {
+                wait_since: 168,
+                wait_reason: 176,
+                go_pc: 280,
+                waiting: 312,
+                parent_goid: Some(272),
+                sudog: SudogOffsets {
+                    g: 0,
+                    next: 8,
+                    prev: 16,
+                    elem: 24,
+                    wait_link: 64,
+                    c: 80,
+                },
+            }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 40,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
             }),
             labels: Some(Map),
         },
@@ -152,6 +217,12 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     c: 80,
                 },
             }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 40,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
+            }),
             labels: Some(Map),
         },
     ),
@@ -198,6 +269,12 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     wait_link: 64,
                     c: 80,
                 },
+            }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 48,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
             }),
             labels: Some(Slice),
         },
@@ -246,6 +323,12 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     c: 80,
                 },
             }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 48,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
+            }),
             labels: Some(Slice),
         },
     ),
@@ -292,6 +375,12 @@ pub(super) static TABLE: [(RangeInclusive<u16>, StructOffsets); 6] = [
                     wait_link: 72,
                     c: 96,
                 },
+            }),
+            spans: Ok(SpanOffsets {
+                cache_alloc: 48,
+                used: 96,
+                used_before: 102,
+                block_bytes: 104,
             }),
             labels: Some(Slice),
         },

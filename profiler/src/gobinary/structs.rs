@@ -7,7 +7,7 @@ use std::fmt::{Display, Formatter};
 use super::dwarf::{Field, Sections, Struct, read_structs};
 
 /// Byte offsets of fields in the runtime's structs `g`, `m`, `gobuf` and `sudog`
-/// (`runtime/runtime2.go`), and how labels are stored.
+/// (`runtime/runtime2.go`), `mcache` and `mspan`, and how labels are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StructOffsets {
     /// In a goroutine.
@@ -16,6 +16,8 @@ pub struct StructOffsets {
     pub m: MOffsets,
     /// What lists of goroutines and their waits need besides; samples do without.
     pub lists: Result<ListOffsets, Unlike>,
+    /// What tells how much of a span was used; nothing else needs it.
+    pub spans: Result<SpanOffsets, Unlike>,
     /// What `g.labels` points to; None where that is not known.
     pub labels: Option<LabelFormat>,
 }
@@ -143,6 +145,20 @@ pub struct SudogOffsets {
     pub c: u32,
 }
 
+/// Byte offsets of what the runtime counts by when a span is used up
+/// (`(*mcache).refill`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanOffsets {
+    /// In `runtime.mcache` (`runtime/mcache.go`): `alloc [numSpanClasses]*mspan`.
+    pub cache_alloc: u32,
+    /// In `runtime.mspan` (`runtime/mheap.go`), as the others: `allocCount uint16`.
+    pub used: u32,
+    /// `allocCountBeforeCache uint16`.
+    pub used_before: u32,
+    /// `elemsize uintptr`.
+    pub block_bytes: u32,
+}
+
 /// What `g.labels` points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelFormat {
@@ -157,6 +173,10 @@ const M: &str = "runtime.m";
 const GOBUF: &str = "runtime.gobuf";
 const STACK: &str = "runtime.stack";
 const SUDOG: &str = "runtime.sudog";
+const MCACHE: &str = "runtime.mcache";
+const MSPAN: &str = "runtime.mspan";
+/// `numSpanClasses`: two for each size, with pointers and without.
+const SPAN_CLASSES: u64 = 136;
 /// What holds an address in a sudog since 1.26: one for the collector, and `vu`,
 /// which counts. For a channel it is in a struct that has nothing else.
 const TRACEABLE: &str = "runtime.maybeTraceablePtr";
@@ -177,7 +197,8 @@ impl StructOffsets {
     /// missing or does not look like the struct it was.
     pub(super) fn read(sections: Sections<'_>) -> Result<StructOffsets, String> {
         let wanted = [
-            G, M, GOBUF, STACK, SUDOG, TRACEABLE, HMAP, LABEL_MAP, LABEL_SET, LABELS[0], LABELS[1],
+            G, M, GOBUF, STACK, SUDOG, MCACHE, MSPAN, TRACEABLE, HMAP, LABEL_MAP, LABEL_SET,
+            LABELS[0], LABELS[1],
         ];
         let structs = Structs(read_structs(sections, &wanted)?);
         for name in [G, M, GOBUF, STACK] {
@@ -223,6 +244,7 @@ impl StructOffsets {
                 id: structs.field(M, "id", 8)?,
             },
             lists: structs.lists(),
+            spans: structs.spans(),
             labels: structs.label_format(),
         };
         // C code reads both from there (`runtime/cgo/libcgo.h`, all versions).
@@ -268,6 +290,20 @@ impl Structs {
             return Err(odd());
         }
         u32::try_from(offset).map(Some).map_err(|_| odd())
+    }
+
+    /// What tells how much of a span was used.
+    fn spans(&self) -> Result<SpanOffsets, Unlike> {
+        let of = |owner, field, size| {
+            let found = self.field(owner, field, size);
+            found.map_err(|_| Unlike { owner, field })
+        };
+        Ok(SpanOffsets {
+            cache_alloc: of(MCACHE, "alloc", 8 * SPAN_CLASSES)?,
+            used: of(MSPAN, "allocCount", 2)?,
+            used_before: of(MSPAN, "allocCountBeforeCache", 2)?,
+            block_bytes: of(MSPAN, "elemsize", 8)?,
+        })
     }
 
     /// What lists of goroutines need.

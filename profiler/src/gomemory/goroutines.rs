@@ -234,7 +234,7 @@ pub(super) mod tests {
     use super::super::{StackRead, fake::Words};
     use super::*;
     use crate::gobinary::{
-        GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
+        GOffsets, ListOffsets, MOffsets, SavedRegisters, SpanOffsets, StackBounds, SudogOffsets,
         SyscallRegisters,
     };
 
@@ -279,6 +279,12 @@ pub(super) mod tests {
                 wait_link: 64,
                 c: 80,
             },
+        }),
+        spans: Ok(SpanOffsets {
+            cache_alloc: 48,
+            used: 96,
+            used_before: 102,
+            block_bytes: 104,
         }),
         labels: None,
     };

@@ -25,6 +25,7 @@ pub use goroutines::{Layout, NoLayout};
 pub use maps::{MAX_MAPPINGS, MapsLine, parse as parse_maps};
 pub use object::{Code, Object, Objects};
 pub use select::{Considered, Depth, Selection, all_pids, code_bytes, is_alive, process_of_thread};
+pub use waits::span_layout;
 
 /// What `/proc/PID/maps` calls the code that the kernel maps into each process.
 /// There is no file behind it, but it is built like one.

@@ -266,7 +266,7 @@ mod tests {
 
     use super::*;
     use crate::gobinary::{
-        GOffsets, ListOffsets, MOffsets, SavedRegisters, StackBounds, SudogOffsets,
+        GOffsets, ListOffsets, MOffsets, SavedRegisters, SpanOffsets, StackBounds, SudogOffsets,
         SyscallRegisters,
     };
     use crate::gomemory::{Request, fake::Words};
@@ -312,6 +312,12 @@ mod tests {
                 wait_link: 64,
                 c: 80,
             },
+        }),
+        spans: Ok(SpanOffsets {
+            cache_alloc: 48,
+            used: 96,
+            used_before: 102,
+            block_bytes: 104,
         }),
         labels: None,
     };

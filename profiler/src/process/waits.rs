@@ -1,6 +1,6 @@
 //! What the kernel side must know of a Go program to follow its waits.
 
-use profiler_ebpf::wire::{Code, WaitLayout};
+use profiler_ebpf::wire::{Code, SpanLayout, WaitLayout};
 
 use super::{NoLayout, Process};
 use crate::{
@@ -90,7 +90,23 @@ impl Process {
             counts_all: u8::from(binary.version().major_minor() >= (1, 21)),
             reserved: 0,
             total_alloc: 0,
+            span: SpanLayout::default(),
         };
         Ok(Some((layout, reasons, offsets)))
     }
+}
+
+/// What the kernel side must know to tell how much of a span was used.
+///
+/// # Errors
+/// Why that cannot be known.
+pub fn span_layout(offsets: &StructOffsets) -> Result<SpanLayout, String> {
+    let spans = offsets.spans.map_err(|unlike| unlike.to_string())?;
+    let narrow = |offset| u16::try_from(offset).map_err(|_| "its offsets are out of range");
+    Ok(SpanLayout {
+        cache_alloc: narrow(spans.cache_alloc)?,
+        used: narrow(spans.used)?,
+        used_before: narrow(spans.used_before)?,
+        block_bytes: narrow(spans.block_bytes)?,
+    })
 }

@@ -7,7 +7,9 @@ use anyhow::{Result, anyhow};
 use profiler_ebpf::wire::{Measured, allocation, cookie};
 
 use super::{
-    allocation_totals::{Seen, Strata, Totals},
+    allocation_bursts::{Bursts, InWindow},
+    allocation_facts::{AllocSource, AllocationFacts, SeenAt},
+    allocation_totals::{Inside, Seen, Strata, Totals},
     recorder::{Recorder, Sampled},
 };
 use crate::{
@@ -15,84 +17,23 @@ use crate::{
     decode::Sample,
     gobinary::{AllocationSites, Block, GoBinary, is_hidden_allocator},
     gomemory::{Live, Memory as _},
-    probe::{Estimate, ProbeSet, UprobePrograms},
+    probe::{Closed, Estimate, ProbeSet, UprobePrograms},
     process::{Object, Process},
     symbolize::Event,
 };
 
-/// The programs, at the runtime's samples and at all allocations.
-pub(super) const PROGRAMS: [&str; 2] = ["allocation_sampled", "allocation_any"];
+/// The programs, at the runtime's samples, at all allocations, and at spans.
+const SAMPLED: &str = "allocation_sampled";
+const ANY: &str = "allocation_any";
+const SPAN: &str = "allocation_span";
 
 /// Values of allocations are kept in these parts until their window is over: what one
 /// stands for is no whole number.
 pub(super) const PARTS: f64 = 256.0;
 /// Places whose callers and types are remembered before all are forgotten.
 const MAX_PLACES: usize = 1 << 16;
-/// The runtime counts what a processor's cache of spans was used for when it takes
-/// another: so late may its total be at the end of a window. What it counted in all
-/// windows together must be more than the least to be held against what was seen.
-const LATE_BYTES: f64 = (128 << 10) as f64;
-const LEAST_BYTES: u64 = 4 << 20;
-/// How far these may be apart beside that: else something is missing that is not to be
-/// made up for by what was seen.
-const MOST_OFF: f64 = 0.25;
-
 /// The label of the type.
 const TYPE: &str = "type";
-
-/// Where allocations were seen, and how their sum compares.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AllocationFacts {
-    /// One in how many bytes the runtime samples, where its samples were seen; None
-    /// where all allocations were, in windows.
-    pub rate: Option<u64>,
-    /// Whether the program changed that rate meanwhile.
-    pub rate_changed: bool,
-    /// What was seen comes to so many bytes, by the time that was watched.
-    pub estimated_bytes: f64,
-    /// What the runtime counted meanwhile, in bytes.
-    pub runtime_bytes: Option<u64>,
-    /// What was seen in the windows of what the runtime counted in them, where that was
-    /// enough to tell.
-    pub seen_share: Option<f64>,
-    /// Whether the values come to what the runtime counted.
-    pub is_calibrated: bool,
-}
-
-impl AllocationFacts {
-    /// Where allocations were seen, and what became of the total, in words.
-    pub fn source(&self, watched_share: f64) -> String {
-        let mut words = match self.rate {
-            Some(rate) => format!("sampled by the runtime (once in {rate} bytes)"),
-            None => format!(
-                "windows over mallocgc, watched {:.1}% of the time",
-                watched_share * 100.0
-            ),
-        };
-        if self.rate_changed {
-            words.push_str(", a rate that the program changed meanwhile");
-        }
-        let megabytes = |bytes: f64| format!("{:.1} MB", bytes / 1e6);
-        let counted = self.runtime_bytes.map(|bytes| megabytes(bytes as f64));
-        words.push_str(&match counted {
-            Some(counted) if self.is_calibrated => {
-                format!(", calibrated by the runtime's totals, {counted}")
-            }
-            Some(counted) => {
-                let estimated = megabytes(self.estimated_bytes);
-                format!(", {estimated} where the runtime counts {counted}")
-            }
-            None => ", the runtime's totals are not known".to_owned(),
-        });
-        if let Some(share) = self.seen_share {
-            words.push_str(&format!(
-                "; in the windows {:.1}% of what it counted was seen",
-                share * 100.0
-            ));
-        }
-        words
-    }
-}
 
 /// What there is to know of a process whose allocations are seen.
 pub(super) struct Allocations {
@@ -100,8 +41,7 @@ pub(super) struct Allocations {
     bias: u64,
     memory: Live,
     sites: AllocationSites,
-    /// Where the rate is and what it is, where the runtime's samples are seen.
-    rate: Option<(u64, u64)>,
+    source: Source,
     rate_changed: bool,
     totals: Totals,
     /// For calls: where they are shown, none where it is not.
@@ -115,29 +55,19 @@ pub(super) struct Allocations {
     strata: Strata,
     /// In windows: what was seen, and what the runtime counted meanwhile, in bytes.
     inside: Inside,
+    bursts: Bursts,
 }
 
-/// What was seen in windows, and what the runtime counted in them.
-#[derive(Debug, Default)]
-struct Inside {
-    seen_bytes: f64,
-    counted_bytes: u64,
-    windows: u64,
-}
-
-impl Inside {
-    /// What was seen of what was counted, where that is enough to tell.
-    fn seen_share(&self) -> Option<f64> {
-        let share = self.seen_bytes / self.counted_bytes as f64;
-        (self.counted_bytes >= LEAST_BYTES).then_some(share)
-    }
-
-    /// Whether what was seen may be all there was.
-    fn is_near(&self) -> bool {
-        let counted = self.counted_bytes as f64;
-        let most = MOST_OFF * counted + LATE_BYTES * self.windows as f64;
-        self.counted_bytes < LEAST_BYTES || (self.seen_bytes - counted).abs() <= most
-    }
+/// Where allocations of a process are seen.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// Where the rate of the runtime's samples is, and what it is.
+    Samples {
+        address: u64,
+        rate: u64,
+    },
+    Calls,
+    Spans,
 }
 
 impl Allocations {
@@ -147,6 +77,7 @@ impl Allocations {
     /// It has no place for them, or its memory cannot be read.
     pub(super) fn begin(
         process: &Process,
+        source: AllocSource,
         programs: &UprobePrograms,
         set: &mut ProbeSet,
     ) -> Result<Self> {
@@ -155,32 +86,25 @@ impl Allocations {
         let object = process.go_object().ok_or_else(not_mapped)?;
         let program = process.go_program(&memory).ok_or_else(not_mapped)?;
         let binary = program.binary;
-        let rate = program
-            .mem_profile_rate()
-            .ok()
-            .filter(|(_, rate)| *rate > 0);
-        let [sampled, any] = PROGRAMS;
-        if rate.is_some() {
-            let place = binary.sampler_place();
-            let place = place.map_err(|why| anyhow!("cannot probe runtime.profilealloc: {why}"))?;
-            set.add(programs, sampled, &[place])?;
-        } else {
-            let places = binary.allocator_places().map_err(|why| anyhow!(why))?;
-            let marked: Vec<_> = places
-                .iter()
-                .map(|at| (at.place, at.passed_on_bytes << cookie::LEAST_BYTES_SHIFT))
-                .collect();
-            set.add_marked(programs, any, &marked)?;
-        }
+        let rate = program.mem_profile_rate().ok();
+        let source = match (source, rate) {
+            (AllocSource::Auto, Some((address, rate))) if rate > 0 => {
+                Source::Samples { address, rate }
+            }
+            (AllocSource::Auto | AllocSource::Calls, _) => Source::Calls,
+            (AllocSource::Spans, _) => Source::Spans,
+        };
+        source.probe(binary, programs, set)?;
         let bias = program.bias;
         let totals = Totals::of(process.pid, program.total_alloc_address())?;
         Ok(Self {
             object: Arc::clone(object),
             bias,
             sites: binary.allocation_sites(),
-            rate,
+            source,
             rate_changed: false,
             strata: Strata::new(totals.read().unwrap_or(0)),
+            bursts: Bursts::new(totals.noted()),
             totals,
             inside: Inside::default(),
             memory,
@@ -198,8 +122,8 @@ impl Allocations {
 
     /// Reads the rate again. Samples count by that of their time, as nearly as can be.
     pub(super) fn look(&mut self) {
-        if let Some((at, rate)) = &mut self.rate
-            && let Some(now) = self.memory.word(*at)
+        if let Source::Samples { address, rate } = &mut self.source
+            && let Some(now) = self.memory.word(*address)
             && now != *rate
             && now > 0
         {
@@ -224,18 +148,23 @@ impl Allocations {
         let call = self.trim(binary, stack);
         let (size, descriptor) = (measured.duration_ns, measured.part_ns);
         let of = binary.allocated_type(descriptor.wrapping_sub(self.bias));
-        let (block, mean) = match measured.detail & allocation::WHY {
+        let (block, stands_for) = match measured.detail & allocation::WHY {
             allocation::BY_THRESHOLD => {
                 let has_pointers = of.as_ref().is_some_and(|of| of.has_pointers);
                 let block = Block::of(size, has_pointers, binary.version());
-                (block, allocation::MEAN_BYTES)
+                (block, stands_for(size, allocation::MEAN_BYTES))
             }
+            allocation::BY_SPAN => {
+                let block = Block::of_span(measured.weight, size)?;
+                (block, f64::from(measured.weight))
+            }
+            allocation::BY_LARGE => (Block::large(size)?, 1.0),
             _ => {
                 let block = Block {
                     bytes: size,
                     taken_bytes: size,
                 };
-                (block, self.rate.map_or(1, |(_, rate)| rate))
+                (block, stands_for(size, self.source.rate().unwrap_or(1)))
             }
         };
         let (sites, bias) = (&self.sites, self.bias);
@@ -249,7 +178,6 @@ impl Allocations {
             owner.labels.sort_unstable();
         }
         owner.block_bytes = Some(block.bytes);
-        let stands_for = stands_for(size, mean);
         let bytes = block.taken_bytes as f64;
         let seen = self.open.entry(measured.window).or_default();
         seen.add(
@@ -281,9 +209,19 @@ impl Allocations {
     }
 
     /// A window is over, in which so much was seen.
-    pub(super) fn close(&mut self, number: u64, is_whole: bool, window: Option<&Window>) {
-        let total = self.totals.take(number);
-        let (Some(seen), Some(window)) = (self.open.remove(&number), window) else {
+    pub(super) fn close(&mut self, closed: &Closed, window: Option<&Window>) {
+        let (number, is_whole) = (closed.plan.number, closed.plan.whole);
+        let noted = self.totals.take(number);
+        let seen = self.open.remove(&number);
+        if let Some(noted) = noted {
+            let inside = InWindow {
+                ns: closed.watched_ns(),
+                bytes: seen.as_ref().map_or(0, Seen::counted_bytes),
+                taken_ns: closed.charged_ns,
+            };
+            self.bursts.close(noted, (!is_whole).then_some(inside));
+        }
+        let (Some(seen), Some(window)) = (seen, window) else {
             return;
         };
         if is_whole {
@@ -291,14 +229,9 @@ impl Allocations {
                 *to += from;
             }
         }
-        let (first, last) = seen.totals;
-        if first > 0 {
-            self.inside.seen_bytes += seen.bytes - seen.first_bytes;
-            self.inside.counted_bytes += last - first;
-            self.inside.windows += 1;
-        }
-        if self.rate.is_none() {
-            self.strata.close(&seen, window, total);
+        self.inside.add(&seen);
+        if self.source.rate().is_none() {
+            self.strata.close(&seen, window, noted.map(|of| of.total));
         }
     }
 
@@ -317,29 +250,90 @@ impl Allocations {
         let total = self.totals.read().unwrap_or(self.strata.latest);
         let mut strata = std::mem::replace(&mut self.strata, Strata::new(total));
         let inside = std::mem::take(&mut self.inside);
-        let seen_share = inside.seen_share();
-        let estimated_bytes = bytes.value;
-        let calibrated = match self.rate {
-            None if inside.is_near() && self.totals.address.is_some() => strata.end(total),
+        let bursts = self.bursts.split_off();
+        let at = self.source.seen_at();
+        let calibrated = match at {
             // As Go's own profiles are.
+            SeenAt::Samples(_) => None,
+            _ if inside.is_near() && self.totals.address.is_some() => strata.end(total),
             _ => None,
         };
         let facts = AllocationFacts {
-            rate: self.rate.map(|(_, rate)| rate),
+            at,
             rate_changed: std::mem::take(&mut self.rate_changed),
-            estimated_bytes,
+            estimated_bytes: bytes.value,
             runtime_bytes: self
                 .totals
                 .address
                 .map(|_| total.saturating_sub(strata.began)),
-            seen_share,
+            seen_share: inside.seen_share(),
             is_calibrated: calibrated.is_some(),
+            missed_share: match at {
+                SeenAt::Samples(_) => None,
+                _ => bursts.missed_share(),
+            },
         };
         let window = calibrated.map(|(objects, counted, rest)| {
             (*counts, *bytes) = (objects, counted);
             (strata.whole, rest)
         });
+        if at == SeenAt::Spans {
+            // Nothing in what was seen says it.
+            counts.standard_error = f64::INFINITY;
+            bytes.standard_error = f64::INFINITY;
+        }
         (window, facts)
+    }
+}
+
+impl Source {
+    /// Adds the probes to `set`.
+    fn probe(self, binary: &GoBinary, programs: &UprobePrograms, set: &mut ProbeSet) -> Result<()> {
+        match self {
+            Source::Samples { .. } => {
+                let place = binary.sampler_place();
+                let place =
+                    place.map_err(|why| anyhow!("cannot probe runtime.profilealloc: {why}"))?;
+                set.add(programs, SAMPLED, &[place])
+            }
+            Source::Calls => {
+                let places = binary.allocator_places().map_err(|why| anyhow!(why))?;
+                let marked: Vec<_> = places
+                    .iter()
+                    .map(|at| (at.place, at.passed_on_bytes << cookie::LEAST_BYTES_SHIFT))
+                    .collect();
+                set.add_marked(programs, ANY, &marked)
+            }
+            Source::Spans => {
+                let [refill, large] = binary.span_places().map_err(|why| anyhow!(why))?;
+                set.add_marked(programs, SPAN, &[(refill, 0), (large, cookie::LARGE)])
+            }
+        }
+    }
+
+    /// One in how many bytes the runtime samples, where its samples are seen.
+    fn rate(self) -> Option<u64> {
+        match self {
+            Source::Samples { rate, .. } => Some(rate),
+            Source::Calls | Source::Spans => None,
+        }
+    }
+
+    fn seen_at(self) -> SeenAt {
+        match self {
+            Source::Samples { rate, .. } => SeenAt::Samples(rate),
+            Source::Calls => SeenAt::Calls,
+            Source::Spans => SeenAt::Spans,
+        }
+    }
+}
+
+/// The programs that a source may take.
+pub(super) fn programs(source: AllocSource) -> &'static [&'static str] {
+    match source {
+        AllocSource::Auto => &[SAMPLED, ANY],
+        AllocSource::Calls => &[ANY],
+        AllocSource::Spans => &[SPAN],
     }
 }
 
@@ -408,48 +402,5 @@ mod tests {
         close(stands_for(1 << 20, 512), 1.0);
         close(stands_for(100, 1), 1.0);
         close(stands_for(0, 512), 1.0);
-    }
-
-    #[test]
-    fn what_is_seen_twice_or_by_half_is_told_from_all() {
-        let of = |seen_mb: u64, windows| Inside {
-            seen_bytes: (seen_mb << 20) as f64,
-            counted_bytes: 100 << 20,
-            windows,
-        };
-        assert!(of(110, 10).is_near() && of(90, 10).is_near());
-        assert!(!of(200, 10).is_near() && !of(50, 10).is_near());
-        assert!(
-            of(150, 300).is_near(),
-            "short windows, of which the count is late"
-        );
-        assert_eq!(of(50, 10).seen_share(), Some(0.5));
-        assert_eq!(Inside::default().seen_share(), None);
-        assert!(Inside::default().is_near(), "nobody knows");
-    }
-
-    #[test]
-    fn the_source_is_told_in_words() {
-        let facts = AllocationFacts {
-            rate: None,
-            rate_changed: false,
-            estimated_bytes: 100e6,
-            runtime_bytes: Some(103_000_000),
-            seen_share: Some(0.987),
-            is_calibrated: true,
-        };
-        let calibrated = "windows over mallocgc, watched 4.0% of the time, calibrated by the \
-                          runtime's totals, 103.0 MB; in the windows 98.7% of what it counted was \
-                          seen";
-        assert_eq!(facts.source(0.04), calibrated);
-        let sampled = AllocationFacts {
-            rate: Some(512),
-            seen_share: None,
-            is_calibrated: false,
-            ..facts
-        };
-        let expected = "sampled by the runtime (once in 512 bytes), 100.0 MB where the runtime \
-                        counts 103.0 MB";
-        assert_eq!(sampled.source(1.0), expected);
     }
 }

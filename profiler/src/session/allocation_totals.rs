@@ -7,17 +7,26 @@ use std::{
 
 use anyhow::Result;
 
-use super::{allocated::PARTS, carry::Carry};
+use super::{allocated::PARTS, allocation_bursts::Noted, carry::Carry};
 use crate::{
     aggregate::Window,
     gomemory::{Live, Memory as _},
-    probe::Estimate,
+    probe::{Estimate, monotonic_ns},
 };
 
 /// Allocations, taken in windows in a row, that say by themselves what was allocated
 /// from the window before the first to the last. With few of them what is large and
 /// seldom would count too little: its part of the bytes is greatest where it was seen.
 const LEAST_SAMPLES: u64 = 1000;
+/// The runtime counts what a processor's cache of spans was used for when it takes
+/// another: so late may its total be at the end of a window. What it counted in all
+/// windows together must be more than the least to be held against what was seen.
+const LATE_BYTES: f64 = (128 << 10) as f64;
+const LEAST_BYTES: u64 = 4 << 20;
+/// How far these may be apart beside that: else something is missing that is not to be
+/// made up for by what was seen.
+const MOST_OFF: f64 = 0.25;
+
 /// What was seen in a window.
 #[derive(Default)]
 pub(super) struct Seen {
@@ -36,7 +45,7 @@ pub(super) struct Totals {
     memory: Live,
     /// Where it is.
     pub address: Option<u64>,
-    by_window: Arc<Mutex<HashMap<u64, u64>>>,
+    by_window: Arc<Mutex<HashMap<u64, Noted>>>,
 }
 
 impl Totals {
@@ -61,21 +70,59 @@ impl Totals {
         self.memory.word(self.address?)
     }
 
+    /// The same, with the time.
+    pub(super) fn noted(&self) -> Option<Noted> {
+        let (total, at_ns) = (self.read()?, monotonic_ns());
+        Some(Noted { total, at_ns })
+    }
+
     /// A window is over.
     pub(super) fn note(&self, window: u64) {
-        if let Some(total) = self.read() {
+        if let Some(noted) = self.noted() {
             let by_window = self.by_window.lock();
             let mut by_window = by_window.unwrap_or_else(PoisonError::into_inner);
-            by_window.insert(window, total);
+            by_window.insert(window, noted);
         }
     }
 
     /// The total when a window ended.
-    pub(super) fn take(&self, window: u64) -> Option<u64> {
+    pub(super) fn take(&self, window: u64) -> Option<Noted> {
         let by_window = self.by_window.lock();
         by_window
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&window)
+    }
+}
+
+/// What was seen in windows, and what the runtime counted in them.
+#[derive(Debug, Default)]
+pub(super) struct Inside {
+    seen_bytes: f64,
+    counted_bytes: u64,
+    windows: u64,
+}
+
+impl Inside {
+    /// Adds what was seen in a window.
+    pub(super) fn add(&mut self, seen: &Seen) {
+        if seen.totals.0 > 0 {
+            self.seen_bytes += seen.bytes - seen.first_bytes;
+            self.counted_bytes += seen.counted_bytes();
+            self.windows += 1;
+        }
+    }
+
+    /// What was seen of what was counted, where that is enough to tell.
+    pub(super) fn seen_share(&self) -> Option<f64> {
+        let share = self.seen_bytes / self.counted_bytes as f64;
+        (self.counted_bytes >= LEAST_BYTES).then_some(share)
+    }
+
+    /// Whether what was seen may be all there was.
+    pub(super) fn is_near(&self) -> bool {
+        let counted = self.counted_bytes as f64;
+        let most = MOST_OFF * counted + LATE_BYTES * self.windows as f64;
+        self.counted_bytes < LEAST_BYTES || (self.seen_bytes - counted).abs() <= most
     }
 }
 
@@ -187,6 +234,12 @@ impl Strata {
 }
 
 impl Seen {
+    /// What the runtime counted in the window, in bytes.
+    pub(super) fn counted_bytes(&self) -> u64 {
+        let (first, last) = self.totals;
+        last - first
+    }
+
     /// Adds an allocation of so many bytes that stands for some, and what the runtime
     /// had counted by then.
     pub(super) fn add(&mut self, total: u64, stands_for: f64, bytes: f64) {
@@ -244,5 +297,23 @@ mod tests {
         let values: Vec<_> = stacks.iter().map(|of| of.values).collect();
         assert_eq!(values, [[900, 9000, 0, 0], [50, 1000, 0, 0]]);
         assert!(Strata::new(5).end(1 << 30).is_none(), "nothing was seen");
+    }
+
+    #[test]
+    fn what_is_seen_twice_or_by_half_is_told_from_all() {
+        let of = |seen_mb: u64, windows| Inside {
+            seen_bytes: (seen_mb << 20) as f64,
+            counted_bytes: 100 << 20,
+            windows,
+        };
+        assert!(of(110, 10).is_near() && of(90, 10).is_near());
+        assert!(!of(200, 10).is_near() && !of(50, 10).is_near());
+        assert!(
+            of(150, 300).is_near(),
+            "short windows, of which the count is late"
+        );
+        assert_eq!(of(50, 10).seen_share(), Some(0.5));
+        assert_eq!(Inside::default().seen_share(), None);
+        assert!(Inside::default().is_near(), "nobody knows");
     }
 }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    allocated::{self, AllocationFacts, Allocations},
+    allocated::{self, Allocations},
+    allocation_facts::AllocationFacts,
     carry::Carry,
     measured::{OPEN, REASON},
     parked::Through,
@@ -234,7 +235,7 @@ impl Probed {
             let seen = seen
                 .as_mut()
                 .map(|seen| &*seen.whole.get(Event::AllocEvents));
-            allocations.close(number, is_whole, seen);
+            allocations.close(&watched.closed, seen);
         }
         let Some(seen) = seen else {
             return;

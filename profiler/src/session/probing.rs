@@ -16,6 +16,7 @@ use profiler_ebpf::wire::at;
 
 use super::{
     allocated::{self, Allocations},
+    allocation_facts::AllocSource,
     allocation_totals::Totals as AllocationTotals,
     parked::{NotSeen, Over, Parked},
     probed::{ProbeFacts, Probed},
@@ -26,7 +27,7 @@ use crate::{
         self, Budget, Controller, Means, OpenWaits, ProbeSet, Probes, Rest, Shares, UprobePrograms,
         WaitLayouts, Watch, Watched, Watcher, calibrate,
     },
-    process::{Process, ProcessIndex, is_alive},
+    process::{Process, ProcessIndex, is_alive, span_layout},
     symbolize::Event,
 };
 
@@ -43,6 +44,8 @@ pub struct ProbeConfig {
     pub min_wait: Duration,
     /// Whose stacks a wait for a mutex is counted for.
     pub at: At,
+    /// Where allocations are seen.
+    pub alloc_source: AllocSource,
     /// Also waits that nobody asks about.
     pub all_waits: bool,
     /// Whether they are only on processes that [`Session::probe`](super::Session::probe)
@@ -58,6 +61,7 @@ impl Default for ProbeConfig {
             budget: Budget::Share(0.01),
             min_wait: Duration::ZERO,
             at: At::Waker,
+            alloc_source: AllocSource::Auto,
             all_waits: false,
             only_told: false,
             means: None,
@@ -211,7 +215,7 @@ impl Probing {
         let names = parts(&events).map(|part| part.0);
         let mut names: Vec<&'static str> = names.chain([calibrate::PROGRAM]).collect();
         if events.contains(&Event::AllocEvents) {
-            names.extend(allocated::PROGRAMS);
+            names.extend(allocated::programs(config.alloc_source));
         }
         let mut shares = probes.take_shares()?;
         let Ready {
@@ -348,7 +352,18 @@ impl Probing {
             }
         }
         let allocations = match self.events.contains(&Event::AllocEvents) {
-            true => Some(Allocations::begin(process, &self.programs, &mut set)?),
+            true => {
+                let source = self.config.alloc_source;
+                if source == AllocSource::Spans {
+                    layout.span = span_layout(&offsets).map_err(|why| anyhow!(why))?;
+                }
+                Some(Allocations::begin(
+                    process,
+                    source,
+                    &self.programs,
+                    &mut set,
+                )?)
+            }
             false => None,
         };
         let totals = allocations.as_ref().map(Allocations::totals).transpose()?;

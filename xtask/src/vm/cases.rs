@@ -59,7 +59,7 @@ const USUAL: Case = Case {
 };
 
 /// Every case.
-pub const CASES: [Case; 23] = [
+pub const CASES: [Case; 24] = [
     Case {
         name: "cpu",
         program: "busy_loop",
@@ -118,6 +118,14 @@ pub const CASES: [Case; 23] = [
         name: "alloc-events",
         program: "alloc_mix",
         command: "record -e alloc-events -p $PID -d 8 --probe-budget 50% -v \
+                  --sample-type alloc_space -f folded -o -",
+        judge: memory::mix,
+        ..USUAL
+    },
+    Case {
+        name: "alloc-events, spans",
+        program: "alloc_mix",
+        command: "record -e alloc-events --alloc-source spans -p $PID -d 8 --probe-budget 50% -v \
                   --sample-type alloc_space -f folded -o -",
         judge: memory::mix,
         ..USUAL

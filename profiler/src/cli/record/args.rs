@@ -14,7 +14,7 @@ use crate::{
     cli::{Failure, probes::MeansArg},
     probe::Budget,
     profile::Format,
-    session::{At, ProbeConfig, takes_probes},
+    session::{AllocSource, At, ProbeConfig, takes_probes},
     symbolize::{Event, Filter},
 };
 
@@ -141,6 +141,9 @@ pub struct Args {
     /// runtime's own goroutines
     #[arg(long)]
     pub block_all: bool,
+    /// Where -e alloc-events sees allocations (default: auto)
+    #[arg(long, value_enum)]
+    pub alloc_source: Option<AllocSourceArg>,
     /// How probes are put on, for tests
     #[arg(long, value_enum, hide = true)]
     pub probe_means: Option<MeansArg>,
@@ -188,6 +191,29 @@ pub enum AtArg {
     Waiter,
     /// Both; stacks of who waited have the label at=waiter
     Both,
+}
+
+/// Where allocations are seen, as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AllocSourceArg {
+    /// At the samples that the runtime takes for its heap profile; of a program that keeps
+    /// none, at calls
+    Auto,
+    /// At calls of the allocator, in windows
+    Calls,
+    /// Where spans of memory are used up: for much more of the time, so that bursts are seen
+    /// too, but how far sites are off is not known
+    Spans,
+}
+
+impl From<AllocSourceArg> for AllocSource {
+    fn from(arg: AllocSourceArg) -> Self {
+        match arg {
+            AllocSourceArg::Auto => AllocSource::Auto,
+            AllocSourceArg::Calls => AllocSource::Calls,
+            AllocSourceArg::Spans => AllocSource::Spans,
+        }
+    }
 }
 
 impl From<AtArg> for At {
@@ -326,6 +352,10 @@ impl Args {
             (no_mutex && self.at.is_some(), "--at"),
             (no_block && self.block_all, "--block-all"),
             (!events.contains(&Event::OffCpu) && self.idle, "--idle"),
+            (
+                !events.contains(&Event::AllocEvents) && self.alloc_source.is_some(),
+                "--alloc-source",
+            ),
         ] {
             check_event(first, is_meaningless, flag)?;
         }
@@ -372,6 +402,7 @@ impl Args {
                 budget: self.probe_budget.unwrap_or(ProbeConfig::default().budget),
                 min_wait: self.min_wait.unwrap_or_default(),
                 at: self.at.map_or(At::Waker, At::from),
+                alloc_source: self.alloc_source.map(AllocSource::from).unwrap_or_default(),
                 all_waits: self.block_all,
                 only_told: false,
                 means: self.probe_means.map(MeansArg::get).transpose()?,

@@ -23,7 +23,7 @@ const MAX_BREAKS: usize = 10;
 /// What a reader of the profile must know, one sentence each.
 pub(super) fn notes(recording: &Recording) -> Vec<String> {
     let mut notes = recording.tally.notes();
-    notes.extend(recording.tally.probes.iter().filter_map(allocations));
+    notes.extend(recording.tally.probes.iter().flat_map(allocations));
     notes
 }
 
@@ -93,15 +93,18 @@ pub(super) fn print_cost(seconds: f64) {
     );
 }
 
-/// Where allocations of a process were seen.
-fn allocations(facts: &ProbeFacts) -> Option<String> {
+/// Where allocations of a process were seen, and how sure that is.
+fn allocations(facts: &ProbeFacts) -> Vec<String> {
     let share = facts.watched_ns as f64 / facts.elapsed_ns.max(1) as f64;
-    let of = facts.allocations.as_ref()?;
+    let Some(of) = &facts.allocations else {
+        return Vec::new();
+    };
+    let (comm, pid) = (&facts.comm, facts.pid);
     let source = of.source(share.min(1.0));
-    Some(format!(
-        "allocations of {} (pid {}): {source}",
-        facts.comm, facts.pid
-    ))
+    let mut lines = vec![format!("allocations of {comm} (pid {pid}): {source}")];
+    let doubts = of.doubts().into_iter();
+    lines.extend(doubts.map(|doubt| format!("allocations of {comm} (pid {pid}): {doubt}")));
+    lines
 }
 
 /// What probes of a process came to.
@@ -112,6 +115,12 @@ fn probes(facts: &ProbeFacts) -> String {
         .totals
         .iter()
         .map(|(event, counts, delays)| match event {
+            Event::AllocEvents if counts.standard_error.is_infinite() => format!(
+                "; {}: {:.0} objects of {:.1} MB, errors are not known",
+                event.name(),
+                counts.value,
+                delays.value / 1e6
+            ),
             Event::AllocEvents => format!(
                 "; {}: {:.0} ± {:.0} objects of {:.1} ± {:.1} MB",
                 event.name(),
