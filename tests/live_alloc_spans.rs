@@ -92,6 +92,13 @@ fn spans_of_an_even_program_go_1_27() {
     check_mix("1.27.3", Variant::Plain);
 }
 
+#[test]
+fn spans_of_an_even_program_in_the_versions_between() {
+    for version in ["1.20.14", "1.21.13", "1.22.10", "1.24.11", "1.25.5"] {
+        check_mix(version, Variant::StrippedPie);
+    }
+}
+
 /// The functions of `tests/go/alloc_bursts`, in the order in which it counts them.
 const FUNCTIONS: [&str; 4] = ["main.header", "main.body", "main.reply", "main.block"];
 

@@ -87,9 +87,7 @@ impl Block {
             taken_bytes: bytes,
         }
     }
-}
 
-impl Block {
     /// The blocks of a span, of which so many were used. None where the runtime has no
     /// such.
     pub fn of_span(used: u32, bytes: u64) -> Option<Self> {
